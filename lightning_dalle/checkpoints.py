@@ -1,0 +1,102 @@
+"""Files of weights to plain models: what a Lightning checkpoint of ours holds, and how it is opened.
+
+Knows files and models. Knows nothing of training.
+"""
+
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lightning_dalle.errors import UserError
+from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.dvae import DVAE, DVAEConfig
+from lightning_dalle.tokenizer import CaptionTokenizer
+
+
+class LoadedDALLE(NamedTuple):
+    """All that turns a caption into a picture, in eval mode on the CPU."""
+
+    dalle: DALLE
+    dvae: DVAE
+    tokenizer: CaptionTokenizer
+
+
+def dvae_record(dvae: DVAE) -> dict[str, Any]:
+    """What a checkpoint keeps beside the weights of a dVAE, which it keeps under `dvae.`."""
+    return {"dvae_config": asdict(dvae.config)}
+
+
+def dalle_record(dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer) -> dict[str, Any]:
+    """What a checkpoint keeps beside the weights of a DALL-E, under `dalle.`, and of its dVAE, under `dvae.`."""
+    return {"dalle_config": asdict(dalle.config), "tokenizer": tokenizer.to_json(), **dvae_record(dvae)}
+
+
+def load_dvae(path: Path) -> DVAE:
+    """The dVAE of a checkpoint of either model, its averaged weights where they were averaged.
+
+    Raises:
+        UserError: if there is no such file, or it is no checkpoint with a dVAE.
+    """
+    return _dvae(read_checkpoint(path), path)
+
+
+def load_dalle(path: Path) -> LoadedDALLE:
+    """The DALL-E of a checkpoint with the dVAE and the tokenizer that it was trained with.
+
+    Raises:
+        UserError: if there is no such file, or it is no checkpoint with a DALL-E.
+    """
+    checkpoint = read_checkpoint(path)
+    if "dalle_config" not in checkpoint:
+        kind = "a dVAE's checkpoint" if "dvae_config" in checkpoint else "a checkpoint without a DALL-E"
+        raise UserError(f"a DALL-E checkpoint is needed, but {path} is {kind}")
+    dalle = DALLE(DALLEConfig.from_dict(checkpoint["dalle_config"]))
+    _load_weights(dalle, checkpoint, "dalle.", path)
+    return LoadedDALLE(dalle.eval(), _dvae(checkpoint, path), CaptionTokenizer.from_json(checkpoint["tokenizer"]))
+
+
+def check_fit(dalle: DALLE, dvae: DVAE, path: Path) -> None:
+    """Raises a UserError if a DALL-E does not speak the codes of the dVAE in `path`."""
+    for name, ours, theirs in (
+        ("grid", dalle.config.grid, dvae.config.grid),
+        ("codebook_size", dalle.config.codebook_size, dvae.config.codebook_size),
+    ):
+        if ours != theirs:
+            raise UserError(f"the transformer has {name}={ours}, but the dVAE in {path} has {name}={theirs}")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; nothing in the file is executed.
+
+    Raises:
+        UserError: if there is no such file, or it is no checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is not a checkpoint that can be opened: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} holds no state_dict, so it is not a checkpoint of lightning_dalle")
+    return checkpoint
+
+
+def _dvae(checkpoint: dict[str, Any], path: Path) -> DVAE:
+    if "dvae_config" not in checkpoint:
+        raise UserError(f"a dVAE checkpoint is needed, but {path} holds no dVAE")
+    dvae = DVAE(DVAEConfig(**checkpoint["dvae_config"]))
+    _load_weights(dvae, checkpoint, "dvae.", path)
+    return dvae.eval()
+
+
+def _load_weights(model: nn.Module, checkpoint: dict[str, Any], prefix: str, path: Path) -> None:
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"the weights in {path} do not fit the shape that it states: {error}") from error

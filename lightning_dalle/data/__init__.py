@@ -1,0 +1,1 @@
+"""Captioned pictures: sources, and the one datamodule that every model trains on."""

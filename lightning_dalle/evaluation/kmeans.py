@@ -1,0 +1,41 @@
+"""The yardstick of a dVAE: a k-means codebook of flat patches with the same grid and the same number of codes.
+
+Knows pixels and scikit-learn. Knows nothing of networks.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+
+def kmeans_reconstructions(
+    train: Float[Tensor, "n 3 h w"],
+    images: Float[Tensor, "m 3 h w"],
+    patch: int,
+    codebook_size: int,
+    max_patches: int = 100_000,
+    seed: int = 0,
+) -> Float[Tensor, "m 3 h w"]:
+    """Each patch of the images replaced by the nearest of the centres that k-means finds in the training patches.
+
+    Args:
+        train: images in [0, 1] that the codebook is fitted to.
+        images: images in [0, 1] to reconstruct.
+        patch: side of a patch, in pixels; divides the images.
+        codebook_size: number of centres.
+        max_patches: training patches that k-means sees, drawn at random.
+        seed: of the draw and of the first centres.
+    """
+    patches = _patches(train, patch)
+    if len(patches) > max_patches:
+        patches = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))[:max_patches]]
+    codebook = KMeans(codebook_size, n_init=1, max_iter=50, random_state=seed).fit(patches.numpy())
+    nearest = torch.from_numpy(codebook.cluster_centers_[codebook.predict(_patches(images, patch).numpy())])
+    columns = nearest.view(len(images), -1, patch * patch * 3).transpose(1, 2)   # (m, patch pixels, positions)
+    return F.fold(columns, images.shape[-2:], patch, stride=patch)
+
+
+def _patches(images: Tensor, patch: int) -> Tensor:
+    return F.unfold(images, patch, stride=patch).transpose(1, 2).flatten(0, 1)   # (images x positions, patch pixels)

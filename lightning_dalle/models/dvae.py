@@ -1,0 +1,231 @@
+"""The discrete VAE: images to a grid of codes and back (paper, section 2.1 and appendix A).
+
+Knows images in [0, 1], relaxed codes and codes. Knows nothing of captions, losses, schedules or training.
+
+Block and group names are those of openai/DALL-E, so that its weights map onto ours one to one.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+LOGIT_LAPLACE_EPSILON = 0.1  # paper, appendix A.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAEConfig:
+    """Shape of the discrete VAE; the defaults are the paper's."""
+
+    image_size: int = 256
+    """Height and width of the images, in pixels."""
+    codebook_size: int = 8192
+    """Number of codes, K in the paper."""
+    n_group: int = 4
+    """Groups of blocks; each but the last halves the resolution, so the grid is image_size / 2^(n_group - 1)."""
+    n_block: int = 2
+    """Residual blocks per group."""
+    n_hid: int = 256
+    """Channels at full resolution; doubled from group to group."""
+    n_init: int = 128
+    """Channels of the decoder's first layer, the embedding of a code."""
+    min_log_scale: float | None = None
+    """Lower bound of ln b of the logit-Laplace; unbounded in the paper. Flat colours drive b to zero, and an error at
+    an edge, where b is large, then weighs little against them."""
+    block_gain: float | None = None
+    """Scale of a block's residual path; 1 / (n_group * n_block)^2 if not given, as in openai/DALL-E."""
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.downsampling:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of the downsampling of "
+                f"n_group={self.n_group} groups ({self.downsampling})"
+            )
+        if self.n_hid % 4:
+            raise ValueError(f"n_hid ({self.n_hid}) must be a multiple of 4, the bottleneck of a block")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per code, along one side."""
+        return 2 ** (self.n_group - 1)
+
+    @property
+    def post_gain(self) -> float:
+        """Scale of a block's residual path."""
+        return (self.n_group * self.n_block) ** -2 if self.block_gain is None else self.block_gain
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side of an image."""
+        return self.image_size // self.downsampling
+
+
+def map_pixels(images: Tensor) -> Tensor:
+    """[0, 1] to (eps, 1 - eps), where the logit is finite (paper, eq. 3)."""
+    return (1 - 2 * LOGIT_LAPLACE_EPSILON) * images + LOGIT_LAPLACE_EPSILON
+
+
+def unmap_pixels(mapped: Tensor) -> Tensor:
+    """Inverse of `map_pixels`, clamped to [0, 1] as in openai/DALL-E."""
+    return ((mapped - LOGIT_LAPLACE_EPSILON) / (1 - 2 * LOGIT_LAPLACE_EPSILON)).clamp(0, 1)
+
+
+class Conv(nn.Conv2d):
+    """Convolution of odd kernel that keeps the size; weights N(0, 1/(n_in k^2)), bias 0 (openai/DALL-E)."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int) -> None:
+        super().__init__(n_in, n_out, kernel, padding=kernel // 2)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=(self.in_channels * self.kernel_size[0] ** 2) ** -0.5)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+
+class Block(nn.Module):
+    """Bottleneck residual block: x + gain * (ReLU, convolution) x 4 (openai/DALL-E)."""
+
+    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], post_gain: float) -> None:
+        super().__init__()
+        n_hid = n_out // 4
+        widths = (n_in, n_hid, n_hid, n_hid, n_out)
+        self.post_gain = post_gain
+        self.id_path = Conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        self.res_path = nn.Sequential()
+        for i, kernel in enumerate(kernels):
+            self.res_path.add_module(f"relu_{i + 1}", nn.ReLU())
+            self.res_path.add_module(f"conv_{i + 1}", Conv(widths[i], widths[i + 1], kernel))
+
+    def forward(self, x: Float[Tensor, "b n_in h w"]) -> Float[Tensor, "b n_out h w"]:
+        return self.id_path(x) + self.post_gain * self.res_path(x)
+
+
+def group(widths: list[int], kernels: tuple[int, int, int, int], post_gain: float) -> nn.Sequential:
+    """A chain of blocks through the given widths."""
+    blocks = [Block(n_in, n_out, kernels, post_gain) for n_in, n_out in zip(widths, widths[1:], strict=False)]
+    return nn.Sequential(OrderedDict((f"block_{i + 1}", block) for i, block in enumerate(blocks)))
+
+
+class Encoder(nn.Module):
+    """Images to logits over the codebook at each grid position: 7x7 in, groups with max-pooling between, 1x1 out."""
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(OrderedDict(input=Conv(3, config.n_hid, 7)))
+        width = config.n_hid
+        for i in range(config.n_group):
+            n_out = config.n_hid * 2**i
+            stage = group([width] + [n_out] * config.n_block, (3, 3, 3, 1), config.post_gain)
+            if i < config.n_group - 1:
+                stage.add_module("pool", nn.MaxPool2d(2))  # max-pooling gave the better ELB (paper, section 2.1)
+            self.blocks.add_module(f"group_{i + 1}", stage)
+            width = n_out
+        self.blocks.add_module(
+            "output", nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv(width, config.codebook_size, 1)))
+        )
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k g g"]:
+        *features, output = self.blocks
+        for stage in features:
+            x = stage(x)
+        with torch.autocast(x.device.type, enabled=False):  # the layers around the relaxation stay in fp32 (A.2)
+            return output(x.float())
+
+
+class Decoder(nn.Module):
+    """Codes, one-hot or relaxed, to the parameters of a logit-Laplace: 1x1 in, groups with nearest upsampling, 1x1 out."""
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(OrderedDict(input=Conv(config.codebook_size, config.n_init, 1)))
+        width = config.n_init
+        for i in range(config.n_group):
+            n_out = config.n_hid * 2 ** (config.n_group - 1 - i)
+            stage = group([width] + [n_out] * config.n_block, (1, 3, 3, 3), config.post_gain)
+            if i < config.n_group - 1:
+                stage.add_module("upsample", nn.Upsample(scale_factor=2, mode="nearest"))
+            self.blocks.add_module(f"group_{i + 1}", stage)
+            width = n_out
+        self.blocks.add_module("output", nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv(width, 6, 1))))
+
+    def forward(self, z: Float[Tensor, "b k g g"]) -> Float[Tensor, "b 6 h w"]:
+        embed, *stages = self.blocks
+        with torch.autocast(z.device.type, enabled=False):
+            x = embed(z.float())
+        for stage in stages:
+            x = stage(x)
+        return x.float()
+
+
+class LogitLaplace(NamedTuple):
+    """Parameters of the distribution of `map_pixels(image)` at each pixel and channel (paper, eq. 2)."""
+
+    mu: Float[Tensor, "b 3 h w"]
+    log_scale: Float[Tensor, "b 3 h w"]
+
+    @property
+    def image(self) -> Float[Tensor, "b 3 h w"]:
+        """The reconstruction in [0, 1] (paper, appendix A.3)."""
+        return unmap_pixels(torch.sigmoid(self.mu))
+
+
+class DVAE(nn.Module):
+    """Encoder and decoder around a categorical latent at each position of a square grid."""
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], temperature: float, generator: Generator | None = None
+    ) -> tuple[Float[Tensor, "b k g g"], LogitLaplace]:
+        """The encoder's logits, and the reconstruction through the relaxed codes.
+
+        Args:
+            images: in [0, 1].
+            temperature: of the relaxation, above 0; as it falls to 0 the relaxed codes become one-hot.
+            generator: source of the Gumbel noise, on the device of the images.
+        """
+        logits = self.encoder_logits(images)                         # (b, k, g, g)
+        z = gumbel_softmax(logits, temperature, generator)           # (b, k, g, g)
+        return logits, self.reconstruct(z)
+
+    def reconstruct(self, z: Float[Tensor, "b k g g"]) -> LogitLaplace:
+        """The distribution of the pixels given codes, one-hot or relaxed."""
+        mu, log_scale = self.decoder(z).chunk(2, dim=1)              # (b, 3, h, w) each
+        if self.config.min_log_scale is not None:
+            log_scale = log_scale.clamp(min=self.config.min_log_scale)
+        return LogitLaplace(mu, log_scale)
+
+    def encoder_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k g g"]:
+        """Unnormalised log-probabilities of the codes at each position, for images in [0, 1]."""
+        return self.encoder(map_pixels(images))
+
+    def one_hot(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b k g g"]:
+        """Codes as the decoder reads them."""
+        return F.one_hot(codes, self.config.codebook_size).movedim(-1, 1).float()
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b g g"]:
+        """Codes of images in [0, 1]: the argmax, without noise (paper, section 2.2)."""
+        return self.encoder_logits(images).argmax(dim=1)
+
+    def decode(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b 3 h w"]:
+        """Images in [0, 1] of codes."""
+        return self.reconstruct(self.one_hot(codes)).image
+
+
+def gumbel_softmax(
+    logits: Float[Tensor, "b k g g"], temperature: float, generator: Generator | None = None
+) -> Float[Tensor, "b k g g"]:
+    """A relaxed sample of a categorical over axis 1 (Jang et al. 2016; paper, section 2.1).
+
+    Written out since torch's own takes no generator, and a resumed run must draw the noise of the unbroken one.
+    """
+    noise = -torch.empty_like(logits).exponential_(generator=generator).log()
+    return ((logits + noise) / temperature).softmax(dim=1)

@@ -1,0 +1,139 @@
+"""A decoder-only transformer whose layers differ in what they may see: pre-LN, GELU, as in Child et al. 2019.
+
+Knows vectors, masks and a key/value cache. Knows nothing of vocabularies, text or images.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Shape of the autoregressive transformer; the defaults are the paper's 12 billion parameters."""
+
+    n_layer: int = 64
+    """Residual blocks; attention is row, column, row, row and again, and convolutional in the last."""
+    n_head: int = 62
+    """Attention heads per block; must divide `n_embd`."""
+    n_embd: int = 3968
+    """Width of the residual stream."""
+    conv_kernel: int = 11
+    """Side of the last layer's convolutional attention; odd."""
+    qk_norm: bool = False
+    """Normalise queries and keys (Chameleon); not in the paper."""
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        if self.conv_kernel % 2 == 0:
+            raise ValueError(f"conv_kernel ({self.conv_kernel}) must be odd, so that the pattern has a middle")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+
+class KVCache:
+    """Keys and values of one layer for a stream of known length, filled from the front."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(
+        self, k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"], capacity: int
+    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"]]:
+        """Stores n more positions of at most `capacity`; returns all s positions so far."""
+        if self.keys is None or self.values is None:
+            shape = (*k.shape[:2], capacity, k.shape[3])
+            self.keys, self.values = k.new_empty(shape), v.new_empty(shape)
+        start, self.length = self.length, self.length + k.shape[2]
+        self.keys[:, :, start : self.length] = k
+        self.values[:, :, start : self.length] = v
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention under a mask; one softmax over all that a query sees (paper, footnote 7)."""
+
+    mask: Tensor
+
+    def __init__(self, config: TransformerConfig, mask: Bool[Tensor, "s s"]) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.project = nn.Linear(config.n_embd, config.n_embd)
+        self.norm_q = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b n d"]:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (b, h, n, d / h)
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        start = 0
+        if cache is not None:
+            start = cache.length
+            k, v = cache.append(k, v, capacity=len(self.mask))                                   # (b, h, s, d / h)
+        seen = self.mask[start : start + n, : start + n]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)                               # (b, h, n, d / h)
+        return self.project(y.transpose(1, 2).reshape(b, n, d))
+
+
+class MLP(nn.Module):
+    """Four times as wide inside (12 d^2 parameters a block, paper, Table 2)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.expand = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.project = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.project(F.gelu(self.expand(x)))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig, mask: Bool[Tensor, "s s"]) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.n_embd)
+        self.attention = SelfAttention(config, mask)
+        self.norm_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b n d"]:
+        x = x + self.attention(self.norm_1(x), cache)
+        return x + self.mlp(self.norm_2(x))
+
+
+class Transformer(nn.Module):
+    """Blocks, one mask each, and a last norm."""
+
+    def __init__(self, config: TransformerConfig, masks: list[Bool[Tensor, "s s"]]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, mask) for mask in masks)
+        self.norm = nn.LayerNorm(config.n_embd)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith("project.weight"):  # residual projections scaled by their number (Child et al. 2019)
+                nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5)
+            elif parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, x: Float[Tensor, "b n d"], caches: list[KVCache] | None = None) -> Float[Tensor, "b n d"]:
+        """The stream's states; with caches, those of the n positions that follow what the caches hold."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, caches[i] if caches is not None else None)
+        return self.norm(x)
+
+    def new_caches(self) -> list[KVCache]:
+        """An empty cache for each layer."""
+        return [KVCache() for _ in self.blocks]

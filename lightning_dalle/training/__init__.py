@@ -1,0 +1,1 @@
+"""LightningModules: which model, which loss, when, and logged as what."""

@@ -1,0 +1,142 @@
+"""Trains the transformer on captions followed by the codes of a frozen dVAE."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import AdamW
+from torchmetrics import MeanMetric
+
+from lightning_dalle.checkpoints import dalle_record, load_dvae
+from lightning_dalle.data.datamodule import Batch
+from lightning_dalle.errors import UserError
+from lightning_dalle.losses import dalle_loss
+from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.dvae import DVAE
+from lightning_dalle.models.transformer import TransformerConfig
+from lightning_dalle.schedules import CosineAnneal
+from lightning_dalle.tokenizer import CaptionTokenizer
+from lightning_dalle.training.optimisation import configure, step_generator
+
+
+class LitDALLE(pl.LightningModule):
+    """Models captions and image codes as one stream (paper, section 2.2).
+
+    Grid and codebook are the dVAE's; text length and vocabulary are linked to the data's.
+
+    Args:
+        config: shape of the transformer.
+        dvae_checkpoint: where the frozen dVAE is read from; it is kept in this model's checkpoints too.
+        learning_rate: by optimizer step (the paper warms up to 4.5e-4 over 5,000).
+        text_len: tokens of a caption, padding included.
+        text_vocab_size: ids of caption tokens.
+        image_loss_weight: of the image's cross-entropy against the text's 1 (7 in the paper: 7/8 and 1/8).
+        caption_dropout: probability of training on no caption, for classifier-free guidance; 0 in the paper.
+        optimizer: takes parameter groups; its learning rate is set by the schedule.
+        seed: of the caption dropout.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        dvae_checkpoint: Path,
+        learning_rate: CosineAnneal,
+        text_len: int = 256,
+        text_vocab_size: int = 16384,
+        image_loss_weight: float = 7.0,
+        caption_dropout: float = 0.0,
+        optimizer: OptimizerCallable = AdamW,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config, self.dvae_checkpoint, self.learning_rate = config, dvae_checkpoint, learning_rate
+        self.text_len, self.text_vocab_size = text_len, text_vocab_size
+        self.image_loss_weight, self.caption_dropout = image_loss_weight, caption_dropout
+        self.optimizer, self.seed = optimizer, seed
+        self.dvae: DVAE | None = None
+        self.dalle: DALLE | None = None
+        self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "loss_text", "loss_image")})
+
+    def configure_model(self) -> None:
+        if self.dalle is None:
+            dvae = load_dvae(self.dvae_checkpoint).requires_grad_(False)
+            self.dvae = dvae
+            self.dalle = DALLE(
+                DALLEConfig(
+                    transformer=self.config,
+                    text_len=self.text_len,
+                    text_vocab_size=self.text_vocab_size,
+                    grid=dvae.config.grid,
+                    codebook_size=dvae.config.codebook_size,
+                )
+            )
+
+    def setup(self, stage: str) -> None:
+        self.configure_model()
+        assert self.dvae is not None
+        image_size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
+        if self.dvae.config.image_size != image_size:
+            raise UserError(
+                f"the data's image_size is {image_size}, but the dVAE in {self.dvae_checkpoint} "
+                f"was trained with image_size={self.dvae.config.image_size}"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self._losses(batch._replace(text_tokens=self._drop_captions(batch.text_tokens, batch_idx)))
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
+        self.log("train/bits_per_code", losses["loss_image"] / math.log(2))
+        self.log("data/captions_cut", batch.is_cut.sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        losses = self._losses(batch)
+        for name, metric in self.val_losses.items():
+            metric.update(losses[name], weight=len(batch.images))
+            self.log(f"val/{name}", metric, prog_bar=name == "loss")
+
+    def on_validation_epoch_end(self) -> None:
+        bits = self.val_losses["loss_image"].compute() / math.log(2)  # type: ignore[operator]
+        self.log("val/bits_per_code", bits, prog_bar=True)
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        assert self.dalle is not None
+        return configure(self.dalle, self.optimizer, self.learning_rate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.dalle is not None and self.dvae is not None
+        checkpoint.update(dalle_record(self.dalle, self.dvae, self.tokenizer))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "dalle_config" not in checkpoint:
+            raise UserError("the checkpoint to go on from holds no DALL-E: it is of another kind of model")
+        found = DALLEConfig.from_dict(checkpoint["dalle_config"])
+        assert self.dalle is not None
+        if found != self.dalle.config:
+            raise UserError(f"the checkpoint to go on from holds {found}, but this run's is {self.dalle.config}")
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """The data's."""
+        return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.dalle is not None and self.dvae is not None
+        with torch.no_grad():
+            codes = self.dvae.encode(batch.images).flatten(1)                # (b, i)
+        logits = self.dalle(batch.text_tokens, codes)
+        return dalle_loss(logits.text, logits.image, batch.text_tokens, codes, self.image_loss_weight)
+
+    def _drop_captions(self, text_tokens: Tensor, batch_idx: int) -> Tensor:
+        if not self.caption_dropout:
+            return text_tokens
+        assert self.dalle is not None
+        generator = step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank)
+        is_dropped = torch.rand(len(text_tokens), generator=generator, device=self.device) < self.caption_dropout
+        return torch.where(is_dropped[:, None], self.dalle.null_caption(len(text_tokens)), text_tokens)

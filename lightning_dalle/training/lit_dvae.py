@@ -1,0 +1,95 @@
+"""Trains the discrete VAE."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import AdamW
+from torchmetrics import MeanMetric
+from torchmetrics.image import PeakSignalNoiseRatio
+
+from lightning_dalle.checkpoints import dvae_record
+from lightning_dalle.data.datamodule import Batch
+from lightning_dalle.evaluation.metrics import CodebookUse
+from lightning_dalle.errors import UserError
+from lightning_dalle.losses import dvae_loss
+from lightning_dalle.models.dvae import DVAE, DVAEConfig
+from lightning_dalle.schedules import CosineAnneal
+from lightning_dalle.training.optimisation import configure, step_generator
+
+
+class LitDVAE(pl.LightningModule):
+    """Maximises the ELB of images under relaxed codes (paper, section 2.1).
+
+    Args:
+        config: shape of the dVAE.
+        learning_rate: by optimizer step (1e-4 to 1.25e-6 over 1,200,000 in the paper).
+        temperature: of the relaxation, by optimizer step (1 to 1/16 over 150,000 in the paper).
+        kl_weight: beta, by optimizer step (0 to 6.6 over 5,000 in the paper).
+        usage_bonus: weight of the entropy of the batch's mean posterior; 0 in the paper.
+        optimizer: takes the parameters; its learning rate is set by the schedule.
+        seed: of the Gumbel noise.
+    """
+
+    def __init__(
+        self,
+        config: DVAEConfig,
+        learning_rate: CosineAnneal,
+        temperature: CosineAnneal,
+        kl_weight: CosineAnneal,
+        usage_bonus: float = 0.0,
+        optimizer: OptimizerCallable = AdamW,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.learning_rate, self.temperature, self.kl_weight = learning_rate, temperature, kl_weight
+        self.usage_bonus, self.optimizer, self.seed = usage_bonus, optimizer, seed
+        self.dvae = DVAE(config)
+        self.val_psnr = PeakSignalNoiseRatio(data_range=1.0)
+        self.val_use = CodebookUse(config.codebook_size)
+        self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "loss_pixels", "kl")})
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        step = self.global_step
+        generator = step_generator(self.device, self.seed, step, batch_idx, self.global_rank)
+        logits, pixels = self.dvae(batch.images, self.temperature(step), generator)
+        losses = dvae_loss(batch.images, logits, pixels, self.kl_weight(step), self.usage_bonus)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
+        self.log_dict({"schedule/temperature": self.temperature(step), "schedule/kl_weight": self.kl_weight(step)})
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Codes by argmax, without noise, as the transformer will see them."""
+        images = batch.images
+        logits = self.dvae.encoder_logits(images)
+        codes = logits.argmax(dim=1)
+        pixels = self.dvae.reconstruct(self.dvae.one_hot(codes))
+        losses = dvae_loss(images, logits, pixels, self.kl_weight(self.global_step), self.usage_bonus)
+        for name, metric in self.val_losses.items():
+            metric.update(losses[name], weight=len(images))
+            self.log(f"val/{name}", metric)
+        self.val_psnr.update(pixels.image, images)
+        self.val_use.update(codes)
+        self.log("val/psnr", self.val_psnr, prog_bar=True)
+        self.log("val/codebook_perplexity", self.val_use, prog_bar=True)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Codes (b, g, g)."""
+        return self.dvae.encode(batch.images)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return configure(self.dvae, self.optimizer, self.learning_rate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(dvae_record(self.dvae))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "dvae_config" not in checkpoint or "dalle_config" in checkpoint:
+            raise UserError("the checkpoint to go on from is not a dVAE's: it is of another kind of model")
+        found = DVAEConfig(**checkpoint["dvae_config"])
+        if found != self.dvae.config:
+            raise UserError(f"the checkpoint to go on from holds {found}, but this run's is {self.dvae.config}")

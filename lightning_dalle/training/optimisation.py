@@ -1,0 +1,42 @@
+"""Optimizers, learning rates and the randomness of a step.
+
+Knows parameters, schedules and steps. Knows nothing of losses or data.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Generator, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_dalle.schedules import CosineAnneal
+
+
+def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Parameters in two groups: weights of matrices, and what is not decayed: gains, biases and embeddings."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed, kept = [], []
+    for parameter in model.parameters():
+        (kept if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)
+    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+
+
+def configure(
+    model: nn.Module, optimizer_of: OptimizerCallable, learning_rate: CosineAnneal
+) -> dict[str, Any]:
+    """What `configure_optimizers` returns: the optimizer, its learning rate set to the schedule's at every step."""
+    optimizer = optimizer_of(decay_groups(model))
+    base = optimizer.defaults["lr"]
+    scheduler = LambdaLR(optimizer, lambda step: learning_rate(step) / base)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def step_generator(device: torch.device, *numbers: int) -> Generator:
+    """A generator that depends on the given numbers (seed, step, rank, ...) alone.
+
+    So the noise of a step is the same in a resumed run as in an unbroken one, with no state to save.
+    """
+    digest = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()
+    return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,95 @@
+"""Shapes and types of every annotated function are checked while the tests run."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("lightning_dalle", "beartype.beartype")  # before the first import of the package
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from lightning_dalle.checkpoints import dalle_record, dvae_record  # noqa: E402
+from lightning_dalle.models.dalle import DALLE, DALLEConfig  # noqa: E402
+from lightning_dalle.models.dvae import DVAE, DVAEConfig  # noqa: E402
+from lightning_dalle.models.transformer import TransformerConfig  # noqa: E402
+from lightning_dalle.tokenizer import CaptionTokenizer  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def tiny_dalle(n_layer: int = 7, qk_norm: bool = False) -> DALLE:
+    """Every kind of layer on a 4x4 grid; weights large enough that each position matters."""
+    torch.manual_seed(0)
+    config = DALLEConfig(
+        transformer=TransformerConfig(n_layer=n_layer, n_head=2, n_embd=16, conv_kernel=3, qk_norm=qk_norm),
+        text_len=6, text_vocab_size=20, grid=4, codebook_size=11,
+    )  # fmt: skip
+    dalle = DALLE(config).eval()
+    for parameter in dalle.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return dalle
+
+
+@pytest.fixture
+def dalle() -> DALLE:
+    return tiny_dalle()
+
+
+@pytest.fixture
+def text_tokens() -> torch.Tensor:
+    return torch.tensor([[3, 1, 4, 1, 24, 25], [5, 9, 2, 6, 5, 3], [7, 21, 22, 23, 24, 25]])
+
+
+@pytest.fixture
+def codes() -> torch.Tensor:
+    return torch.randint(11, (3, 16))
+
+
+@pytest.fixture
+def dvae() -> DVAE:
+    return DVAE(DVAEConfig(image_size=16, codebook_size=11, n_group=3, n_block=1, n_hid=8, n_init=8)).eval()
+
+
+def save(path: Path, record: dict[str, object], **models: torch.nn.Module) -> Path:
+    """A checkpoint as Lightning writes it."""
+    weights = {f"{name}.{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
+    torch.save({"state_dict": weights, "pytorch-lightning_version": "2.6.1", "global_step": 0, **record}, path)
+    return path
+
+
+@pytest.fixture
+def dvae_checkpoint(dvae: DVAE, tmp_path: Path) -> Path:
+    return save(tmp_path / "dvae.ckpt", dvae_record(dvae), dvae=dvae)
+
+
+@pytest.fixture
+def wide_dvae_checkpoint(tmp_path: Path) -> Path:
+    dvae = DVAE(DVAEConfig(image_size=32, codebook_size=11, n_group=3, n_block=1, n_hid=8, n_init=8))
+    return save(tmp_path / "wide_dvae.ckpt", dvae_record(dvae), dvae=dvae)
+
+
+@pytest.fixture
+def dalle_checkpoint(dvae: DVAE, tmp_path: Path) -> Path:
+    """An untrained DALL-E on the grid of `dvae`, with a tokenizer of bytes."""
+    tokenizer = CaptionTokenizer.train(["a cat"], vocab_size=256, text_len=6)
+    config = DALLEConfig(
+        transformer=TransformerConfig(n_layer=3, n_head=2, n_embd=16, conv_kernel=3),
+        text_len=6, text_vocab_size=256, grid=4, codebook_size=11,
+    )  # fmt: skip
+    dalle = DALLE(config)
+    return save(tmp_path / "dalle.ckpt", dalle_record(dalle, dvae, tokenizer), dalle=dalle, dvae=dvae)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A real one: the first emoji of the training data."""
+    from lightning_dalle.data.openmoji import OpenMoji
+
+    path = tmp_path / "picture.png"
+    OpenMoji().load(32)["train"][0]["image"].save(path)
+    return path

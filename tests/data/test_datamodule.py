@@ -1,0 +1,112 @@
+"""Batches, their order and their randomness."""
+
+import pytest
+import torch
+from datasets import DatasetDict
+
+from lightning_dalle.data.datamodule import CaptionedImageDataModule, Draw, Draws
+from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.errors import UserError
+
+
+def datamodule(**options: object) -> CaptionedImageDataModule:
+    values = {"image_size": 32, "batch_size": 8, "text_len": 24, "vocab_size": 512, **options}
+    data = CaptionedImageDataModule(OpenMoji(), **values)  # type: ignore[arg-type]
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture(scope="module")
+def data() -> CaptionedImageDataModule:
+    return datamodule()
+
+
+def test_a_batch_is_images_and_padded_tokens(data: CaptionedImageDataModule) -> None:
+    batch = next(iter(data.train_dataloader()))
+    assert batch.images.shape == (8, 3, 32, 32)
+    assert 0 <= batch.images.min() < batch.images.max() <= 1
+    assert batch.text_tokens.shape == (8, 24)
+    assert batch.text_tokens.max() < 512 + 24
+    assert batch.is_cut.shape == (8,)
+
+
+def test_validation_captions_are_those_of_the_pictures(data: CaptionedImageDataModule) -> None:
+    assert data.splits is not None
+    batch = next(iter(data.val_dataloader()))
+    decoded = [data.tokenizer.decode(ids) for ids in batch.text_tokens.tolist()]
+    assert decoded == [captions[0] for captions in data.splits["val"]["captions"][:8]]
+
+
+def test_an_epoch_is_every_record_once_in_another_order(data: CaptionedImageDataModule) -> None:
+    sampler = Draws(range(100), num_replicas=1, rank=0, shuffle=True, seed=3)  # type: ignore[arg-type]
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(draw.index for draw in first) == sorted(draw.index for draw in second) == list(range(100))
+    assert [draw.index for draw in first] != [draw.index for draw in second]
+    assert {draw.epoch for draw in second} == {1}
+
+
+def test_processes_share_an_epoch_without_overlap() -> None:
+    parts = [
+        [draw.index for draw in Draws(range(100), num_replicas=4, rank=rank, shuffle=True)]  # type: ignore[arg-type]
+        for rank in range(4)
+    ]
+    assert sorted(index for part in parts for index in part) == list(range(100))
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(data: CaptionedImageDataModule) -> None:
+    loader = data.train_dataloader()
+    iterator = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    state = loader.state_dict()  # type: ignore[attr-defined]
+    expected = [next(iterator) for _ in range(3)]
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(state)  # type: ignore[attr-defined]
+    for batch, wanted in zip(resumed, expected, strict=False):
+        assert torch.equal(batch.images, wanted.images)
+        assert torch.equal(batch.text_tokens, wanted.text_tokens)
+
+
+def test_bpe_dropout_is_for_training_only_and_the_same_for_the_same_draw(data: CaptionedImageDataModule) -> None:
+    train, val = data.dataset("train", bpe_dropout=0.5), data.dataset("train")
+    draws = [(epoch, index) for epoch in range(3) for index in range(20)]
+    dropped = [train[Draw(*draw)][1].tolist() for draw in draws]
+    assert dropped == [train[Draw(*draw)][1].tolist() for draw in draws]
+    assert dropped[:20] != dropped[20:40]
+    whole = [val[Draw(*draw)][1].tolist() for draw in draws]
+    assert whole[:20] == whole[20:40]
+
+
+def test_captions_that_are_cut_are_counted() -> None:
+    short = datamodule(text_len=3)
+    with pytest.warns(UserWarning, match="cut to text_len=3"):
+        batch = next(iter(short.train_dataloader()))
+    assert batch.is_cut.any()
+    assert batch.text_tokens.shape == (8, 3)
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(UserError, match="records, less than one batch of batch_size=9999"):
+        datamodule(batch_size=9999)
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(data: CaptionedImageDataModule) -> None:
+    data.load_state_dict(data.state_dict())
+    with pytest.raises(UserError, match="another tokenizer"):
+        data.load_state_dict(datamodule(vocab_size=400).state_dict())
+
+
+def test_several_captions_are_drawn_by_epoch() -> None:
+    class Two:
+        def load(self, image_size: int) -> DatasetDict:
+            splits = OpenMoji().load(image_size)
+            return DatasetDict({name: split.map(lambda row: {"captions": ["a", "b"]}) for name, split in splits.items()})
+
+    data = CaptionedImageDataModule(Two(), image_size=32, batch_size=8, text_len=4, vocab_size=300)
+    data.setup("fit")
+    train = data.dataset("train")
+    seen = {(epoch, tuple(train[Draw(epoch, index)][1].tolist())) for epoch in range(4) for index in range(8)}
+    assert len({tokens for _, tokens in seen}) == 2

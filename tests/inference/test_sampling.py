@@ -1,0 +1,97 @@
+"""The sampler alone: which codes may be drawn, how often, and that a picture hangs on its own seed."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.inference.sampling import draw, filter_logits, sample, uniforms
+from lightning_dalle.models.dalle import DALLE
+
+LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+
+
+def kept(options: SamplingOptions, logits: Tensor = LOGITS) -> list[int]:
+    return filter_logits(logits, options)[0].isfinite().nonzero().flatten().tolist()
+
+
+def test_defaults_leave_the_logits_alone() -> None:
+    assert_close(filter_logits(LOGITS, SamplingOptions()), LOGITS)
+
+
+def test_each_filter_keeps_what_it_says() -> None:
+    assert kept(SamplingOptions(top_k=2)) == [0, 1]
+    assert kept(SamplingOptions(top_k=9)) == [0, 1, 2, 3]
+    assert kept(SamplingOptions(top_p=0.5)) == [0]
+    assert kept(SamplingOptions(top_p=0.51)) == [0, 1]
+    assert kept(SamplingOptions(top_p=1.0)) == [0, 1, 2, 3]
+    assert kept(SamplingOptions(min_logit=float(LOGITS[0, 2]))) == [0, 1, 2]
+    assert kept(SamplingOptions(min_logit=100.0)) == [0]
+    assert kept(SamplingOptions(top_k=3, min_logit=float(LOGITS[0, 1]))) == [0, 1]
+
+
+def test_filters_know_the_order_from_the_logits_not_from_the_ids() -> None:
+    assert kept(SamplingOptions(top_p=0.6), LOGITS.flip(-1)) == [2, 3]
+
+
+def test_the_threshold_is_on_the_logit_before_the_temperature() -> None:
+    assert kept(SamplingOptions(min_logit=float(LOGITS[0, 1]), temperature=0.1)) == [0, 1]
+
+
+def test_a_low_temperature_sharpens() -> None:
+    probability = filter_logits(LOGITS, SamplingOptions(temperature=0.5)).softmax(-1)
+    assert_close(probability, LOGITS.exp() ** 2 / (LOGITS.exp() ** 2).sum())
+
+
+def test_draws_follow_the_distribution() -> None:
+    u = uniforms([0], 20_000)[0]
+    codes = draw(LOGITS.expand(20_000, -1), u)
+    assert_close(codes.bincount(minlength=4) / 20_000, LOGITS[0].exp(), atol=0.01, rtol=0)
+
+
+def test_a_code_that_is_ruled_out_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(5, -1)
+    edges = torch.tensor([0.0, 0.4999, 0.5, 0.9999, 1 - 1e-16], dtype=torch.double)
+    assert draw(logits, edges).tolist() == [1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_picture_hangs_on_its_own_seed(dalle: DALLE, text_tokens: Tensor, guidance: float) -> None:
+    options = SamplingOptions(guidance=guidance)
+    together = sample(dalle, text_tokens, [5, 6, 7], options)
+    alone = [sample(dalle, text_tokens[i : i + 1], [5 + i], options) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+    assert not torch.equal(together, sample(dalle, text_tokens, [8, 9, 10], options))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_greedy_codes_are_the_likeliest_of_the_full_forward(
+    dalle: DALLE, text_tokens: Tensor, guidance: float
+) -> None:
+    codes = sample(dalle, text_tokens, [0, 1, 2], SamplingOptions(top_k=1, guidance=guidance)).flatten(1)
+    logits = dalle(text_tokens, codes).image
+    without = dalle(dalle.null_caption(3), codes).image
+    assert torch.equal((without + guidance * (logits - without)).argmax(-1), codes)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_given_rows_are_kept_and_seen(dalle: DALLE, text_tokens: Tensor, codes: Tensor, rows: int) -> None:
+    given = codes[:, : 4 * rows]
+    options = SamplingOptions(top_k=1, guidance=2.0)
+    made = sample(dalle, text_tokens, [0, 1, 2], options, given).flatten(1)
+    assert torch.equal(made[:, : 4 * rows], given)
+    logits, without = dalle(text_tokens, made).image, dalle(dalle.null_caption(3), made).image
+    assert torch.equal((2 * logits - without).argmax(-1)[:, 4 * rows :], made[:, 4 * rows :])
+
+
+def test_progress_is_told_of_each_code(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
+    told: list[int] = []
+    sample(dalle, text_tokens, [0, 1, 2], SamplingOptions(), codes[:, :4], lambda: told.append(1))
+    assert len(told) == 12
+
+
+@pytest.mark.parametrize("values", [{"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}])
+def test_impossible_options_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        SamplingOptions(**values)

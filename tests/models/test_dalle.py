@@ -1,0 +1,107 @@
+"""What a position may depend on, and that decoding with a cache is the same function."""
+
+import pytest
+import torch
+from conftest import tiny_dalle
+from torch import Tensor
+from torch.testing import assert_close
+
+from lightning_dalle.models import masks
+from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.transformer import KVCache, SelfAttention, TransformerConfig
+
+KINDS = ["full", "row", "column", "conv"]
+
+
+def attention_of(kind: masks.Kind) -> SelfAttention:
+    torch.manual_seed(0)
+    config = TransformerConfig(n_layer=1, n_head=2, n_embd=8)
+    return SelfAttention(config, masks.dense(masks.near(kind, 4, 3), 6, 16)).double()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_exactly_what_the_mask_shows(kind: masks.Kind) -> None:
+    attention = attention_of(kind)
+    x = torch.randn(1, 22, 8, dtype=torch.double, requires_grad=True)
+    for q, y in enumerate(attention(x)[0]):
+        (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        assert torch.equal(gradient[0].abs().sum(-1) > 0, attention.mask[q])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_exactly_what_the_mask_shows_with_a_cache(kind: masks.Kind) -> None:
+    attention = attention_of(kind)
+    x = torch.randn(1, 22, 8, dtype=torch.double)
+    for q in (6, 9, 15, 21):
+        cache = KVCache()
+        parts = [x[:, :q].clone().requires_grad_(), x[:, q : q + 1].clone().requires_grad_()]
+        attention(parts[0], cache)
+        (y,) = attention(parts[1], cache)[0]
+        gradients = torch.autograd.grad(y.sum(), parts)
+        reached = torch.cat(gradients, dim=1)[0].abs().sum(-1) > 0
+        assert torch.equal(reached, attention.mask[q, : q + 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_cached_attention_equals_the_full_forward(kind: masks.Kind, batch_size: int) -> None:
+    attention = attention_of(kind)
+    x = torch.randn(batch_size, 22, 8, dtype=torch.double)
+    cache = KVCache()
+    stepwise = [attention(part, cache) for part in x.split([7] + [1] * 15, dim=1)]
+    assert_close(torch.cat(stepwise, dim=1), attention(x))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_cached_decoding_equals_the_full_forward(
+    qk_norm: bool, batch_size: int, text_tokens: Tensor, codes: Tensor
+) -> None:
+    dalle = tiny_dalle(qk_norm=qk_norm)
+    text_tokens, codes = text_tokens[:batch_size], codes[:batch_size]
+    caches = dalle.transformer.new_caches()
+    steps = [dalle.next_code(dalle.embed_text(text_tokens), caches)]
+    for i in range(15):
+        steps.append(dalle.next_code(dalle.embed_codes(codes[:, i : i + 1], first=i), caches))
+    assert_close(torch.stack(steps, dim=1), dalle(text_tokens, codes).image, atol=1e-5, rtol=1e-5)
+
+
+def test_every_layer_kind_is_in_the_tiny_model(dalle: DALLE) -> None:
+    assert set(masks.layer_kinds(7)) == {"row", "column", "conv"}
+    assert len(dalle.transformer.blocks) == 7
+
+
+def test_image_logits_ignore_the_code_itself_and_what_follows(
+    dalle: DALLE, text_tokens: Tensor, codes: Tensor
+) -> None:
+    for i in range(16):
+        changed = codes.clone()
+        changed[:, i:] = (changed[:, i:] + 1) % 11
+        before, after = dalle(text_tokens, codes), dalle(text_tokens, changed)
+        assert_close(before.image[:, : i + 1], after.image[:, : i + 1])
+        assert_close(before.text, after.text)
+        if i < 15:
+            assert not torch.allclose(before.image[:, i + 1], after.image[:, i + 1])
+
+
+def test_text_logits_ignore_what_follows(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
+    for t in range(6):
+        changed = text_tokens.clone()
+        changed[:, t:] = 13
+        assert_close(dalle(text_tokens, codes).text[:, : t + 1], dalle(changed, codes).text[:, : t + 1])
+        assert not torch.allclose(dalle(text_tokens, codes).image, dalle(changed, codes).image)
+
+
+def test_paddings_differ_by_position(dalle: DALLE) -> None:
+    null = dalle.null_caption(2)
+    assert null.tolist() == [[20, 21, 22, 23, 24, 25]] * 2
+    assert len({tuple(row) for row in dalle.text_embedding(null[0]).tolist()}) == 6
+
+
+def test_the_papers_transformer_has_12_billion_parameters() -> None:
+    config = DALLEConfig(
+        transformer=TransformerConfig(), text_len=256, text_vocab_size=16384, grid=32, codebook_size=8192
+    )
+    with torch.device("meta"):
+        count = sum(p.numel() for p in DALLE(config).transformer.blocks.parameters() if p.ndim > 1)
+    assert count == 12 * 3968**2 * 64

@@ -1,0 +1,128 @@
+"""Parity with openai/DALL-E (PyPI, test-only), and the contract of codes and pixels."""
+
+from typing import Any
+
+import dall_e.decoder
+import dall_e.encoder
+import dall_e.utils
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from lightning_dalle.models.dvae import (
+    DVAE,
+    Decoder,
+    DVAEConfig,
+    Encoder,
+    gumbel_softmax,
+    map_pixels,
+    unmap_pixels,
+)
+
+
+@pytest.fixture
+def openai(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """OpenAI's modules as they are: their attrs classes only need nn.Module's set-up before attributes are set."""
+
+    def before_attributes(cls: type[nn.Module]) -> None:
+        monkeypatch.setattr(cls, "__attrs_pre_init__", lambda self: nn.Module.__init__(self), raising=False)
+
+    return dall_e
+
+
+def copy_from_openai(theirs: nn.Module, ours: nn.Module) -> None:
+    renamed = {
+        name.removesuffix(".w") + ".weight" if name.endswith(".w") else name.removesuffix(".b") + ".bias": value
+        for name, value in theirs.state_dict().items()
+    }
+    ours.load_state_dict(renamed)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_full_size_has_openais_parameter_counts() -> None:
+    with torch.device("meta"):
+        encoder, decoder = Encoder(DVAEConfig()), Decoder(DVAEConfig())
+    assert (count(encoder), count(decoder)) == (53_786_240, 43_829_766)
+    assert (len(encoder.state_dict()), len(decoder.state_dict())) == (74, 76)
+
+
+def test_equals_openais_modules_on_copied_weights() -> None:
+    """At four groups of two blocks, 64 channels and 512 codes, the least that OpenAI's classes are made for."""
+    config = DVAEConfig(image_size=32, codebook_size=512, n_hid=64)
+    encoder, decoder = Encoder(config), Decoder(config)
+    their_encoder = dall_e.encoder.Encoder(n_hid=64, vocab_size=512)
+    their_decoder = dall_e.decoder.Decoder(n_hid=64, vocab_size=512, output_channels=3)
+    copy_from_openai(their_encoder, encoder)
+    copy_from_openai(their_decoder, decoder)
+    images = torch.rand(2, 3, 32, 32)
+    x = dall_e.utils.map_pixels(images)
+    assert_close(map_pixels(images), x)
+    logits = encoder(x)
+    assert_close(logits, their_encoder(x))
+    z = logits.softmax(1)
+    assert_close(decoder(z), their_decoder(z))
+
+
+def test_full_size_equals_openais_modules_on_copied_weights() -> None:
+    encoder = Encoder(DVAEConfig())
+    theirs = dall_e.encoder.Encoder()
+    copy_from_openai(theirs, encoder)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert_close(encoder(x), theirs(x))
+
+
+def test_new_convolutions_are_drawn_as_openais() -> None:
+    encoder = Encoder(DVAEConfig(image_size=32, codebook_size=512, n_hid=64))
+    conv = encoder.get_submodule("blocks.group_4.block_1.res_path.conv_1")
+    assert float(conv.weight.std()) == pytest.approx((256 * 9) ** -0.5, rel=0.02)
+    assert not conv.bias.any()
+
+
+def test_pixel_map_is_undone() -> None:
+    images = torch.rand(2, 3, 4, 4)
+    assert_close(unmap_pixels(map_pixels(images)), images)
+    assert map_pixels(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0.1, 0.9])
+
+
+def test_codes_and_images_keep_their_range(dvae: DVAE) -> None:
+    codes = dvae.encode(torch.rand(3, 3, 16, 16))
+    assert codes.shape == (3, 4, 4)
+    assert 0 <= codes.min() <= codes.max() < 11
+    images = dvae.decode(codes)
+    assert images.shape == (3, 3, 16, 16)
+    assert 0 <= images.min() <= images.max() <= 1
+
+
+def test_relaxed_codes_become_one_hot_as_the_temperature_falls() -> None:
+    logits = torch.randn(2, 11, 4, 4)
+
+    def relaxed(temperature: float) -> Tensor:
+        return gumbel_softmax(logits, temperature, torch.Generator().manual_seed(1))
+
+    assert_close(relaxed(0.7).sum(1), torch.ones(2, 4, 4))
+    assert relaxed(1e-3).max(1).values.min() > 0.99
+    assert torch.equal(relaxed(1e-3).argmax(1), relaxed(0.7).argmax(1))
+
+
+def test_relaxed_samples_follow_the_categorical() -> None:
+    logits = torch.tensor([0.1, 0.2, 0.7]).log()[None, :, None, None].expand(1, 3, 100, 100)
+    codes = gumbel_softmax(logits, 0.5, torch.Generator().manual_seed(0)).argmax(1)
+    assert_close(codes.flatten().bincount() / 10_000, torch.tensor([0.1, 0.2, 0.7]), atol=0.02, rtol=0)
+
+
+def test_log_scale_is_bounded_if_asked() -> None:
+    config = DVAEConfig(image_size=16, codebook_size=11, n_group=3, n_block=1, n_hid=8, min_log_scale=-2.0)
+    dvae = DVAE(config)
+    nn.init.constant_(dvae.decoder.get_submodule("blocks.output.conv").bias, -9.0)
+    assert float(dvae.reconstruct(dvae.one_hot(torch.zeros(1, 4, 4).long())).log_scale.min()) == -2.0
+
+
+@pytest.mark.parametrize(("values", "words"), [({"image_size": 30}, "30.*8"), ({"n_hid": 6}, "n_hid.*6")])
+def test_impossible_shapes_are_refused_in_words(values: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DVAEConfig(**values)

@@ -1,0 +1,185 @@
+"""A user's mistakes end in one sentence and exit code 2; nothing is written over; help answers without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_dalle.cli import main
+
+PROMPTS = ["--prompts", '["a cat"]']
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(argv))
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("command", ["", "--help", "generate --help", "reproduce --help"])
+def test_help_answers_without_torch(command: str) -> None:
+    code = (
+        "import sys; from lightning_dalle.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'pytorch_lightning', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "usage" in done.stdout
+
+
+def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no command 'gnerate'" in failure(capsys, "gnerate")
+
+
+def test_a_misspelt_key_of_generate_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "chekpoint" in failure(capsys, "generate", "--chekpoint", "x.ckpt", *PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("option", "near"),
+    [
+        ("--model.init_args.usage_bonsu=1", "usage_bonus"),
+        ("--trainer.max_stepz=3", "max_steps"),
+        ("--data.batchsize=3", "batch_size"),
+        ("--model.init_args.config.n_hidd=8", "n_hid"),
+    ],
+)
+def test_a_misspelt_key_of_fit_is_named_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], option: str, near: str
+) -> None:
+    error = failure(capsys, "fit", "--config", "configs/openmoji/quickstart_dvae.yaml", option)
+    assert option.split("=")[0].split(".")[-1] in error
+    assert f"did you mean {near}?" in error
+    assert len(error.splitlines()) <= 2
+
+
+def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.yaml" in failure(capsys, "fit", "--config", "nowhere.yaml")
+
+
+def test_a_checkpoint_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no checkpoint at nowhere.ckpt" in failure(capsys, "generate", "--checkpoint", "nowhere.ckpt", *PROMPTS)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+def test_a_file_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.ckpt"
+    path.write_bytes(content)
+    assert f"{path} is not a checkpoint" in failure(capsys, "generate", "--checkpoint", str(path), *PROMPTS)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "owned",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+    assert "not a checkpoint" in failure(capsys, "generate", "--checkpoint", str(tmp_path / "evil.ckpt"), *PROMPTS)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_dvae_where_a_dalle_is_needed(capsys: pytest.CaptureFixture[str], dvae_checkpoint: Path) -> None:
+    error = failure(capsys, "generate", "--checkpoint", str(dvae_checkpoint), *PROMPTS)
+    assert f"a DALL-E checkpoint is needed, but {dvae_checkpoint} is a dVAE's" in error
+
+
+def test_a_dvae_of_another_grid(
+    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, wide_dvae_checkpoint: Path
+) -> None:
+    error = failure(
+        capsys, "generate", "--checkpoint", str(dalle_checkpoint), "--dvae", str(wide_dvae_checkpoint), *PROMPTS
+    )
+    assert f"the transformer has grid=4, but the dVAE in {wide_dvae_checkpoint} has grid=8" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompts", '["a cat", "  "]'], "prompt 2 of 2 is empty"),
+        (["--prompts", "[]"], "the list of prompts is empty"),
+        ([], "either --prompts or --prompt_file"),
+        ([*PROMPTS, "--prompt_file", "x.txt"], "not both"),
+        (["--prompt_file", "nowhere.txt"], "no prompt file at nowhere.txt"),
+        ([*PROMPTS, "--image", "nowhere.png"], "no image at nowhere.png"),
+        ([*PROMPTS, "--rows", "2"], "rows=2 are to be kept, but no image is given"),
+        ([*PROMPTS, "--count", "0"], "count is 0"),
+        ([*PROMPTS, "--sampling.temperature", "0"], "temperature is 0.0, but must be above 0"),
+    ],
+)
+def test_bad_requests(
+    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    out = tmp_path / "out"
+    assert words in failure(capsys, "generate", "--checkpoint", str(dalle_checkpoint), "--out", str(out), *options)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("rows", "words"), [("0", "from 1 to 3"), ("4", "from 1 to 3")])
+def test_rows_beyond_the_grid(
+    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, picture: Path, rows: str, words: str
+) -> None:
+    error = failure(
+        capsys, "generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--image", str(picture), "--rows", rows
+    )
+    assert words in error
+
+
+def test_an_image_that_cannot_be_read(
+    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, picture: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:60])
+    error = failure(capsys, "generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--image", str(broken))
+    assert f"{broken} cannot be read as an image" in error
+
+
+def test_nothing_is_written_over(
+    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path
+) -> None:
+    arguments = ["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--count", "2", "--out", str(tmp_path)]
+    main(arguments)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len([path for path in before if path.suffix == ".png"]) == 3
+    assert len([path for path in before if path.suffix == ".json"]) == 2
+    assert "is there already" in failure(capsys, *arguments)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_completed_picture_keeps_its_upper_rows(dalle_checkpoint: Path, picture: Path, tmp_path: Path) -> None:
+    import json
+
+    main(
+        ["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--count", "1", "--out", str(tmp_path / "out"),
+         "--image", str(picture), "--rows", "3"]
+    )  # fmt: skip
+    (record,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(record.read_text())["rows_kept"] == 3
+
+
+def test_fit_refuses_a_dvae_of_another_image_size(
+    capsys: pytest.CaptureFixture[str], dvae_checkpoint: Path, tmp_path: Path
+) -> None:
+    error = failure(
+        capsys, "fit", "--config", "configs/openmoji/quickstart_dalle.yaml",
+        "--model.init_args.dvae_checkpoint", str(dvae_checkpoint),
+        "--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.max_steps", "1",
+    )  # fmt: skip
+    assert "image_size is 32, but the dVAE in" in error
+    assert "image_size=16" in error
+
+
+def test_fit_refuses_to_go_on_from_another_kind_of_model(
+    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path
+) -> None:
+    error = failure(
+        capsys, "fit", "--config", "configs/openmoji/quickstart_dvae.yaml", "--ckpt_path", str(dalle_checkpoint),
+        "--trainer.logger.init_args.save_dir", str(tmp_path),
+    )  # fmt: skip
+    assert "the checkpoint to go on from" in error

@@ -1,0 +1,27 @@
+import pytest
+
+from lightning_dalle.schedules import CosineAnneal
+
+
+def test_hits_its_ends_and_stays() -> None:
+    temperature = CosineAnneal(start=1.0, end=1 / 16, num_steps=150_000)
+    assert temperature(0) == 1.0
+    assert temperature(75_000) == pytest.approx((1 + 1 / 16) / 2)
+    assert temperature(150_000) == temperature(3_000_000) == 1 / 16
+
+
+def test_rises_too() -> None:
+    kl_weight = CosineAnneal(start=0.0, end=6.6, num_steps=5000)
+    values = [kl_weight(step) for step in range(5001)]
+    assert values == sorted(values)
+    assert (values[0], values[-1]) == (0.0, 6.6)
+
+
+def test_warm_up_is_linear_from_zero() -> None:
+    rate = CosineAnneal(start=4.5e-4, end=0.0, num_steps=20_000, warmup_steps=5000)
+    assert [rate(step) for step in (0, 2500, 5000, 20_000)] == pytest.approx([0.0, 2.25e-4, 4.5e-4, 0.0])
+
+
+def test_warm_up_longer_than_the_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"num_steps=10 .* warmup_steps=10"):
+        CosineAnneal(start=1.0, end=0.0, num_steps=10, warmup_steps=10)

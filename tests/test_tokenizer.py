@@ -1,0 +1,65 @@
+"""The tokenizer against the library that it is made of."""
+
+import random
+
+import pytest
+
+from lightning_dalle.tokenizer import CaptionTokenizer
+
+CAPTIONS = ["man surfing dark skin tone", "woman surfing light skin tone", "Surfing CAT", "a plain cat", "türkiye 🐈"] * 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CaptionTokenizer:
+    return CaptionTokenizer.train(CAPTIONS, vocab_size=300, text_len=8)
+
+
+@pytest.mark.parametrize("caption", [*CAPTIONS, "日本語 & \ttabs", "ﬁne print", "x"])
+def test_our_merges_without_dropout_are_the_librarys(tokenizer: CaptionTokenizer, caption: str) -> None:
+    almost_none = tokenizer.encode(caption, dropout=1e-12, rng=random.Random(0))
+    assert almost_none == tokenizer.encode(caption)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.9, 1.0])
+def test_text_survives_any_dropout(tokenizer: CaptionTokenizer, dropout: float) -> None:
+    for caption in CAPTIONS:
+        assert tokenizer.decode(tokenizer.encode(caption, dropout, random.Random(3))) == caption.lower()
+
+
+def test_dropout_gives_other_splits_the_same_for_the_same_seed(tokenizer: CaptionTokenizer) -> None:
+    def splits(seed: int) -> list[list[int]]:
+        rng = random.Random(seed)
+        return [tokenizer.encode("man surfing dark skin tone", 0.1, rng) for _ in range(20)]
+
+    assert splits(0) == splits(0) != splits(1)
+    assert len({tuple(split) for split in splits(0)}) > 1
+
+
+def test_dropout_without_randomness_is_refused(tokenizer: CaptionTokenizer) -> None:
+    with pytest.raises(ValueError, match="needs a random generator"):
+        tokenizer.encode("cat", dropout=0.1)
+
+
+def test_a_short_caption_is_padded_with_a_pad_for_each_position(tokenizer: CaptionTokenizer) -> None:
+    ids, is_cut = tokenizer.pad([1, 2, 3])
+    assert ids == [1, 2, 3, 303, 304, 305, 306, 307]
+    assert not is_cut
+
+
+def test_a_long_caption_is_cut_with_a_warning(tokenizer: CaptionTokenizer) -> None:
+    with pytest.warns(UserWarning, match=r"9 tokens was cut to text_len=8"):
+        ids, is_cut = tokenizer.pad(list(range(9)))
+    assert ids == list(range(8))
+    assert is_cut
+
+
+def test_survives_its_json(tokenizer: CaptionTokenizer) -> None:
+    again = CaptionTokenizer.from_json(tokenizer.to_json())
+    assert again.to_json() == tokenizer.to_json()
+    assert again.encode("surfing cat") == tokenizer.encode("surfing cat")
+    assert again.encode("surfing cat", 0.5, random.Random(0)) == tokenizer.encode("surfing cat", 0.5, random.Random(0))
+
+
+def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
+    with pytest.raises(ValueError, match="255.*256"):
+        CaptionTokenizer.train(CAPTIONS, vocab_size=255, text_len=8)

@@ -1,0 +1,69 @@
+"""Each model learns one batch by heart, of real pictures and captions."""
+
+import pytest
+import torch
+
+from lightning_dalle.data.datamodule import Batch, CaptionedImageDataModule
+from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.losses import dalle_loss, dvae_loss
+from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.dvae import DVAE, DVAEConfig
+from lightning_dalle.models.transformer import TransformerConfig
+from lightning_dalle.training.optimisation import decay_groups
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    data = CaptionedImageDataModule(OpenMoji(), image_size=32, batch_size=8, text_len=24, vocab_size=512)
+    data.setup("fit")
+    return next(iter(data.train_dataloader()))
+
+
+def test_dvae_learns_one_batch_by_heart(batch: Batch) -> None:
+    config = DVAEConfig(
+        image_size=32, codebook_size=64, n_group=3, n_block=1, n_hid=32, min_log_scale=0.0, block_gain=1.0
+    )  # fmt: skip
+    dvae = DVAE(config)
+    optimizer = torch.optim.AdamW(dvae.parameters(), lr=3e-3)
+    errors = []
+    for step in range(200):
+        logits, pixels = dvae(batch.images, temperature=max(1 - step / 150, 1 / 16))
+        loss = dvae_loss(batch.images, logits, pixels, kl_weight=0.0, usage_bonus=0.01)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 199 == 0:
+            errors.append(float((dvae.decode(dvae.encode(batch.images)) - batch.images).square().mean()))
+    assert errors[1] < 0.015 < 0.1 < errors[0]
+
+
+def test_dalle_learns_one_batch_by_heart(batch: Batch) -> None:
+    config = DALLEConfig(
+        transformer=TransformerConfig(n_layer=4, n_head=4, n_embd=64),
+        text_len=24, text_vocab_size=512, grid=4, codebook_size=32,
+    )  # fmt: skip
+    dalle = DALLE(config)
+    codes = torch.randint(32, (8, 16), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(decay_groups(dalle), lr=3e-3)
+    for _ in range(120):
+        logits = dalle(batch.text_tokens, codes)
+        losses = dalle_loss(logits.text, logits.image, batch.text_tokens, codes, image_weight=7.0)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+    assert losses["loss_image"] < 0.05
+    assert (dalle(batch.text_tokens, codes).image.argmax(-1) == codes).all()
+
+
+def test_what_is_not_decayed_is_gains_biases_and_embeddings() -> None:
+    config = DALLEConfig(
+        transformer=TransformerConfig(n_layer=2, n_head=2, n_embd=8), text_len=4, text_vocab_size=300, grid=4,
+        codebook_size=32,
+    )  # fmt: skip
+    dalle = DALLE(config)
+    decayed, kept = (group["params"] for group in decay_groups(dalle))
+    names = {id(parameter): name for name, parameter in dalle.named_parameters()}
+    assert len(decayed) + len(kept) == len(names)
+    matrices = ("qkv.weight", "project.weight", "expand.weight", "head.weight")
+    assert all(names[id(parameter)].endswith(matrices) for parameter in decayed)
+    assert not any(names[id(parameter)].endswith(matrices) for parameter in kept)
