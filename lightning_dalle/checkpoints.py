@@ -80,7 +80,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be opened: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0] or "it is empty"
+        raise UserError(f"{path} is not a checkpoint that can be opened: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} holds no state_dict, so it is not a checkpoint of lightning_dalle")
     return checkpoint

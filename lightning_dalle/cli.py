@@ -3,8 +3,13 @@
 Knows argv and YAML. Imports Lightning only for Lightning's verbs.
 """
 
+import difflib
+import inspect
+import re
 import sys
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 from lightning_dalle import commands
 from lightning_dalle.errors import UserError
@@ -12,7 +17,16 @@ from lightning_dalle.errors import UserError
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
 
-COMMANDS = {"generate": commands.generate, "reproduce": commands.reproduce}
+COMMANDS: dict[str, Callable[..., None]] = {"generate": commands.generate, "reproduce": commands.reproduce}
+
+EXPECTED_WARNINGS = (
+    ".*LeafSpec.*is deprecated",  # Lightning 2.6 on torch 2.15
+    "'set_vital' is deprecated",  # torchdata 0.11 on torch 2.15
+    ".*LightningCLI's args parameter is intended to run from within Python",  # as it does here
+    ".*WeightAveraging callback with a model that overrides the configure_model",  # it fits in memory twice
+    ".*you need to define a `flops_per_batch` attribute",  # samples per second are what we log
+    ".*does not have many workers",  # decoding small pictures is no bottleneck
+)
 
 USAGE = """usage: python -m lightning_dalle COMMAND [options]
 
@@ -49,6 +63,41 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
 
 
+def sentence(message: str) -> str:
+    """A message of jsonargparse's without its reports of types that nobody meant, and with the name that was.
+
+    A model's key is tried against "a LightningModule or None", so each mistake in it comes with the news that it is
+    not None either.
+    """
+    noise = (
+        'Parser key "model":', "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>",
+        "Given value",
+    )  # fmt: skip
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    said = " ".join(line for line in lines if not line.startswith(noise))
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", said)
+    if unknown is None:
+        return said
+    name = (unknown[1] or unknown[2]).split(".")[-1]
+    close = difflib.get_close_matches(name, _known_names(), n=1)
+    return f"{said}; did you mean {close[0]}?" if close else said
+
+
+def _known_names() -> set[str]:
+    """Every key that a config can hold for the Trainer, the data and our models."""
+    from pytorch_lightning import Trainer
+
+    from lightning_dalle.data.datamodule import CaptionedImageDataModule
+    from lightning_dalle.models.dvae import DVAEConfig
+    from lightning_dalle.models.transformer import TransformerConfig
+    from lightning_dalle.schedules import CosineAnneal
+    from lightning_dalle.training.lit_dalle import LitDALLE
+    from lightning_dalle.training.lit_dvae import LitDVAE
+
+    classes = (Trainer, CaptionedImageDataModule, LitDVAE, LitDALLE, DVAEConfig, TransformerConfig, CosineAnneal)
+    return {name for cls in classes for name in inspect.signature(cls).parameters}
+
+
 def lightning(argv: list[str], run: bool = True) -> "LightningCLI":
     """Parses and, if `run`, runs a verb of Lightning's: the model is chosen in YAML by class_path."""
     from jsonargparse import set_parsing_settings
@@ -58,6 +107,13 @@ def lightning(argv: list[str], run: bool = True) -> "LightningCLI":
 
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
     from lightning_dalle.training.callbacks import batch_size
+
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+    class Parser(LightningArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise UserError(sentence(message)) from ex
 
     class CLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -76,6 +132,7 @@ def lightning(argv: list[str], run: bool = True) -> "LightningCLI":
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
         args=argv,
         run=run,
     )

@@ -5,6 +5,7 @@ a user's mistake are answered at once.
 """
 
 import hashlib
+import itertools
 import json
 import subprocess
 import time
@@ -136,7 +137,10 @@ def _read_image(path: Path, size: int) -> Any:
 
 
 def reproduce(
-    run_dir: Path, stages: dict[str, list[str]], prompts: int = 200, sampling: SamplingOptions = SamplingOptions()  # noqa: B008 (frozen)
+    run_dir: Path,
+    stages: dict[str, list[str]],
+    prompts: int = 200,
+    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Run a recipe's stages in order through `fit`, then measure; goes on where an earlier run was interrupted.
 
@@ -219,14 +223,17 @@ def _run_stage(name: str, fit: list[str], run_dir: Path) -> float:
 def _commit() -> str | None:
     """The commit of this code where it runs from a clone, marked if there are changes beside it."""
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=Path(__file__).parent, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
     )
     return described.stdout.strip() or None
 
 
 def _digests(fit: list[str]) -> dict[str, str]:
     """Hashes of the config files that a stage reads."""
-    files = [Path(value) for option, value in zip(fit, fit[1:], strict=False) if option == "--config"]
+    files = [Path(value) for option, value in itertools.pairwise(fit) if option == "--config"]
     for file in files:
         if not file.is_file():
             raise UserError(f"the recipe names the config {file}, but there is no such file")

@@ -37,7 +37,7 @@ def usage_entropy(logits: Float[Tensor, "b k g g"]) -> Float[Tensor, ""]:
 
     Not in the paper. As a bonus it keeps a small model from using a handful of codes.
     """
-    mean = logits.softmax(dim=1).mean(dim=(0, 2, 3))                 # (k,)
+    mean = logits.softmax(dim=1).mean(dim=(0, 2, 3))  # (k,)
     return torch.special.entr(mean).sum()
 
 
@@ -54,7 +54,7 @@ def dvae_loss(
     kl_weight * positions / (pixels * channels), which is kl_weight / 192 at eight-fold downsampling.
     """
     nll = logit_laplace_nll(images, pixels).mean()
-    kl = kl_to_uniform(logits)                                       # (b, g, g)
+    kl = kl_to_uniform(logits)  # (b, g, g)
     kl_per_pixel = kl.sum() / images.numel()
     usage = usage_entropy(logits)
     return {

@@ -7,9 +7,9 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import Progress, TimeElapsedColumn
@@ -49,7 +49,7 @@ def captioned_grid(
     return sheet
 
 
-def to_array(picture: Image.Image) -> np.ndarray[Any, Any]:
+def to_array(picture: Image.Image) -> npt.NDArray[np.uint8]:
     """Height, width and channel of a picture as bytes, as TensorBoard takes it."""
     return np.asarray(picture.convert("RGB"))
 

@@ -6,6 +6,8 @@ Knows arithmetic. Knows nothing of optimizers, models or losses.
 import math
 from dataclasses import dataclass
 
+from lightning_dalle.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class CosineAnneal:
@@ -26,7 +28,7 @@ class CosineAnneal:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps < self.num_steps:
-            raise ValueError(
+            raise UserError(
                 f"a schedule of num_steps={self.num_steps} cannot warm up for warmup_steps={self.warmup_steps}"
             )
 

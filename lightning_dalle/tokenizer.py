@@ -3,12 +3,15 @@
 Knows characters and its own vocabulary. Knows nothing of tensors, images or models.
 """
 
+import itertools
 import json
 import random
 import warnings
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from lightning_dalle.errors import UserError
 
 
 class CaptionTokenizer:
@@ -21,6 +24,8 @@ class CaptionTokenizer:
     def __init__(self, bpe: Tokenizer, vocab_size: int, text_len: int) -> None:
         self.bpe, self.vocab_size, self.text_len = bpe, vocab_size, text_len
         merges = json.loads(bpe.to_str())["model"]["merges"]
+        self._has_warned = False
+        self._id = bpe.get_vocab()
         self._rank = {(left, right): rank for rank, (left, right) in enumerate(merges)}
 
     @classmethod
@@ -28,10 +33,10 @@ class CaptionTokenizer:
         """Learns at most `vocab_size` tokens, the 256 bytes among them, from captions.
 
         Raises:
-            ValueError: if `vocab_size` leaves no room for the 256 bytes.
+            UserError: if `vocab_size` leaves no room for the 256 bytes.
         """
         if vocab_size < 256:
-            raise ValueError(f"vocab_size ({vocab_size}) must be at least 256, one token for each byte")
+            raise UserError(f"vocab_size ({vocab_size}) must be at least 256, one token for each byte")
         bpe = Tokenizer(models.BPE())
         bpe.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -53,17 +58,18 @@ class CaptionTokenizer:
         if not dropout:
             return self.bpe.encode(caption).ids
         if rng is None:
-            raise ValueError(f"a dropout of {dropout} needs a random generator")
-        assert self.bpe.normalizer is not None and self.bpe.pre_tokenizer is not None
+            raise UserError(f"a dropout of {dropout} needs a random generator")
+        assert self.bpe.normalizer is not None
+        assert self.bpe.pre_tokenizer is not None
         words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption))
-        return [self.bpe.token_to_id(token) for word, _ in words for token in self._merge(list(word), dropout, rng)]
+        return [self._id[token] for word, _ in words for token in self._merge(list(word), dropout, rng)]
 
     def _merge(self, tokens: list[str], dropout: float, rng: random.Random) -> list[str]:
         """Applies the best merge that is not dropped, until none is left."""
         while True:
             ranks = [
                 (self._rank[pair], i)
-                for i, pair in enumerate(zip(tokens, tokens[1:], strict=False))
+                for i, pair in enumerate(itertools.pairwise(tokens))
                 if pair in self._rank and rng.random() >= dropout
             ]
             if not ranks:
@@ -72,12 +78,13 @@ class CaptionTokenizer:
             tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
 
     def pad(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Exactly `text_len` ids, and whether some had to be cut off; the first cut of a process warns."""
+        """Exactly `text_len` ids, and whether some had to be cut off; the first cut warns."""
         is_cut = len(ids) > self.text_len
-        if is_cut:
+        if is_cut and not self._has_warned:
+            self._has_warned = True
             warnings.warn(
                 f"a caption of {len(ids)} tokens was cut to text_len={self.text_len}; "
-                "data/captions_cut in the logs counts them all",
+                "training counts them all as data/captions_cut",
                 stacklevel=2,
             )
         ids = ids[: self.text_len]

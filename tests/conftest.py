@@ -93,3 +93,18 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     OpenMoji().load(32)["train"][0]["image"].save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The configs of tests/tiny, trained: a few real steps of both stages, in the folder of the configs."""
+    from lightning_dalle.cli import main
+
+    folder = tmp_path_factory.mktemp("tiny_run")
+    files = {}
+    for stage in ("dvae", "dalle"):
+        files[stage] = folder / f"{stage}.yaml"
+        template = (Path(__file__).parent / "tiny" / f"{stage}.yaml").read_text()
+        files[stage].write_text(template.replace("SAVE_DIR", str(folder)))
+        main(["fit", "--config", str(files[stage])])
+    return files

@@ -140,9 +140,7 @@ def test_an_image_that_cannot_be_read(
     assert f"{broken} cannot be read as an image" in error
 
 
-def test_nothing_is_written_over(
-    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_nothing_is_written_over(capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--count", "2", "--out", str(tmp_path)]
     main(arguments)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}

@@ -51,9 +51,9 @@ def test_kl_weight_is_a_192nd_at_eight_fold_downsampling() -> None:
 
 
 def test_usage_entropy_tells_collapse_from_even_use() -> None:
-    collapsed = torch.zeros(2, 16, 2, 4)
+    collapsed = torch.zeros(2, 16, 2, 2)
     collapsed[:, 3] = 100.0
-    even = 100.0 * torch.eye(16).view(16, 2, 2, 4).transpose(0, 1)
+    even = 100.0 * torch.eye(16).view(1, 16, 4, 4)
     assert float(usage_entropy(collapsed)) == pytest.approx(0.0, abs=1e-5)
     assert float(usage_entropy(even)) == pytest.approx(math.log(16), rel=1e-5)
 

@@ -7,7 +7,7 @@ models.
 import hashlib
 import random
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +22,7 @@ from lightning_dalle.errors import UserError
 from lightning_dalle.tokenizer import CaptionTokenizer
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where captioned pictures come from."""
 
@@ -48,18 +49,18 @@ class Draw(NamedTuple):
     """One use of one record: all randomness of it hangs on these two numbers."""
 
     epoch: int
-    index: int
+    record: int
 
 
 class Draws(DistributedSampler[Any]):
     """The draws of an epoch: a permutation that depends on seed and epoch alone, split between processes."""
 
-    def __iter__(self) -> Iterator[Draw]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Draw]:
         for index in super().__iter__():
             yield Draw(self.epoch, index)
 
 
-class CaptionedImages(torch.utils.data.Dataset[Batch]):
+class CaptionedImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool]]):
     """Records as (image, tokens); a caption with several choices and the BPE dropout are drawn by epoch and index."""
 
     def __init__(
@@ -72,8 +73,8 @@ class CaptionedImages(torch.utils.data.Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, bool]:
-        row = self.rows[draw.index]
-        rng = random.Random(f"{self.seed} {draw.epoch} {draw.index}")
+        row = self.rows[draw.record]
+        rng = random.Random(f"{self.seed} {draw.epoch} {draw.record}")
         caption = rng.choice(row["captions"])
         ids, is_cut = self.tokenizer.pad(self.tokenizer.encode(caption, self.bpe_dropout, rng))
         return self.transform(row["image"]), torch.tensor(ids), is_cut

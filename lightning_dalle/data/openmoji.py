@@ -78,7 +78,9 @@ def records(image_size: int) -> Iterator[dict[str, Any]]:
     def code_points(emoji: str) -> str:
         return "-".join(f"{ord(char):04X}" for char in emoji if char != "\ufe0f")  # FE0F only selects the colour form
 
-    names = {code_points(emoji): entry["en"].strip(":").replace("_", " ").lower() for emoji, entry in EMOJI_DATA.items()}
+    names = {
+        code_points(emoji): entry["en"].strip(":").replace("_", " ").lower() for emoji, entry in EMOJI_DATA.items()
+    }
     files = sorted(Path(str(get_openmoji_svg_data())).glob("*.svg"))
     for file in track(files, description=f"Rasterising OpenMoji at {image_size} px", transient=True):
         key = "-".join(part for part in file.stem.split("-") if part != "FE0F")
@@ -93,7 +95,9 @@ def build(emoji: list[dict[str, Any]]) -> DatasetDict:
     """Assigns every record to its split."""
     from PIL import Image as PILImage
 
-    pictures = [hashlib.sha256(PILImage.open(io.BytesIO(e["image"])).convert("RGB").tobytes()).hexdigest() for e in emoji]
+    pictures = [
+        hashlib.sha256(PILImage.open(io.BytesIO(e["image"])).convert("RGB").tobytes()).hexdigest() for e in emoji
+    ]
 
     # What shares a picture shares its fate: "farmer" and "man farmer", or "people wrestling" of any two skin tones.
     captions_of: dict[str, list[str]] = defaultdict(list)
@@ -114,10 +118,15 @@ def build(emoji: list[dict[str, Any]]) -> DatasetDict:
             }
         )
     features = Features(
-        image=Image(), captions=List(Value("string")), base=Value("string"), tones=List(Value("string")),
+        image=Image(),
+        captions=List(Value("string")),
+        base=Value("string"),
+        tones=List(Value("string")),
         picture=Value("string"),
     )
-    return DatasetDict({split: Dataset.from_list(rows[split], features=features) for split in ("train", "val", "compositions")})
+    return DatasetDict(
+        {split: Dataset.from_list(rows[split], features=features) for split in ("train", "val", "compositions")}
+    )
 
 
 def families(captions_of_a_picture: Iterable[list[str]]) -> dict[str, str]:
@@ -135,7 +144,7 @@ def families(captions_of_a_picture: Iterable[list[str]]) -> dict[str, str]:
 
 
 def split_of(family: str, name: Name, first_caption: str) -> str:
-    """Where a record goes, by stable hashes: of its family for the held-out tone, else of its picture's first caption."""
+    """Where a record goes, by stable hashes: of the family for the held-out tone, else of the first caption."""
     if len(name.tones) == 1 and name.tones[0] == SKIN_TONES[_hash(family) % len(SKIN_TONES)]:
         return "compositions"
     return "val" if _hash(first_caption) % 20 == 0 else "train"

@@ -33,9 +33,9 @@ def kmeans_reconstructions(
         patches = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))[:max_patches]]
     codebook = KMeans(codebook_size, n_init=1, max_iter=50, random_state=seed).fit(patches.numpy())
     nearest = torch.from_numpy(codebook.cluster_centers_[codebook.predict(_patches(images, patch).numpy())])
-    columns = nearest.view(len(images), -1, patch * patch * 3).transpose(1, 2)   # (m, patch pixels, positions)
+    columns = nearest.view(len(images), -1, patch * patch * 3).transpose(1, 2)  # (m, patch pixels, positions)
     return F.fold(columns, images.shape[-2:], patch, stride=patch)
 
 
 def _patches(images: Tensor, patch: int) -> Tensor:
-    return F.unfold(images, patch, stride=patch).transpose(1, 2).flatten(0, 1)   # (images x positions, patch pixels)
+    return F.unfold(images, patch, stride=patch).transpose(1, 2).flatten(0, 1)  # (images x positions, patch pixels)

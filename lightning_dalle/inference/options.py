@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lightning_dalle.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
@@ -21,8 +23,8 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}, but must be above 0")
+            raise UserError(f"temperature is {self.temperature}, but must be above 0")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}, but must be at least 1")
+            raise UserError(f"top_k is {self.top_k}, but must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, but must be above 0 and at most 1")
+            raise UserError(f"top_p is {self.top_p}, but must be above 0 and at most 1")

@@ -76,7 +76,7 @@ class TextToImage:
         ids = [self.tokenizer.pad(self.tokenizer.encode(prompt))[0] for prompt in prompts]
         return torch.tensor(ids, device=self.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def top_rows(self, image: Float[Tensor, "3 h w"], rows: int) -> Int[Tensor, " n"]:
         """Codes of the upper rows of an image in [0, 1], to be completed.
 
@@ -90,7 +90,7 @@ class TextToImage:
             raise UserError(f"rows to keep are {rows}, but must be from 1 to {grid - 1}, of a grid of {grid}")
         return self.dvae.encode(image[None].to(self.device))[0, :rows].flatten()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         requests: list[Request],

@@ -26,15 +26,15 @@ def filter_logits(logits: Float[Tensor, "b k"], options: SamplingOptions) -> Flo
         rejected |= logits < logits.topk(options.top_k).values[:, -1:]
     if options.top_p is not None:
         probability, order = logits.softmax(-1).sort(descending=True)
-        is_beyond = probability.cumsum(-1) - probability >= options.top_p    # what stands before suffices already
+        is_beyond = probability.cumsum(-1) - probability >= options.top_p  # what stands before suffices already
         rejected |= is_beyond.gather(-1, order.argsort(-1))
-    rejected.scatter_(-1, logits.argmax(-1, keepdim=True), False)            # never nothing at all
+    rejected.scatter_(-1, logits.argmax(-1, keepdim=True), False)  # never nothing at all
     return logits.masked_fill(rejected, -torch.inf)
 
 
 def draw(logits: Float[Tensor, "b k"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
     """One code a row by inversion: a multinomial draw whose randomness is one number in [0, 1)."""
-    cumulative = logits.double().softmax(-1).cumsum(-1)                      # (b, k)
+    cumulative = logits.double().softmax(-1).cumsum(-1)  # (b, k)
     code = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     return code.clamp(max=logits.shape[-1] - 1)
 
@@ -45,7 +45,7 @@ def uniforms(seeds: list[int], length: int) -> Tensor:
     return torch.stack(rows)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     model: DALLE,
     text_tokens: Int[Tensor, "b t"],
@@ -82,7 +82,7 @@ def sample(
 
     unread = torch.cat([model.embed_text(text_tokens), embed(0, n)], dim=1)
     for i in range(n, image_len):
-        logits = model.next_code(unread, caches).float()                     # (b or 2b, k)
+        logits = model.next_code(unread, caches).float()  # (b or 2b, k)
         if is_guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + options.guidance * (conditional - unconditional)

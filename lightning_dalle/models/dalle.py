@@ -77,20 +77,18 @@ class DALLE(nn.Module):
 
     def forward(self, text_tokens: Int[Tensor, "b t"], codes: Int[Tensor, "b i"]) -> Logits:
         """Logits of the whole caption and of the whole image, given each what stands before it."""
-        x = torch.cat([self.embed_text(text_tokens), self.embed_codes(codes[:, :-1])], dim=1)    # (b, t + i, d)
-        x = self.transformer(x)                                                                  # (b, t + i, d)
+        x = torch.cat([self.embed_text(text_tokens), self.embed_codes(codes[:, :-1])], dim=1)  # (b, t + i, d)
+        x = self.transformer(x)  # (b, t + i, d)
         text, image = x.split([self.config.text_len, self.config.image_len], dim=1)
         return Logits(self.text_head(text), self.image_head(image))
 
-    def next_code(
-        self, embedded: Float[Tensor, "b n d"], caches: list[KVCache]
-    ) -> Float[Tensor, "b k"]:
+    def next_code(self, embedded: Float[Tensor, "b n d"], caches: list[KVCache]) -> Float[Tensor, "b k"]:
         """Logits of the code after n more embedded positions of the stream, which go into the caches."""
         return self.image_head(self.transformer(embedded, caches)[:, -1])
 
     def embed_text(self, text_tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b s d"]:
         """The start vector and the caption: s = t + 1 positions."""
-        text = self.text_embedding(text_tokens) + self.text_position.weight                      # (b, t, d)
+        text = self.text_embedding(text_tokens) + self.text_position.weight  # (b, t, d)
         return torch.cat([self.start.expand(len(text), 1, -1), text], dim=1)
 
     def embed_codes(self, codes: Int[Tensor, "b n"], first: int = 0) -> Float[Tensor, "b n d"]:

@@ -5,10 +5,11 @@ Knows vectors, masks and a key/value cache. Knows nothing of vocabularies, text 
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from lightning_dalle.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,9 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+            raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if self.conv_kernel % 2 == 0:
-            raise ValueError(f"conv_kernel ({self.conv_kernel}) must be odd, so that the pattern has a middle")
+            raise UserError(f"conv_kernel ({self.conv_kernel}) must be odd, so that the pattern has a middle")
 
     @property
     def head_dim(self) -> int:
@@ -80,9 +81,9 @@ class SelfAttention(nn.Module):
         start = 0
         if cache is not None:
             start = cache.length
-            k, v = cache.append(k, v, capacity=len(self.mask))                                   # (b, h, s, d / h)
+            k, v = cache.append(k, v, capacity=len(self.mask))  # (b, h, s, d / h)
         seen = self.mask[start : start + n, : start + n]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)                               # (b, h, n, d / h)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (b, h, n, d / h)
         return self.project(y.transpose(1, 2).reshape(b, n, d))
 
 

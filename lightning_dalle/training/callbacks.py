@@ -45,7 +45,12 @@ class Reconstructions(Callback):
         self.num_images = num_images
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         writer = _writer(trainer)
@@ -88,7 +93,9 @@ class SampleGrid(Callback):
         writer = _writer(trainer)
         if writer is None:
             return
-        assert isinstance(pl_module, LitDALLE) and pl_module.dalle is not None and pl_module.dvae is not None
+        assert isinstance(pl_module, LitDALLE)
+        assert pl_module.dalle is not None
+        assert pl_module.dvae is not None
         pipeline = TextToImage(pl_module.dalle, pl_module.dvae, pl_module.tokenizer)
         requests = [Request(prompt, seed) for prompt in self.prompts for seed in range(self.num_samples)]
         made = [to_pil(image) for image in pipeline(requests, self.options)]

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
@@ -95,6 +96,7 @@ class LitDALLE(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses = self._losses(batch)
         for name, metric in self.val_losses.items():
+            assert isinstance(metric, MeanMetric)
             metric.update(losses[name], weight=len(batch.images))
             self.log(f"val/{name}", metric, prog_bar=name == "loss")
 
@@ -105,12 +107,13 @@ class LitDALLE(pl.LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert self.dalle is not None
         return configure(self.dalle, self.optimizer, self.learning_rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.dalle is not None and self.dvae is not None
+        assert self.dalle is not None
+        assert self.dvae is not None
         checkpoint.update(dalle_record(self.dalle, self.dvae, self.tokenizer))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -127,9 +130,10 @@ class LitDALLE(pl.LightningModule):
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        assert self.dalle is not None and self.dvae is not None
+        assert self.dalle is not None
+        assert self.dvae is not None
         with torch.no_grad():
-            codes = self.dvae.encode(batch.images).flatten(1)                # (b, i)
+            codes = self.dvae.encode(batch.images).flatten(1)  # (b, i)
         logits = self.dalle(batch.text_tokens, codes)
         return dalle_loss(logits.text, logits.image, batch.text_tokens, codes, self.image_loss_weight)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Generator, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -17,7 +18,8 @@ from lightning_dalle.schedules import CosineAnneal
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Parameters in two groups: weights of matrices, and what is not decayed: gains, biases and embeddings."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in model.parameters():
         (kept if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)
     return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
@@ -25,9 +27,9 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 def configure(
     model: nn.Module, optimizer_of: OptimizerCallable, learning_rate: CosineAnneal
-) -> dict[str, Any]:
+) -> OptimizerLRSchedulerConfig:
     """What `configure_optimizers` returns: the optimizer, its learning rate set to the schedule's at every step."""
-    optimizer = optimizer_of(decay_groups(model))
+    optimizer = new_optimizer(decay_groups(model))
     base = optimizer.defaults["lr"]
     scheduler = LambdaLR(optimizer, lambda step: learning_rate(step) / base)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

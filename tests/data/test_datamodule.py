@@ -43,14 +43,14 @@ def test_an_epoch_is_every_record_once_in_another_order(data: CaptionedImageData
     first = list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
-    assert sorted(draw.index for draw in first) == sorted(draw.index for draw in second) == list(range(100))
-    assert [draw.index for draw in first] != [draw.index for draw in second]
+    assert sorted(draw.record for draw in first) == sorted(draw.record for draw in second) == list(range(100))
+    assert [draw.record for draw in first] != [draw.record for draw in second]
     assert {draw.epoch for draw in second} == {1}
 
 
 def test_processes_share_an_epoch_without_overlap() -> None:
     parts = [
-        [draw.index for draw in Draws(range(100), num_replicas=4, rank=rank, shuffle=True)]  # type: ignore[arg-type]
+        [draw.record for draw in Draws(range(100), num_replicas=4, rank=rank, shuffle=True)]  # type: ignore[arg-type]
         for rank in range(4)
     ]
     assert sorted(index for part in parts for index in part) == list(range(100))
@@ -103,7 +103,9 @@ def test_several_captions_are_drawn_by_epoch() -> None:
     class Two:
         def load(self, image_size: int) -> DatasetDict:
             splits = OpenMoji().load(image_size)
-            return DatasetDict({name: split.map(lambda row: {"captions": ["a", "b"]}) for name, split in splits.items()})
+            return DatasetDict(
+                {name: split.map(lambda row: {"captions": ["a", "b"]}) for name, split in splits.items()}
+            )
 
     data = CaptionedImageDataModule(Two(), image_size=32, batch_size=8, text_len=4, vocab_size=300)
     data.setup("fit")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from datasets import DatasetDict
-from PIL import Image
 
 from lightning_dalle.data.openmoji import SKIN_TONES, Name, OpenMoji, families
 

@@ -66,9 +66,7 @@ def test_a_picture_hangs_on_its_own_seed(dalle: DALLE, text_tokens: Tensor, guid
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_greedy_codes_are_the_likeliest_of_the_full_forward(
-    dalle: DALLE, text_tokens: Tensor, guidance: float
-) -> None:
+def test_greedy_codes_are_the_likeliest_of_the_full_forward(dalle: DALLE, text_tokens: Tensor, guidance: float) -> None:
     codes = sample(dalle, text_tokens, [0, 1, 2], SamplingOptions(top_k=1, guidance=guidance)).flatten(1)
     logits = dalle(text_tokens, codes).image
     without = dalle(dalle.null_caption(3), codes).image

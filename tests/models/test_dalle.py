@@ -71,9 +71,7 @@ def test_every_layer_kind_is_in_the_tiny_model(dalle: DALLE) -> None:
     assert len(dalle.transformer.blocks) == 7
 
 
-def test_image_logits_ignore_the_code_itself_and_what_follows(
-    dalle: DALLE, text_tokens: Tensor, codes: Tensor
-) -> None:
+def test_image_logits_ignore_the_code_itself_and_what_follows(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
     for i in range(16):
         changed = codes.clone()
         changed[:, i:] = (changed[:, i:] + 1) % 11

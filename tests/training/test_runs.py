@@ -16,72 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_dalle.cli import lightning, main
 
-DVAE = """
-trainer:
-  accelerator: cpu
-  max_steps: 12
-  val_check_interval: 6
-  check_val_every_n_epoch: null
-  log_every_n_steps: 2
-  num_sanity_val_steps: 0
-  limit_val_batches: 2
-  enable_progress_bar: false
-  logger:
-    class_path: pytorch_lightning.loggers.TensorBoardLogger
-    init_args: {save_dir: SAVE_DIR, name: null, version: dvae}
-  callbacks:
-    - class_path: lightning_dalle.training.callbacks.Reconstructions
-    - class_path: pytorch_lightning.callbacks.EMAWeightAveraging
-      init_args: {decay: 0.5}
-    - class_path: pytorch_lightning.callbacks.ModelCheckpoint
-      init_args: {filename: last, every_n_train_steps: 1, enable_version_counter: false}
-model:
-  class_path: lightning_dalle.training.lit_dvae.LitDVAE
-  init_args:
-    config: {codebook_size: 32, n_group: 3, n_block: 1, n_hid: 8, n_init: 8, min_log_scale: 0.0}
-    learning_rate: {start: 3.0e-3, end: 3.0e-4, num_steps: 12, warmup_steps: 2}
-    temperature: {start: 1.0, end: 0.0625, num_steps: 12}
-    kl_weight: {start: 0.0, end: 0.1, num_steps: 6}
-    usage_bonus: 0.01
-data:
-  source: {class_path: lightning_dalle.data.openmoji.OpenMoji}
-  image_size: 32
-  batch_size: 8
-  text_len: 24
-  vocab_size: 512
-"""
-
-DALLE_MODEL = """
-  class_path: lightning_dalle.training.lit_dalle.LitDALLE
-  init_args:
-    config: {n_layer: 3, n_head: 2, n_embd: 16}
-    dvae_checkpoint: SAVE_DIR/dvae/checkpoints/last.ckpt
-    learning_rate: {start: 3.0e-3, end: 3.0e-4, num_steps: 12, warmup_steps: 2}
-    caption_dropout: 0.3
-"""
-
-SAMPLE_GRID = """
-class_path: lightning_dalle.training.callbacks.SampleGrid
-init_args: {prompts: [red apple, cat], num_samples: 2}
-"""
-
-
-@pytest.fixture(scope="module")
-def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny configs of both stages, and a folder in which the dVAE is trained already."""
-    folder = tmp_path_factory.mktemp("runs")
-    dvae = yaml.safe_load(DVAE.replace("SAVE_DIR", str(folder)))
-    dalle = yaml.safe_load(DVAE.replace("SAVE_DIR", str(folder)))
-    dalle["model"] = yaml.safe_load(DALLE_MODEL.replace("SAVE_DIR", str(folder)))
-    dalle["trainer"]["logger"]["init_args"]["version"] = "dalle"
-    dalle["trainer"]["callbacks"][0] = yaml.safe_load(SAMPLE_GRID)
-    files = {"dvae": folder / "dvae.yaml", "dalle": folder / "dalle.yaml"}
-    files["dvae"].write_text(yaml.safe_dump(dvae))
-    files["dalle"].write_text(yaml.safe_dump(dalle))
-    main(["fit", "--config", str(files["dvae"])])
-    main(["fit", "--config", str(files["dalle"])])
-    return files
-
 
 def load(path: Path) -> dict[str, Any]:
     checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
@@ -90,11 +24,11 @@ def load(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", ["dvae", "dalle"])
 def test_a_run_stopped_and_resumed_equals_an_unbroken_one_to_the_bit(
-    configs: dict[str, Path], stage: str, tmp_path: Path
+    tiny_run: dict[str, Path], stage: str, tmp_path: Path
 ) -> None:
     """Stopped in the middle of an epoch and between two validations, with an EMA, BPE and caption dropout."""
     folder = "--trainer.logger.init_args.save_dir"
-    first = ["fit", "--config", str(configs[stage]), folder, str(tmp_path)]
+    first = ["fit", "--config", str(tiny_run[stage]), folder, str(tmp_path)]
     # The epoch is cut short so that the run crosses into a second one, which the resumed run must begin alike.
     first += ["--trainer.limit_train_batches", "9", "--trainer.val_check_interval", "4"]
     last = tmp_path / stage / "checkpoints" / "last.ckpt"
@@ -119,8 +53,8 @@ def tags(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_tensorboard_shows_the_dvae(configs: dict[str, Path]) -> None:
-    found = tags(configs["dvae"].parent / "dvae")
+def test_tensorboard_shows_the_dvae(tiny_run: dict[str, Path]) -> None:
+    found = tags(tiny_run["dvae"].parent / "dvae")
     assert set(found["scalars"]) >= {
         "train/loss", "train/loss_pixels", "train/kl", "train/usage_entropy", "schedule/temperature",
         "schedule/kl_weight", "lr-AdamW/pg1", "val/loss", "val/loss_pixels", "val/kl", "val/psnr",
@@ -130,8 +64,8 @@ def test_tensorboard_shows_the_dvae(configs: dict[str, Path]) -> None:
     assert found["histograms"] == ["val/codes"]
 
 
-def test_tensorboard_shows_the_dalle(configs: dict[str, Path]) -> None:
-    found = tags(configs["dvae"].parent / "dalle")
+def test_tensorboard_shows_the_dalle(tiny_run: dict[str, Path]) -> None:
+    found = tags(tiny_run["dvae"].parent / "dalle")
     assert set(found["scalars"]) >= {
         "train/loss", "train/loss_text", "train/loss_image", "train/bits_per_code", "lr-AdamW/pg1", "val/loss",
         "val/loss_text", "val/loss_image", "val/bits_per_code", "data/captions_cut", "train/samples_per_sec",
@@ -139,29 +73,30 @@ def test_tensorboard_shows_the_dalle(configs: dict[str, Path]) -> None:
     assert found["images"] == ["samples"]
 
 
-def test_validate_test_and_predict_read_the_checkpoint(configs: dict[str, Path]) -> None:
-    for stage, file in configs.items():
+def test_validate_test_and_predict_read_the_checkpoint(tiny_run: dict[str, Path]) -> None:
+    for stage, file in tiny_run.items():
         checkpoint = str(file.parent / stage / "checkpoints" / "last.ckpt")
         for verb in ("validate", "test"):
             main([verb, "--config", str(file), "--ckpt_path", checkpoint])
+    checkpoint = str(tiny_run["dvae"].parent / "dvae/checkpoints/last.ckpt")
     predicting = lightning(
-        ["predict", "--config", str(configs["dvae"]), "--ckpt_path", str(configs["dvae"].parent / "dvae/checkpoints/last.ckpt"),
+        ["predict", "--config", str(tiny_run["dvae"]), "--ckpt_path", checkpoint,
          "--return_predictions", "true", "--trainer.limit_predict_batches", "2"]
     )  # fmt: skip
     assert predicting.trainer.predict_loop.predictions[0].shape == (8, 8, 8)
 
 
-def test_the_checkpoint_generates(configs: dict[str, Path], tmp_path: Path) -> None:
-    checkpoint = configs["dvae"].parent / "dalle/checkpoints/last.ckpt"
+def test_the_checkpoint_generates(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = tiny_run["dvae"].parent / "dalle/checkpoints/last.ckpt"
     main(["generate", "--checkpoint", str(checkpoint), "--prompts", '["red apple"]', "--out", str(tmp_path / "out")])
     assert len(list((tmp_path / "out").glob("*.png"))) == 5
 
 
-def recipe(configs: dict[str, Path], folder: Path) -> list[str]:
+def recipe(tiny_run: dict[str, Path], folder: Path) -> list[str]:
     """A recipe of the tiny configs, slow enough in each stage to be killed in it."""
     stages = {
-        "dvae": ["--config", str(configs["dvae"]), "--trainer.max_steps", "60"],
-        "dalle": ["--config", str(configs["dalle"]), "--trainer.max_steps", "60",
+        "dvae": ["--config", str(tiny_run["dvae"]), "--trainer.max_steps", "60"],
+        "dalle": ["--config", str(tiny_run["dalle"]), "--trainer.max_steps", "60",
                   "--model.dvae_checkpoint", "{run_dir}/dvae/checkpoints/last.ckpt"],
     }  # fmt: skip
     file = folder / "recipe.yaml"
@@ -169,8 +104,8 @@ def recipe(configs: dict[str, Path], folder: Path) -> list[str]:
     return [sys.executable, "-m", "lightning_dalle", "reproduce", "--config", str(file)]
 
 
-def test_reproduce_killed_in_each_stage_finishes_without_repeating(configs: dict[str, Path], tmp_path: Path) -> None:
-    command, run = recipe(configs, tmp_path), tmp_path / "run"
+def test_reproduce_killed_in_each_stage_finishes_without_repeating(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    command, run = recipe(tiny_run, tmp_path), tmp_path / "run"
 
     def start_and_kill_when(is_time: Any) -> None:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -196,7 +131,9 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(configs: dict
     assert (run / "dvae/checkpoints/last.ckpt").stat().st_mtime_ns == dvae
     assert load(run / "dalle/checkpoints/last.ckpt")["global_step"] == 60
     steps = [event.step for event in scalars(run / "dvae", "train/loss")]
-    assert len([step for step in steps if step < step_when_killed - 4]) == len({s for s in steps if s < step_when_killed - 4})
+    assert len([step for step in steps if step < step_when_killed - 4]) == len(
+        {s for s in steps if s < step_when_killed - 4}
+    )
 
     report = json.loads((run / "report.json").read_text())
     assert report["composition"]["right_emoji"]["of"] == 8

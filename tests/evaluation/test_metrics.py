@@ -1,0 +1,44 @@
+"""Our own measures, on cases whose answer is known."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
+from lightning_dalle.evaluation.metrics import CodebookUse, nearest
+from lightning_dalle.evaluation.openmoji import share
+
+
+def test_perplexity_is_one_at_collapse_and_the_codebook_at_even_use() -> None:
+    collapsed, even = CodebookUse(16), CodebookUse(16)
+    collapsed.update(torch.full((4, 2, 2), 3))
+    even.update(torch.arange(16).view(4, 2, 2))
+    assert float(collapsed.compute()) == pytest.approx(1.0)
+    assert int(collapsed.dead) == 15
+    assert float(even.compute()) == pytest.approx(16.0, rel=1e-5)
+    assert int(even.dead) == 0
+
+
+def test_codes_are_counted_over_all_batches() -> None:
+    use = CodebookUse(4)
+    for code in range(4):
+        use.update(torch.tensor([code]))
+    assert float(use.compute()) == pytest.approx(4.0)
+
+
+def test_nearest_finds_each_noisy_original() -> None:
+    references = torch.rand(20, 3, 8, 8)
+    order = torch.randperm(20)
+    assert torch.equal(nearest(references[order] + 0.01 * torch.randn(20, 3, 8, 8), references, chunk=7), order)
+
+
+def test_kmeans_is_exact_where_patches_are_fewer_than_codes() -> None:
+    patches = torch.rand(5, 3, 2, 2)
+    images = torch.cat([torch.cat([patches[i], patches[(i + 1) % 5]], dim=-1)[None] for i in range(5)])
+    assert_close(kmeans_reconstructions(images, images, patch=2, codebook_size=5), images, atol=1e-5, rtol=0)
+
+
+def test_a_share_comes_with_its_interval() -> None:
+    assert share([True] * 80 + [False] * 120) == {
+        "value": 0.4, "interval_95": [0.3346, 0.4692], "hits": 80, "of": 200,
+    }  # fmt: skip
