@@ -102,7 +102,7 @@ def lightning(argv: list[str], run: bool = True) -> "LightningCLI":
     """Parses and, if `run`, runs a verb of Lightning's: the model is chosen in YAML by class_path."""
     from jsonargparse import set_parsing_settings
     from pytorch_lightning import LightningModule
-    from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar, ThroughputMonitor
+    from pytorch_lightning.callbacks import LearningRateMonitor, ThroughputMonitor
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
@@ -122,7 +122,7 @@ def lightning(argv: list[str], run: bool = True) -> "LightningCLI":
             parser.link_arguments("data.text_len", "model.init_args.text_len")
             parser.link_arguments("data.vocab_size", "model.init_args.text_vocab_size")
 
-    callbacks = [RichProgressBar(), LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=20)]
+    callbacks = [LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=10)]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     return CLI(
         LightningModule,

@@ -26,7 +26,7 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def configure(
-    model: nn.Module, optimizer_of: OptimizerCallable, learning_rate: CosineAnneal
+    model: nn.Module, new_optimizer: OptimizerCallable, learning_rate: CosineAnneal
 ) -> OptimizerLRSchedulerConfig:
     """What `configure_optimizers` returns: the optimizer, its learning rate set to the schedule's at every step."""
     optimizer = new_optimizer(decay_groups(model))
