@@ -3,7 +3,6 @@
 Knows files and models. Knows nothing of training.
 """
 
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ class LoadedDALLE(NamedTuple):
     dalle: DALLE
     dvae: DVAE
     tokenizer: CaptionTokenizer
+    attribution: str | None
 
 
 def dvae_record(dvae: DVAE) -> dict[str, Any]:
@@ -30,9 +30,17 @@ def dvae_record(dvae: DVAE) -> dict[str, Any]:
     return {"dvae_config": asdict(dvae.config)}
 
 
-def dalle_record(dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer) -> dict[str, Any]:
-    """What a checkpoint keeps beside the weights of a DALL-E, under `dalle.`, and of its dVAE, under `dvae.`."""
-    return {"dalle_config": asdict(dalle.config), "tokenizer": tokenizer.to_json(), **dvae_record(dvae)}
+def dalle_record(dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer, attribution: str | None) -> dict[str, Any]:
+    """What a checkpoint keeps beside the weights of a DALL-E, under `dalle.`, and of its dVAE, under `dvae.`.
+
+    The attribution is what the licence of the training pictures asks of everything made from them.
+    """
+    return {
+        "dalle_config": asdict(dalle.config),
+        "tokenizer": tokenizer.to_json(),
+        "attribution": attribution,
+        **dvae_record(dvae),
+    }
 
 
 def load_dvae(path: Path) -> DVAE:
@@ -54,9 +62,13 @@ def load_dalle(path: Path) -> LoadedDALLE:
     if "dalle_config" not in checkpoint:
         kind = "a dVAE's checkpoint" if "dvae_config" in checkpoint else "a checkpoint without a DALL-E"
         raise UserError(f"a DALL-E checkpoint is needed, but {path} is {kind}")
-    dalle = DALLE(DALLEConfig.from_dict(checkpoint["dalle_config"]))
+    try:
+        dalle = DALLE(DALLEConfig.from_dict(checkpoint["dalle_config"]))
+    except TypeError as error:
+        raise UserError(f"{path} was written by another version of lightning_dalle: {error}") from error
     _load_weights(dalle, checkpoint, "dalle.", path)
-    return LoadedDALLE(dalle.eval(), _dvae(checkpoint, path), CaptionTokenizer.from_json(checkpoint["tokenizer"]))
+    tokenizer = CaptionTokenizer.from_json(checkpoint["tokenizer"])
+    return LoadedDALLE(dalle.eval(), _dvae(checkpoint, path), tokenizer, checkpoint["attribution"])
 
 
 def check_fit(dalle: DALLE, dvae: DVAE, path: Path) -> None:
@@ -79,7 +91,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no checkpoint at {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # of bytes that are no checkpoint the unpickler raises anything
         reason = str(error).partition("\n")[0] or "it is empty"
         raise UserError(f"{path} is not a checkpoint that can be opened: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -90,7 +102,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _dvae(checkpoint: dict[str, Any], path: Path) -> DVAE:
     if "dvae_config" not in checkpoint:
         raise UserError(f"a dVAE checkpoint is needed, but {path} holds no dVAE")
-    dvae = DVAE(DVAEConfig(**checkpoint["dvae_config"]))
+    try:
+        dvae = DVAE(DVAEConfig(**checkpoint["dvae_config"]))
+    except TypeError as error:
+        raise UserError(f"{path} was written by another version of lightning_dalle: {error}") from error
     _load_weights(dvae, checkpoint, "dvae.", path)
     return dvae.eval()
 

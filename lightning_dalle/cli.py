@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lightning_dalle import commands
@@ -105,6 +106,7 @@ def lightning(argv: list[str], run: bool = True) -> "LightningCLI":
     from pytorch_lightning.callbacks import LearningRateMonitor, ThroughputMonitor
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+    from lightning_dalle.checkpoints import read_checkpoint
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
     from lightning_dalle.training.callbacks import batch_size
 
@@ -121,6 +123,11 @@ def lightning(argv: list[str], run: bool = True) -> "LightningCLI":
             parser.link_arguments("data.image_size", "model.init_args.config.image_size")
             parser.link_arguments("data.text_len", "model.init_args.text_len")
             parser.link_arguments("data.vocab_size", "model.init_args.text_vocab_size")
+
+        def before_instantiate_classes(self) -> None:
+            path = self.config[self.subcommand].ckpt_path if self.subcommand else None
+            if path not in (None, "last", "best", "hpc") and not Path(path).is_dir():  # a folder is a sharded one
+                read_checkpoint(Path(path))
 
     callbacks = [LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=10)]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -7,6 +7,7 @@ a user's mistake are answered at once.
 import hashlib
 import itertools
 import json
+import shutil
 import subprocess
 import time
 from dataclasses import asdict
@@ -15,8 +16,6 @@ from typing import Any
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
-
-ATTRIBUTION = "Made from OpenMoji, the open-source emoji and icon project (openmoji.org). Licence: CC BY-SA 4.0."
 
 
 def generate(
@@ -54,19 +53,24 @@ def generate(
         raise UserError(f"there is no image at {image}")
     if rows is not None and image is None:
         raise UserError(f"rows={rows} are to be kept, but no image is given")
+    if out.is_file():
+        raise UserError(f"the folder for the pictures is to be {out}, but that is a file")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, but at least 1 picture must be made at once")
     if count < 1:
         raise UserError(f"count is {count}, but at least 1 picture must be made")
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint at {checkpoint}")
     files = [out / f"{p:04d}_{_slug(prompt)}_{j:04d}.png" for p, prompt in enumerate(wanted) for j in range(count)]
-    taken = [file for file in (*files, out / "samples.png") if file.exists()]
+    written = [*files, *(file.with_suffix(".json") for file in files), out / "samples.png"]
+    taken = [file for file in written if file.exists()]
     if taken:
         raise UserError(f"{taken[0]} is there already; choose another --out than {out}")
 
     import torch
 
     from lightning_dalle.inference.pipeline import Request, TextToImage
-    from lightning_dalle.pictures import captioned_grid, progress, to_pil
+    from lightning_dalle.pictures import captioned_grid, progress, save, to_pil
 
     pipeline = TextToImage.from_checkpoint(checkpoint, dvae)
     given = None
@@ -75,7 +79,10 @@ def generate(
         given = pipeline.top_rows(_read_image(image, pipeline.dvae.config.image_size), kept)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline.to(device)
+    try:
+        pipeline.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     requests = [Request(prompt, seed + p * count + j) for p, prompt in enumerate(wanted) for j in range(count)]
     pipeline.tokens(wanted)  # an empty prompt is an error before a folder is made
     out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +92,7 @@ def generate(
             files, requests, pipeline(requests, sampling, given, batch_size, on_progress), strict=True
         ):
             made.append(to_pil(picture))
-            made[-1].save(file)
+            save(made[-1], file, pipeline.attribution)
             record = {
                 "prompt": request.prompt,
                 "seed": request.seed,
@@ -94,10 +101,11 @@ def generate(
                 "dvae": None if dvae is None else str(dvae),
                 "image": None if image is None else str(image),
                 "rows_kept": None if given is None else len(given) // pipeline.dalle.config.grid,
+                "attribution": pipeline.attribution,
             }
             file.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     rows_of_sheet = [made[i : i + count] for i in range(0, len(made), count)]
-    captioned_grid(rows_of_sheet, wanted).save(out / "samples.png")
+    save(captioned_grid(rows_of_sheet, wanted), out / "samples.png", pipeline.attribution)
     print(f"{len(made)} pictures in {out}, all of them on {out / 'samples.png'}")
 
 
@@ -108,7 +116,11 @@ def _prompts(prompts: list[str] | None, prompt_file: Path | None) -> list[str]:
     if prompt_file is not None:
         if not prompt_file.is_file():
             raise UserError(f"there is no prompt file at {prompt_file}")
-        prompts = [line for line in prompt_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = prompt_file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"the prompt file {prompt_file} is not UTF-8 text: {error}") from error
+        prompts = [line for line in lines if line.strip()]
         if not prompts:
             raise UserError(f"the prompt file {prompt_file} holds no prompt")
     assert prompts is not None
@@ -125,14 +137,14 @@ def _slug(prompt: str) -> str:
 
 
 def _read_image(path: Path, size: int) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     from lightning_dalle.data.datamodule import image_transform
 
     try:
         with Image.open(path) as picture:
             return image_transform(size)(picture)
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL is known to raise
         raise UserError(f"{path} cannot be read as an image: {error}") from error
 
 
@@ -142,22 +154,24 @@ def reproduce(
     prompts: int = 200,
     sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
 ) -> None:
-    """Run a recipe's stages in order through `fit`, then measure; goes on where an earlier run was interrupted.
+    """Run a recipe's stages on OpenMoji through `fit`, then measure; goes on where an earlier run was interrupted.
 
     Args:
         run_dir: folder of the whole run: a folder for each stage, samples.png and report.json.
-        stages: for each stage, in order, the arguments of its `fit`; {run_dir} in them stands for the folder.
+        stages: for dvae and dalle, in this order, the arguments of `fit`; {run_dir} in them stands for the folder.
         prompts: held-out compositions that are drawn and measured, one sample each.
         sampling: how the samples are drawn.
     """
-    if not stages:
-        raise UserError("the recipe has no stages")
-    seconds = {}
+    if list(stages) != ["dvae", "dalle"]:
+        raise UserError(f"a recipe has the stages dvae and dalle, but this one has {', '.join(stages) or 'none'}")
+    finished: dict[str, Any] = {}
+    after: str | None = None
     for name, arguments in stages.items():
         fit = [argument.replace("{run_dir}", str(run_dir)) for argument in arguments]
-        seconds[name] = _run_stage(name, fit, run_dir)
+        finished[name] = _run_stage(name, fit, run_dir, after)
+        after = finished[name]["checkpoint"]
     report_file = run_dir / "report.json"
-    recipe = {"stages": stages, "prompts": prompts, "sampling": asdict(sampling)}
+    recipe = {"stages": finished, "prompts": prompts, "sampling": asdict(sampling)}
     if report_file.exists() and json.loads(report_file.read_text())["recipe"] == recipe:
         print(f"report: finished already, see {report_file}")
         return
@@ -165,7 +179,7 @@ def reproduce(
     from lightning_dalle.checkpoints import load_dvae
     from lightning_dalle.evaluation import openmoji
     from lightning_dalle.inference.pipeline import TextToImage
-    from lightning_dalle.pictures import progress
+    from lightning_dalle.pictures import progress, save
 
     begun = time.time()
     checkpoints = {name: run_dir / name / "checkpoints" / "last.ckpt" for name in stages}
@@ -175,53 +189,80 @@ def reproduce(
     with progress("Drawing held-out compositions") as on_progress:
         pipeline = TextToImage.from_checkpoint(checkpoints["dalle"])
         composition, asked, samples = openmoji.measure_dalle(pipeline, emoji, prompts, sampling, on_progress)
-    openmoji.sheet(emoji, asked, samples).save(run_dir / "samples.png")
+    save(openmoji.sheet(emoji, asked, samples), run_dir / "samples.png", pipeline.attribution)
     result = {
         "recipe": recipe,
         "reconstruction": reconstruction,
         "composition": composition,
-        "checkpoints": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in checkpoints.items()},
         "commit": _commit(),
         "machine": openmoji.machine(),
-        "seconds": {**seconds, "report": round(time.time() - begun, 1)},
-        "attribution": ATTRIBUTION,
+        "seconds": round(time.time() - begun, 1),
+        "attribution": pipeline.attribution,
     }
     _write_whole(report_file, json.dumps(result, indent=2) + "\n")
     print(json.dumps({"reconstruction": reconstruction, "composition": composition}, indent=2))
     print(f"finished: look at {run_dir / 'samples.png'}, {report_file} and tensorboard --logdir {run_dir}")
 
 
-def _run_stage(name: str, fit: list[str], run_dir: Path) -> float:
-    """Fits one stage unless it is finished; returns the seconds of its last, unbroken stretch."""
-    finished = run_dir / name / "finished.json"
-    identity = {"fit": fit, "configs": _digests(fit)}
-    if finished.exists():
-        earlier = json.loads(finished.read_text())
-        if {key: earlier[key] for key in identity} != identity:
+def _run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> dict[str, Any]:
+    """Fits one stage unless it is finished.
+
+    Args:
+        name: of the stage and of its folder.
+        fit: arguments of `fit`.
+        run_dir: folder of the run.
+        after: hash of the checkpoint of the stage before, on which this one is built.
+
+    Returns:
+        what finished.json holds: the settings, the hash of the checkpoint, and the seconds spent on it.
+    """
+    folder = run_dir / name
+    started, finished, last = folder / "started.json", folder / "finished.json", folder / "checkpoints" / "last.ckpt"
+    settings = {"fit": fit, "configs": _digests(fit), "after": after}
+    if started.exists():
+        earlier = json.loads(started.read_text())
+        if earlier != settings:
+            changed = ", ".join(key for key in settings if earlier.get(key) != settings[key])
             raise UserError(
-                f"the stage {name} in {run_dir} was finished with other settings than the recipe has now; "
-                f"choose another --run_dir, or delete {run_dir / name} to train it again"
+                f"the stage {name} in {run_dir} was begun with other settings than the recipe has now ({changed}); "
+                f"choose another --run_dir, or delete {folder} to train it again"
             )
-        print(f"{name}: finished already in {earlier['seconds']:.0f} s")
-        return float(earlier["seconds"])
-    last = run_dir / name / "checkpoints" / "last.ckpt"
+    if finished.exists():
+        record: dict[str, Any] = json.loads(finished.read_text())
+        if not last.exists() or _sha256(last) != record["checkpoint"]:
+            raise UserError(
+                f"{finished} tells of another checkpoint than {last}; delete {folder} to train the stage again"
+            )
+        print(f"{name}: finished already in {record['seconds']:.0f} s")
+        return record
     resume = ["--ckpt_path", str(last)] if last.exists() else []
     print(f"{name}: {'going on from ' + str(last) if resume else 'training'}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(started, json.dumps(settings, indent=2) + "\n")
 
     from lightning_dalle.cli import lightning
 
     logger = "--trainer.logger.init_args."
     begun = time.time()
-    trainer = lightning(["fit", *fit, f"{logger}save_dir", str(run_dir), f"{logger}version", name, *resume]).trainer
-    if not trainer.state.finished:
-        raise UserError(f"the stage {name} was interrupted; start reproduce again to go on")
-    seconds = round(time.time() - begun, 1)
-    _write_whole(finished, json.dumps({**identity, "seconds": seconds}, indent=2) + "\n")
-    return seconds
+    lightning(["fit", *fit, f"{logger}save_dir", str(run_dir), f"{logger}version", name, *resume])
+    record = {
+        **settings,
+        "checkpoint": _sha256(last),
+        "seconds": round(time.time() - begun, 1),
+        "resumed": bool(resume),
+    }
+    _write_whole(finished, json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _commit() -> str | None:
     """The commit of this code where it runs from a clone, marked if there are changes beside it."""
+    if shutil.which("git") is None:
+        return None
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40"],
         cwd=Path(__file__).parent,
@@ -237,7 +278,7 @@ def _digests(fit: list[str]) -> dict[str, str]:
     for file in files:
         if not file.is_file():
             raise UserError(f"the recipe names the config {file}, but there is no such file")
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {str(file): _sha256(file) for file in files}
 
 
 def _write_whole(path: Path, text: str) -> None:

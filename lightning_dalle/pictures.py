@@ -7,11 +7,13 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from rich.progress import Progress, TimeElapsedColumn
 from torch import Tensor
 
@@ -47,6 +49,14 @@ def captioned_grid(
             enlarged = picture.resize((side, side), Image.Resampling.NEAREST if smaller else Image.Resampling.LANCZOS)
             sheet.paste(enlarged, (left + j * (side + gap), top + header))
     return sheet
+
+
+def save(picture: Image.Image, path: Path, attribution: str | None) -> None:
+    """Writes a PNG with the attribution, if there is one, in its metadata."""
+    metadata = PngInfo()
+    if attribution is not None:
+        metadata.add_text("Copyright", attribution)
+    picture.save(path, pnginfo=metadata)
 
 
 def to_array(picture: Image.Image) -> npt.NDArray[np.uint8]:

@@ -82,7 +82,9 @@ def dalle_checkpoint(dvae: DVAE, tmp_path: Path) -> Path:
         text_len=6, text_vocab_size=256, grid=4, codebook_size=11,
     )  # fmt: skip
     dalle = DALLE(config)
-    return save(tmp_path / "dalle.ckpt", dalle_record(dalle, dvae, tokenizer), dalle=dalle, dvae=dvae)
+    return save(
+        tmp_path / "dalle.ckpt", dalle_record(dalle, dvae, tokenizer, "Made from cats."), dalle=dalle, dvae=dvae
+    )
 
 
 @pytest.fixture

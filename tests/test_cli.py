@@ -68,7 +68,7 @@ def test_a_checkpoint_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_
     assert "no checkpoint at nowhere.ckpt" in failure(capsys, "generate", "--checkpoint", "nowhere.ckpt", *PROMPTS)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken", b"trainer: 1", b"hello"])
 def test_a_file_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.ckpt"
     path.write_bytes(content)
@@ -181,3 +181,21 @@ def test_fit_refuses_to_go_on_from_another_kind_of_model(
         "--trainer.logger.init_args.save_dir", str(tmp_path),
     )  # fmt: skip
     assert "the checkpoint to go on from" in error
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_to_go_on_from_that_is_not_there(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    error = failure(capsys, verb, "--config", "configs/openmoji/quickstart_dvae.yaml", "--ckpt_path", "nowhere.ckpt")
+    assert "no checkpoint at nowhere.ckpt" in error
+
+
+def test_what_is_made_carries_the_attribution_of_the_training_pictures(dalle_checkpoint: Path, tmp_path: Path) -> None:
+    import json
+
+    from PIL import Image
+
+    main(["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--count", "1", "--out", str(tmp_path / "out")])
+    for picture in (tmp_path / "out").glob("*.png"):
+        assert Image.open(picture).info["Copyright"] == "Made from cats."
+    (record,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(record.read_text())["attribution"] == "Made from cats."

