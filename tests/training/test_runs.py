@@ -15,6 +15,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dalle.cli import lightning, main
+from lightning_dalle.commands import _run_stage
+from lightning_dalle.errors import UserError
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -40,6 +42,10 @@ def test_a_run_stopped_and_resumed_equals_an_unbroken_one_to_the_bit(
     main([*first, "--ckpt_path", str(last)])
     resumed = load(last)
     assert resumed["global_step"] == unbroken["global_step"] == 12
+    assert resumed["lr_schedulers"] == unbroken["lr_schedulers"]
+    for index, state in unbroken["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(resumed["optimizer_states"][0]["state"][index][name], value)
     for key in ("state_dict", "current_model_state"):
         assert resumed[key].keys() == unbroken[key].keys()
         for name, value in unbroken[key].items():
@@ -141,11 +147,29 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(tiny_run: dic
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "report: finished already" in again.stdout
 
-    file = tmp_path / "recipe.yaml"
-    file.write_text(file.read_text().replace("'60'", "'61'", 1))
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(recipe_file.read_text().replace("'60'", "'61'", 1))
     changed = subprocess.run(command, capture_output=True, text=True)
     assert changed.returncode == 2
-    assert "finished with other settings" in changed.stderr
+    assert "the stage dvae in" in changed.stderr
+    assert "begun with other settings than the recipe has now (fit)" in changed.stderr
+
+    # What a stage was built from is part of its settings, and a finished stage is the checkpoint that it left.
+    settings = json.loads((run / "dalle/finished.json").read_text())
+    with pytest.raises(UserError, match=r"other settings than the recipe has now \(after\)"):
+        _run_stage("dalle", settings["fit"], run, "another dVAE")
+    (run / "dalle/checkpoints/last.ckpt").write_bytes(b"overwritten")
+    with pytest.raises(UserError, match="tells of another checkpoint"):
+        _run_stage("dalle", settings["fit"], run, settings["after"])
+
+
+def test_the_dvae_in_a_dalle_checkpoint_is_the_one_it_was_trained_on(tiny_run: dict[str, Path]) -> None:
+    folder = tiny_run["dvae"].parent
+    dvae, dalle = (load(folder / stage / "checkpoints/last.ckpt")["state_dict"] for stage in ("dvae", "dalle"))
+    weights = {name: value for name, value in dvae.items() if name.startswith("dvae.")}
+    assert weights
+    for name, value in weights.items():
+        assert torch.equal(dalle[name], value), name
 
 
 def scalars(folder: Path, tag: str) -> list[Any]:
