@@ -99,8 +99,8 @@ def _known_names() -> set[str]:
     return {name for cls in classes for name in inspect.signature(cls).parameters}
 
 
-def lightning(argv: list[str], run: bool = True) -> "LightningCLI":
-    """Parses and, if `run`, runs a verb of Lightning's: the model is chosen in YAML by class_path."""
+def lightning(argv: list[str]) -> "LightningCLI":
+    """Parses and runs a verb of Lightning's: the model is chosen in YAML by class_path."""
     from jsonargparse import set_parsing_settings
     from pytorch_lightning import LightningModule
     from pytorch_lightning.callbacks import LearningRateMonitor, ThroughputMonitor
@@ -141,5 +141,4 @@ def lightning(argv: list[str], run: bool = True) -> "LightningCLI":
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
         args=argv,
-        run=run,
     )
