@@ -16,9 +16,9 @@ FITS = [path for path in CONFIGS if path not in RECIPES]
 
 @pytest.mark.parametrize("path", FITS, ids=str)
 def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytorch_lightning import Trainer
+    from pytorch_lightning.cli import LightningCLI
 
-    monkeypatch.setattr(Trainer, "fit", lambda *args, **kwargs: None)
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
     cli = lightning(["fit", "--config", str(path), "--trainer.accelerator", "cpu", "--trainer.precision", "32"])
     assert type(cli.model).__name__ in ("LitDVAE", "LitDALLE")
     every = cli.trainer.checkpoint_callback._every_n_train_steps  # type: ignore[union-attr]

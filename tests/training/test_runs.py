@@ -64,7 +64,7 @@ def test_tensorboard_shows_the_dvae(tiny_run: dict[str, Path]) -> None:
     assert set(found["scalars"]) >= {
         "train/loss", "train/loss_pixels", "train/kl", "train/usage_entropy", "schedule/temperature",
         "schedule/kl_weight", "lr-AdamW/pg1", "val/loss", "val/loss_pixels", "val/kl", "val/psnr",
-        "val/codebook_perplexity", "val/dead_codes", "train/samples_per_sec",
+        "val/codebook_perplexity", "val/dead_codes", "train/device/samples_per_sec",
     }  # fmt: skip
     assert found["images"] == ["val/reconstructions"]
     assert found["histograms"] == ["val/codes"]
@@ -74,7 +74,7 @@ def test_tensorboard_shows_the_dalle(tiny_run: dict[str, Path]) -> None:
     found = tags(tiny_run["dvae"].parent / "dalle")
     assert set(found["scalars"]) >= {
         "train/loss", "train/loss_text", "train/loss_image", "train/bits_per_code", "lr-AdamW/pg1", "val/loss",
-        "val/loss_text", "val/loss_image", "val/bits_per_code", "data/captions_cut", "train/samples_per_sec",
+        "val/loss_text", "val/loss_image", "val/bits_per_code", "data/captions_cut", "train/device/samples_per_sec",
     }  # fmt: skip
     assert found["images"] == ["samples"]
 
