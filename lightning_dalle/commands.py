@@ -176,6 +176,7 @@ def reproduce(
         print(f"report: finished already, see {report_file}")
         return
 
+    from lightning_dalle import machine
     from lightning_dalle.checkpoints import load_dvae
     from lightning_dalle.evaluation import openmoji
     from lightning_dalle.inference.pipeline import TextToImage
@@ -195,7 +196,7 @@ def reproduce(
         "reconstruction": reconstruction,
         "composition": composition,
         "commit": _commit(),
-        "machine": openmoji.machine(),
+        "machine": machine.describe(),
         "seconds": round(time.time() - begun, 1),
         "attribution": pipeline.attribution,
     }

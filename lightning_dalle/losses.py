@@ -46,20 +46,32 @@ def dvae_loss(
     logits: Float[Tensor, "b k g g"],
     pixels: LogitLaplace,
     kl_weight: float,
-    usage_bonus: float,
+    usage_bonus: float = 0.0,
+    mse_weight: float = 0.0,
 ) -> dict[str, Tensor]:
     """The negative ELB per pixel and channel, KL weighted (paper, eq. 1 and appendix A.2), by parts.
 
     The paper divides the whole loss by 256 * 256 * 3. So the mean KL of a position weighs
     kl_weight * positions / (pixels * channels), which is kl_weight / 192 at eight-fold downsampling.
+
+    Args:
+        images: in [0, 1].
+        logits: of the encoder.
+        pixels: the reconstruction.
+        kl_weight: beta.
+        usage_bonus: weight of `usage_entropy`; 0 in the paper.
+        mse_weight: of the squared error of the reconstruction in [0, 1]; 0 in the paper. The density is that of the
+            logit, in which an error at an edge costs little more than one in a flat colour.
     """
     nll = logit_laplace_nll(images, pixels).mean()
     kl = kl_to_uniform(logits)  # (b, g, g)
     kl_per_pixel = kl.sum() / images.numel()
     usage = usage_entropy(logits)
+    mse = F.mse_loss(pixels.image, images)
     return {
-        "loss": nll + kl_weight * kl_per_pixel - usage_bonus * usage,
+        "loss": nll + mse_weight * mse + kl_weight * kl_per_pixel - usage_bonus * usage,
         "loss_pixels": nll,
+        "mse": mse,
         "kl": kl.mean(),
         "usage_entropy": usage,
     }

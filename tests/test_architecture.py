@@ -8,7 +8,7 @@ import yaml
 
 PACKAGE = Path("lightning_dalle")
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"errors", "schedules", "tokenizer", "pictures", "inference.options", "data.openmoji"}
+LEAVES = {"errors", "schedules", "tokenizer", "pictures", "machine", "inference.options", "data.openmoji"}
 
 
 def imports(path: Path) -> set[str]:

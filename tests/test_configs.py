@@ -19,7 +19,7 @@ def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.
     from pytorch_lightning.cli import LightningCLI
 
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
-    cli = lightning(["fit", "--config", str(path), "--trainer.accelerator", "cpu", "--trainer.precision", "32"])
+    cli = lightning(["fit", "--config", str(path), "--trainer.accelerator", "cpu"])
     assert type(cli.model).__name__ in ("LitDVAE", "LitDALLE")
     every = cli.trainer.checkpoint_callback._every_n_train_steps  # type: ignore[union-attr]
     assert cli.trainer.max_steps % every == 0, "the last steps would not be saved"

@@ -43,11 +43,21 @@ def test_kl_weight_is_a_192nd_at_eight_fold_downsampling() -> None:
     images = torch.rand(1, 3, 256, 256)
     one_hot = torch.full((1, 8192, 32, 32), -1e4).index_fill(1, torch.tensor([7]), 0.0)
     pixels = LogitLaplace(torch.zeros_like(images), torch.zeros_like(images))
-    parts = dvae_loss(images, one_hot, pixels, kl_weight=6.6, usage_bonus=0.0)
+    parts = dvae_loss(images, one_hot, pixels, kl_weight=6.6)
     from_kl = parts["loss"] - parts["loss_pixels"]
     assert float(from_kl) == pytest.approx(6.6 / 192 * math.log(8192), rel=1e-4)
     assert float(from_kl) == pytest.approx(0.310, abs=1e-3)
     assert_close(parts["kl"], torch.tensor(math.log(8192)))
+
+
+def test_the_dvae_loss_is_the_weighted_sum_of_its_parts() -> None:
+    images, logits = torch.rand(2, 3, 8, 8), torch.randn(2, 16, 4, 4)
+    pixels = LogitLaplace(torch.randn(2, 3, 8, 8), torch.rand(2, 3, 8, 8))
+    parts = dvae_loss(images, logits, pixels, kl_weight=6.6, usage_bonus=0.5, mse_weight=10.0)
+    assert_close(parts["mse"], ((pixels.image - images) ** 2).mean())
+    kl_per_pixel = parts["kl"] * 16 / (3 * 64)
+    total = parts["loss_pixels"] + 10 * parts["mse"] + 6.6 * kl_per_pixel - 0.5 * parts["usage_entropy"]
+    assert_close(parts["loss"], total)
 
 
 def test_usage_entropy_tells_collapse_from_even_use() -> None:

@@ -3,7 +3,6 @@
 Knows the OpenMoji splits, models and measures. Knows nothing of training or of where the numbers go.
 """
 
-import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -139,14 +138,3 @@ def sheet(emoji: Emoji, asked: list[int], samples: list[Image.Image], most: int 
     """Prompts with the sample on the left and the real emoji, never seen in training, on the right."""
     rows = [[made, to_pil(emoji.images[i])] for i, made in zip(asked[:most], samples, strict=False)]
     return captioned_grid(rows, [emoji.captions[i] for i in asked[:most]], columns=8, side=80)
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were made on."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

@@ -5,6 +5,7 @@ Knows vectors, masks and a key/value cache. Knows nothing of vocabularies, text 
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -83,7 +84,12 @@ class SelfAttention(nn.Module):
             start = cache.length
             k, v = cache.append(k, v, capacity=len(self.mask))  # (b, h, s, d / h)
         seen = self.mask[start : start + n, : start + n]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (b, h, n, d / h)
+        # A CPU's attention kernel takes more than twice as long in 16 bits as in 32.
+        dtype = torch.promote_types(v.dtype, torch.float32) if x.device.type == "cpu" else v.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(
+                q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=seen
+            )  # (b, h, n, d / h)
         return self.project(y.transpose(1, 2).reshape(b, n, d))
 
 

@@ -21,7 +21,7 @@ from lightning_dalle.models.dvae import DVAE
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.tokenizer import CaptionTokenizer
-from lightning_dalle.training.optimisation import configure, step_generator
+from lightning_dalle.training.optimisation import configure, is_logged, step_generator
 
 
 class LitDALLE(pl.LightningModule):
@@ -88,8 +88,9 @@ class LitDALLE(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self._losses(batch._replace(text_tokens=self._drop_captions(batch.text_tokens, batch_idx)))
-        self.log_dict({f"train/{name}": value for name, value in losses.items()})
-        self.log("train/bits_per_code", losses["loss_image"] / math.log(2))
+        if is_logged(self.trainer):
+            self.log_dict({f"train/{name}": value for name, value in losses.items()})
+            self.log("train/bits_per_code", losses["loss_image"] / math.log(2))
         self.log("data/captions_cut", batch.is_cut.sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
         return losses["loss"]
 

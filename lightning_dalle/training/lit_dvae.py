@@ -18,7 +18,7 @@ from lightning_dalle.evaluation.metrics import CodebookUse
 from lightning_dalle.losses import dvae_loss
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optimisation import configure, step_generator
+from lightning_dalle.training.optimisation import configure, is_logged, step_generator
 
 
 class LitDVAE(pl.LightningModule):
@@ -30,6 +30,7 @@ class LitDVAE(pl.LightningModule):
         temperature: of the relaxation, by optimizer step (1 to 1/16 over 150,000 in the paper).
         kl_weight: beta, by optimizer step (0 to 6.6 over 5,000 in the paper).
         usage_bonus: weight of the entropy of the batch's mean posterior; 0 in the paper.
+        mse_weight: weight of the mean squared error of the reconstruction; 0 in the paper.
         optimizer: takes the parameters; its learning rate is set by the schedule.
         seed: of the Gumbel noise.
     """
@@ -41,12 +42,14 @@ class LitDVAE(pl.LightningModule):
         temperature: CosineAnneal,
         kl_weight: CosineAnneal,
         usage_bonus: float = 0.0,
+        mse_weight: float = 0.0,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.learning_rate, self.temperature, self.kl_weight = learning_rate, temperature, kl_weight
-        self.usage_bonus, self.optimizer, self.seed = usage_bonus, optimizer, seed
+        self.usage_bonus, self.mse_weight = usage_bonus, mse_weight
+        self.optimizer, self.seed = optimizer, seed
         # Convolutions of few channels are 1.4 times as fast in this layout on a CPU, and as fast as ever on a GPU.
         self.dvae = DVAE(config).to(memory_format=torch.channels_last)
         self.val_psnr = PeakSignalNoiseRatio(data_range=1.0)
@@ -57,9 +60,10 @@ class LitDVAE(pl.LightningModule):
         step = self.global_step
         generator = step_generator(self.device, self.seed, step, batch_idx, self.global_rank)
         logits, pixels = self.dvae(batch.images, self.temperature(step), generator)
-        losses = dvae_loss(batch.images, logits, pixels, self.kl_weight(step), self.usage_bonus)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()})
-        self.log_dict({"schedule/temperature": self.temperature(step), "schedule/kl_weight": self.kl_weight(step)})
+        losses = dvae_loss(batch.images, logits, pixels, self.kl_weight(step), self.usage_bonus, self.mse_weight)
+        if is_logged(self.trainer):
+            self.log_dict({f"train/{name}": value for name, value in losses.items()})
+            self.log_dict({"schedule/temperature": self.temperature(step), "schedule/kl_weight": self.kl_weight(step)})
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -68,7 +72,8 @@ class LitDVAE(pl.LightningModule):
         logits = self.dvae.encoder_logits(images)
         codes = logits.argmax(dim=1)
         pixels = self.dvae.reconstruct(self.dvae.one_hot(codes))
-        losses = dvae_loss(images, logits, pixels, self.kl_weight(self.global_step), self.usage_bonus)
+        kl_weight = self.kl_weight(self.global_step)
+        losses = dvae_loss(images, logits, pixels, kl_weight, self.usage_bonus, self.mse_weight)
         for name, metric in self.val_losses.items():
             assert isinstance(metric, MeanMetric)
             metric.update(losses[name], weight=len(images))

@@ -6,6 +6,7 @@ Knows parameters, schedules and steps. Knows nothing of losses or data.
 import hashlib
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -33,6 +34,11 @@ def configure(
     base = optimizer.defaults["lr"]
     scheduler = LambdaLR(optimizer, lambda step: learning_rate(step) / base)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def is_logged(trainer: pl.Trainer) -> bool:
+    """Whether Lightning writes the scalars of this training step. Each `self.log` costs 0.4 ms, written or not."""
+    return (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 def step_generator(device: torch.device, *numbers: int) -> Generator:

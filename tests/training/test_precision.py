@@ -1,0 +1,26 @@
+"""bf16 where it is fast, fp32 elsewhere; gradients are clipped in both."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_dalle.training import precision
+from lightning_dalle.training.precision import NativeBF16
+
+
+@pytest.mark.parametrize(("is_native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_autocasts_only_where_bf16_is_native(
+    monkeypatch: pytest.MonkeyPatch, is_native: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: is_native)
+    plugin = NativeBF16()
+    layer = nn.Linear(4, 4).to(plugin.device)
+    with plugin.forward_context():
+        assert layer(torch.ones(1, 4, device=plugin.device)).dtype == dtype
+
+
+def test_clips_gradients_of_a_fused_optimizer() -> None:
+    parameter = nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.full((4,), 10.0)
+    NativeBF16().clip_gradients(torch.optim.AdamW([parameter], fused=True), 1.0)
+    assert parameter.grad.norm() == pytest.approx(1.0, rel=1e-4)
