@@ -12,13 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lightning_dalle import commands
+from lightning_dalle.commands.evaluate import evaluate
+from lightning_dalle.commands.generate import generate
+from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.errors import UserError
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
 
-COMMANDS: dict[str, Callable[..., None]] = {"generate": commands.generate, "reproduce": commands.reproduce}
+COMMANDS: dict[str, Callable[..., None]] = {"reproduce": reproduce, "generate": generate, "evaluate": evaluate}
 
 EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated",  # Lightning 2.6 on torch 2.15
@@ -35,6 +37,7 @@ DALL-E (Ramesh et al. 2021) as a PyTorch Lightning experiment repo.
 
   reproduce   run a recipe: every stage of training, then samples and a report
   generate    draw pictures of prompts with a trained model
+  evaluate    score a folder of pictures against another: FID, KID, precision, recall, IS
   fit         train one model              (Lightning's, as are those below)
   validate    validate one model
   test        test one model

@@ -4,6 +4,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("lightning_dalle", "beartype.beartype")  # before the first import of the package
 
+import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -110,3 +111,30 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         files[stage].write_text(template.replace("SAVE_DIR", str(folder)))
         main(["fit", "--config", str(files[stage])])
     return files
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Photos and weights that are not the project's to ship; skipped, with where they belong, where they are absent."""
+    path = Path(os.environ.get("LIGHTNING_DALLE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real photos and weights at {path}; $LIGHTNING_DALLE_TEST_DATA names another place")
+    return path
+
+
+@pytest.fixture(scope="session")
+def pool_weights(real_data: Path) -> Path:
+    """Inception's real weights, without the last layer."""
+    return real_data / "inception" / "pt_inception-2015-12-05-pool-features.pth"
+
+
+@pytest.fixture(scope="session")
+def full_weights(pool_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a seeded random last layer, as torch-fidelity and pytorch-fid want a file."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.load(pool_weights, weights_only=True)
+    weights["fc.weight"] = torch.randn(1008, 2048, generator=generator) * 0.1
+    weights["fc.bias"] = torch.randn(1008, generator=generator)
+    path = tmp_path_factory.mktemp("inception") / "full.pth"
+    torch.save(weights, path)
+    return path

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from lightning_dalle.cli import lightning
+from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.inference.options import SamplingOptions
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 RECIPES = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())]
-FITS = [path for path in CONFIGS if path not in RECIPES]
+PROTOCOLS = sorted(Path("configs/protocols").glob("*.yaml"))
+FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS)]
 
 
 @pytest.mark.parametrize("path", FITS, ids=str)
@@ -37,9 +40,17 @@ def test_recipe_names_configs_that_are_there(path: Path) -> None:
         assert all(file in FITS for file in files)
 
 
+@pytest.mark.parametrize("path", PROTOCOLS, ids=str)
+def test_protocol_says_what_it_is_called(path: Path) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(Protocol)
+    protocol = parser.instantiate_classes(parser.parse_path(path))
+    assert protocol.name == path.stem
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_config_opens_with_its_command_its_time_and_its_result(path: Path) -> None:
     head = [line for line in path.read_text().splitlines()[:8] if line.startswith("#")]
-    assert any(f"--config {path}" in line for line in head)
+    assert any(f"--config {path}" in line or f"--protocol {path}" in line for line in head)
     assert len(head) >= 3
     assert "TIME AND RESULT" not in path.read_text()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Int
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -37,8 +38,10 @@ class LitDALLE(pl.LightningModule):
         text_vocab_size: ids of caption tokens.
         image_loss_weight: of the image's cross-entropy against the text's 1 (7 in the paper: 7/8 and 1/8).
         caption_dropout: probability of training on no caption, for classifier-free guidance; 0 in the paper.
+        code_corruption: probability of reading another picture's code instead of the own one, in training; 0 in the
+            paper. It teaches to go on from codes that were sampled wrong, and to trust the caption.
         optimizer: takes parameter groups; its learning rate is set by the schedule.
-        seed: of the caption dropout.
+        seed: of the caption dropout and the code corruption.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class LitDALLE(pl.LightningModule):
         text_vocab_size: int = 16384,
         image_loss_weight: float = 7.0,
         caption_dropout: float = 0.0,
+        code_corruption: float = 0.0,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
     ) -> None:
@@ -57,6 +61,7 @@ class LitDALLE(pl.LightningModule):
         self.config, self.dvae_checkpoint, self.learning_rate = config, dvae_checkpoint, learning_rate
         self.text_len, self.text_vocab_size = text_len, text_vocab_size
         self.image_loss_weight, self.caption_dropout = image_loss_weight, caption_dropout
+        self.code_corruption = code_corruption
         self.optimizer, self.seed = optimizer, seed
         self.dvae: DVAE | None = None
         self.dalle: DALLE | None = None
@@ -87,7 +92,9 @@ class LitDALLE(pl.LightningModule):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self._losses(batch._replace(text_tokens=self._drop_captions(batch.text_tokens, batch_idx)))
+        codes = self._codes(batch)
+        text_tokens = self._drop_captions(batch.text_tokens, batch_idx)
+        losses = self._losses(text_tokens, codes, read=self._corrupt(codes, batch_idx))
         if is_logged(self.trainer):
             self.log_dict({f"train/{name}": value for name, value in losses.items()})
             self.log("train/bits_per_code", losses["loss_image"] / math.log(2))
@@ -95,7 +102,8 @@ class LitDALLE(pl.LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        losses = self._losses(batch)
+        codes = self._codes(batch)
+        losses = self._losses(batch.text_tokens, codes, read=codes)
         for name, metric in self.val_losses.items():
             assert isinstance(metric, MeanMetric)
             metric.update(losses[name], weight=len(batch.images))
@@ -134,13 +142,18 @@ class LitDALLE(pl.LightningModule):
         """The data's."""
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        assert self.dalle is not None
+    def _codes(self, batch: Batch) -> Int[Tensor, "b i"]:
         assert self.dvae is not None
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # codes are the same in any precision
-            codes = self.dvae.encode(batch.images).flatten(1)  # (b, i)
-        logits = self.dalle(batch.text_tokens, codes)
-        return dalle_loss(logits.text, logits.image, batch.text_tokens, codes, self.image_loss_weight)
+            return self.dvae.encode(batch.images).flatten(1)
+
+    def _losses(
+        self, text_tokens: Int[Tensor, "b t"], codes: Int[Tensor, "b i"], read: Int[Tensor, "b i"]
+    ) -> dict[str, Tensor]:
+        """Of predicting the codes from those that are read before them."""
+        assert self.dalle is not None
+        logits = self.dalle(text_tokens, read)
+        return dalle_loss(logits.text, logits.image, text_tokens, codes, self.image_loss_weight)
 
     def _drop_captions(self, text_tokens: Tensor, batch_idx: int) -> Tensor:
         if not self.caption_dropout:
@@ -149,3 +162,11 @@ class LitDALLE(pl.LightningModule):
         generator = step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank)
         is_dropped = torch.rand(len(text_tokens), generator=generator, device=self.device) < self.caption_dropout
         return torch.where(is_dropped[:, None], self.dalle.null_caption(len(text_tokens)), text_tokens)
+
+    def _corrupt(self, codes: Int[Tensor, "b i"], batch_idx: int) -> Int[Tensor, "b i"]:
+        """Some codes replaced by those that the batch's previous picture has in the same places."""
+        if not self.code_corruption:
+            return codes
+        generator = step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank, 1)
+        is_other = torch.rand(codes.shape, generator=generator, device=self.device) < self.code_corruption
+        return torch.where(is_other, codes.roll(1, dims=0), codes)

@@ -15,7 +15,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dalle.cli import lightning, main
-from lightning_dalle.commands import _run_stage
+from lightning_dalle.commands.reproduce import run_stage
 from lightning_dalle.errors import UserError
 
 
@@ -157,10 +157,10 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(tiny_run: dic
     # What a stage was built from is part of its settings, and a finished stage is the checkpoint that it left.
     settings = json.loads((run / "dalle/finished.json").read_text())
     with pytest.raises(UserError, match=r"other settings than the recipe has now \(after\)"):
-        _run_stage("dalle", settings["fit"], run, "another dVAE")
+        run_stage("dalle", settings["fit"], run, "another dVAE")
     (run / "dalle/checkpoints/last.ckpt").write_bytes(b"overwritten")
     with pytest.raises(UserError, match="tells of another checkpoint"):
-        _run_stage("dalle", settings["fit"], run, settings["after"])
+        run_stage("dalle", settings["fit"], run, settings["after"])
 
 
 def test_the_dvae_in_a_dalle_checkpoint_is_the_one_it_was_trained_on(tiny_run: dict[str, Path]) -> None:

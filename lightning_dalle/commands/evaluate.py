@@ -1,0 +1,96 @@
+"""`evaluate`: any folder of pictures against any other, under a protocol.
+
+Knows folders and where results are filed.
+"""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from lightning_dalle.commands.records import commit, write_whole
+from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation.protocol import Protocol
+
+
+def evaluate(
+    images: Path,
+    reference: Path,
+    protocol: Protocol,
+    inception: Path | None = None,
+    out: Path = Path("evals/results"),
+    cache_dir: Path = Path("~/.cache/lightning_dalle/features"),
+    batch_size: int = 32,
+    device: str = "auto",
+) -> None:
+    """Score a folder of pictures against a reference folder; writes a JSON of figures with all that they depend on.
+
+    Args:
+        images: generated pictures, of whatever model.
+        reference: real pictures.
+        protocol: how both are prepared and what is measured; a YAML file of configs/protocols or its keys.
+        inception: the Inception weights; $LIGHTNING_DALLE_INCEPTION, or torch hub's cache, if not given.
+        out: folder for the result.
+        cache_dir: where features are kept, so that no set of pictures is read twice under one protocol.
+        batch_size: pictures that are read at once.
+        device: cpu, cuda, ..., or auto for the GPU if there is one.
+    """
+    if out.is_file():
+        raise UserError(f"the folder for the result is to be {out}, but that is a file")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, but at least 1 picture must be read at once")
+
+    import torch
+
+    from lightning_dalle import machine
+    from lightning_dalle.evaluation.fidelity import fidelity
+    from lightning_dalle.evaluation.image_sets import ImageSet, pictures_in, read_folder
+    from lightning_dalle.evaluation.inception import Inception, find_weights
+    from lightning_dalle.pictures import progress
+
+    begun = time.time()
+    folders = {"generated": images, "reference": reference}
+    for folder in folders.values():
+        pictures_in(folder)  # a mistake is told before the network is loaded
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = find_weights(inception)
+    network = Inception(weights).to(device)
+    sets: dict[str, ImageSet] = {}
+    for side, folder in folders.items():
+        with progress(f"Reading {side} pictures") as on_progress:
+            sets[side] = read_folder(
+                folder,
+                network,
+                protocol.preparation,
+                protocol.blur_radii,
+                batch_size,
+                cache_dir.expanduser(),
+                on_progress,
+            )
+    figures = {
+        str(radius): fidelity(sets["generated"].features[radius], sets["reference"].features[radius], protocol.fidelity)
+        for radius in protocol.blur_radii
+    }
+    result = {
+        "protocol": asdict(protocol),
+        "by_blur_radius": figures,
+        "sets": {
+            side: {
+                "folder": str(folders[side]),
+                "pictures": len(found.names),
+                "skipped": len(found.skipped),
+                "first_skipped": dict(list(found.skipped.items())[:10]),
+            }
+            for side, found in sets.items()
+        },
+        "inception": {"file": weights.name, "sha256": network.sha256},
+        "commit": commit(),
+        "machine": machine.describe(),
+        "seconds": round(time.time() - begun, 1),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{protocol.name}.json"
+    write_whole(file, json.dumps(result, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+    print(f"protocol {protocol.name}, {len(sets['generated'].names)} against {len(sets['reference'].names)}: {file}")

@@ -1,0 +1,31 @@
+"""What every command writes beside its numbers, and how."""
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+
+def sha256(file: Path) -> str:
+    """Hash of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def commit() -> str | None:
+    """The commit of this code where it runs from a clone, marked if there are changes beside it."""
+    if shutil.which("git") is None:
+        return None
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return described.stdout.strip() or None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.rename(path)

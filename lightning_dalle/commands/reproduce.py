@@ -1,0 +1,132 @@
+"""`reproduce`: a recipe's stages of training in order, then its report.
+
+Knows stages, their files, and what of a run is finished.
+"""
+
+import itertools
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning_dalle.commands.records import commit, sha256, write_whole
+from lightning_dalle.errors import UserError
+from lightning_dalle.inference.options import SamplingOptions
+
+
+def reproduce(
+    run_dir: Path,
+    stages: dict[str, list[str]],
+    prompts: int = 200,
+    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
+) -> None:
+    """Run a recipe's stages on OpenMoji through `fit`, then measure; goes on where an earlier run was interrupted.
+
+    Args:
+        run_dir: folder of the whole run: a folder for each stage, samples.png and report.json.
+        stages: for dvae and dalle, in this order, the arguments of `fit`; {run_dir} in them stands for the folder.
+        prompts: held-out compositions that are drawn and measured, one sample each.
+        sampling: how the samples are drawn.
+    """
+    if list(stages) != ["dvae", "dalle"]:
+        raise UserError(f"a recipe has the stages dvae and dalle, but this one has {', '.join(stages) or 'none'}")
+    finished: dict[str, Any] = {}
+    after: str | None = None
+    for name, arguments in stages.items():
+        fit = [argument.replace("{run_dir}", str(run_dir)) for argument in arguments]
+        finished[name] = run_stage(name, fit, run_dir, after)
+        after = finished[name]["checkpoint"]
+    report_file = run_dir / "report.json"
+    recipe = {"stages": finished, "prompts": prompts, "sampling": asdict(sampling)}
+    if report_file.exists() and json.loads(report_file.read_text())["recipe"] == recipe:
+        print(f"report: finished already, see {report_file}")
+        return
+
+    from lightning_dalle import machine
+    from lightning_dalle.checkpoints import load_dvae
+    from lightning_dalle.evaluation import openmoji
+    from lightning_dalle.inference.pipeline import TextToImage
+    from lightning_dalle.pictures import progress, save
+
+    begun = time.time()
+    checkpoints = {name: run_dir / name / "checkpoints" / "last.ckpt" for name in stages}
+    dvae = load_dvae(checkpoints["dvae"])
+    emoji = openmoji.Emoji(dvae.config.image_size)
+    reconstruction = openmoji.measure_dvae(dvae, emoji)
+    with progress("Drawing held-out compositions") as on_progress:
+        pipeline = TextToImage.from_checkpoint(checkpoints["dalle"])
+        composition, asked, samples = openmoji.measure_dalle(pipeline, emoji, prompts, sampling, on_progress)
+    save(openmoji.sheet(emoji, asked, samples), run_dir / "samples.png", pipeline.attribution)
+    result = {
+        "recipe": recipe,
+        "reconstruction": reconstruction,
+        "composition": composition,
+        "commit": commit(),
+        "machine": machine.describe(),
+        "seconds": round(time.time() - begun, 1),
+        "attribution": pipeline.attribution,
+    }
+    write_whole(report_file, json.dumps(result, indent=2) + "\n")
+    print(json.dumps({"reconstruction": reconstruction, "composition": composition}, indent=2))
+    print(f"finished: look at {run_dir / 'samples.png'}, {report_file} and tensorboard --logdir {run_dir}")
+
+
+def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> dict[str, Any]:
+    """Fits one stage unless it is finished.
+
+    Args:
+        name: of the stage and of its folder.
+        fit: arguments of `fit`.
+        run_dir: folder of the run.
+        after: hash of the checkpoint of the stage before, on which this one is built.
+
+    Returns:
+        what finished.json holds: the settings, the hash of the checkpoint, and the seconds spent on it.
+    """
+    folder = run_dir / name
+    started, finished, last = folder / "started.json", folder / "finished.json", folder / "checkpoints" / "last.ckpt"
+    settings = {"fit": fit, "configs": _digests(fit), "after": after}
+    if started.exists():
+        earlier = json.loads(started.read_text())
+        if earlier != settings:
+            changed = ", ".join(key for key in settings if earlier.get(key) != settings[key])
+            raise UserError(
+                f"the stage {name} in {run_dir} was begun with other settings than the recipe has now ({changed}); "
+                f"choose another --run_dir, or delete {folder} to train it again"
+            )
+    if finished.exists():
+        record: dict[str, Any] = json.loads(finished.read_text())
+        if not last.exists() or sha256(last) != record["checkpoint"]:
+            raise UserError(
+                f"{finished} tells of another checkpoint than {last}; delete {folder} to train the stage again"
+            )
+        print(f"{name}: finished already in {record['seconds']:.0f} s")
+        return record
+    resume = ["--ckpt_path", str(last)] if last.exists() else []
+    print(f"{name}: {'going on from ' + str(last) if resume else 'training'}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(started, json.dumps(settings, indent=2) + "\n")
+
+    from lightning_dalle.cli import lightning
+
+    logger = "--trainer.logger.init_args."
+    begun = time.time()
+    lightning(["fit", *fit, f"{logger}save_dir", str(run_dir), f"{logger}version", name, *resume])
+    record = {
+        **settings,
+        "checkpoint": sha256(last),
+        "seconds": round(time.time() - begun, 1),
+        "resumed": bool(resume),
+    }
+    write_whole(finished, json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _digests(fit: list[str]) -> dict[str, str]:
+    """Hashes of the config files that a stage reads."""
+    files = [Path(value) for option, value in itertools.pairwise(fit) if option == "--config"]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"the recipe names the config {file}, but there is no such file")
+    return {str(file): sha256(file) for file in files}

@@ -1,0 +1,80 @@
+"""How alike two sets of images are, by torch-fidelity's own formulas on Inception features: FID, KID, precision and
+recall, and the Inception Score.
+
+Knows features. Knows nothing of images, files or models.
+"""
+
+import math
+from typing import Any
+
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation.inception import Features
+from lightning_dalle.evaluation.protocol import FidelityOptions
+
+
+def fidelity(generated: Features, reference: Features, options: FidelityOptions) -> dict[str, Any]:
+    """FID, KID, precision, recall and, where there are logits, the Inception Score of the generated images.
+
+    Each with what says how sure it is: KID's deviation between draws, that of the Inception Score between splits, and
+    for FID a warning where there are too few images.
+
+    Raises:
+        UserError: if there are fewer than two images on a side, too few for a covariance, or too few for k neighbours.
+    """
+    counts = {"generated": len(generated.pool), "reference": len(reference.pool)}
+    fewest = max(2, options.neighbours + 1)
+    for side, count in counts.items():
+        if count < fewest:
+            raise UserError(f"there are {count} {side} images, but the measures need at least {fewest}")
+    frechet = fid_statistics_to_metric(
+        fid_features_to_statistics(generated.pool), fid_features_to_statistics(reference.pool), verbose=False
+    )["frechet_inception_distance"]
+    if not math.isfinite(frechet):
+        raise UserError(f"FID of {counts['generated']} against {counts['reference']} images is {frechet}: look at them")
+    subset = min(options.kid_subset_size, *counts.values())
+    kernel = kid_features_to_metric(
+        generated.pool,
+        reference.pool,
+        kid_subsets=options.kid_subsets,
+        kid_subset_size=subset,
+        rng_seed=options.seed,
+        verbose=False,
+    )
+    neighbours = prc_features_to_metric(
+        generated.pool, reference.pool, prc_neighborhood=options.neighbours, save_cpu_ram=True, verbose=False
+    )
+    measured = {
+        "images": counts,
+        "fid": {"value": frechet, "caution": _caution(counts)},
+        "kid": {
+            "value": kernel["kernel_inception_distance_mean"],
+            "deviation": kernel["kernel_inception_distance_std"],
+            "subset_size": subset,
+        },
+        "precision": neighbours["precision"],
+        "recall": neighbours["recall"],
+    }
+    if generated.logits is None:
+        measured["inception_score"] = {"value": None, "refused": "the Inception weights lack the last layer it needs"}
+    else:
+        score = isc_features_to_metric(generated.logits, options.isc_splits, shuffle=True, rng_seed=options.seed)
+        measured["inception_score"] = {
+            "value": score["inception_score_mean"],
+            "deviation": score["inception_score_std"],
+            "splits": options.isc_splits,
+        }
+    return measured
+
+
+def _caution(counts: dict[str, int]) -> str | None:
+    """FID falls as images are added, on either side (Chong and Forsyth 2020)."""
+    few = {side: count for side, count in counts.items() if count < 10_000}
+    if not few:
+        return None
+    named = " and ".join(f"{count} {side}" for side, count in few.items())
+    return f"with {named} images FID is biased upwards; compare it only at these same counts"

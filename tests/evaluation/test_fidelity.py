@@ -1,0 +1,125 @@
+"""FID, KID and the Inception Score equal the reference implementations, on real photos with the real features."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch_fidelity
+from PIL import Image
+from torchvision.transforms import v2
+
+from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation.fidelity import fidelity
+from lightning_dalle.evaluation.image_sets import ImageSet, blur, prepare, read_folder
+from lightning_dalle.evaluation.inception import Features, Inception
+from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
+
+AS_THEY_ARE = Preparation(image_size=None)
+OPTIONS = FidelityOptions(kid_subset_size=100)
+
+
+@pytest.fixture(scope="module")
+def photos(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """COCO's photos, 200, 130 and the 130 blurred, at 299 pixels: pytorch-fid resizes to that in a way of its own."""
+    root = tmp_path_factory.mktemp("photos")
+    folders = {name: root / name for name in ("val", "train", "blurred")}
+    for folder in folders.values():
+        folder.mkdir()
+    for split in ("val", "train"):
+        for path in sorted((real_data / "coco" / split).glob("*.jpg")):
+            with Image.open(path) as photo:
+                image = prepare(photo, Preparation(image_size=299))
+            v2.functional.to_pil_image(image).save(folders[split] / f"{path.stem}.png")
+            if split == "train":
+                v2.functional.to_pil_image(blur(image[None], 2)[0]).save(folders["blurred"] / f"{path.stem}.png")
+    return folders
+
+
+@pytest.fixture(scope="module")
+def network(full_weights: Path) -> Inception:
+    return Inception(full_weights)
+
+
+@pytest.fixture(scope="module")
+def sets(photos: dict[str, Path], network: Inception) -> dict[str, ImageSet]:
+    return {name: read_folder(folder, network, AS_THEY_ARE) for name, folder in photos.items()}
+
+
+def theirs(photos: dict[str, Path], generated: str, reference: str, weights: Path, **what: Any) -> dict[str, float]:
+    return torch_fidelity.calculate_metrics(
+        cache_root=str(photos[generated].parent / "cache"), input1_cache_name=generated, input2_cache_name=reference,
+        input1=str(photos[generated]), input2=str(photos[reference]), feature_extractor_weights_path=str(weights),
+        cuda=False, verbose=False, kid_subset_size=OPTIONS.kid_subset_size, **what,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("reference", ["train", "blurred"])
+def test_equals_torch_fidelity(
+    photos: dict[str, Path], sets: dict[str, ImageSet], full_weights: Path, reference: str
+) -> None:
+    ours = fidelity(sets["val"].features[0], sets[reference].features[0], OPTIONS)
+    expected = theirs(photos, "val", reference, full_weights, fid=True, kid=True, isc=True)
+    assert ours["images"] == {"generated": 200, "reference": 130}
+    assert ours["fid"]["value"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+    assert ours["kid"]["value"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
+    assert ours["kid"]["deviation"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
+    assert ours["inception_score"]["value"] == pytest.approx(expected["inception_score_mean"], rel=1e-3)
+    assert ours["inception_score"]["deviation"] == pytest.approx(expected["inception_score_std"], rel=1e-3)
+
+
+def test_fid_equals_pytorch_fid(
+    photos: dict[str, Path], sets: dict[str, ImageSet], full_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytorch_fid import fid_score, inception
+
+    monkeypatch.setattr(
+        inception, "load_state_dict_from_url", lambda *args, **kwargs: torch.load(full_weights, weights_only=True)
+    )
+    reference = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
+    moments = [
+        fid_score.compute_statistics_of_path(str(photos[name]), reference, 50, 2048, "cpu", num_workers=0)
+        for name in ("val", "train")
+    ]
+    expected = fid_score.calculate_frechet_distance(*moments[0], *moments[1])
+    ours = fidelity(sets["val"].features[0], sets["train"].features[0], OPTIONS)["fid"]["value"]
+    assert ours == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_the_blur_sweep_is_plain_at_radius_0_and_blurs_both_sides(
+    photos: dict[str, Path], sets: dict[str, ImageSet], network: Inception, tmp_path: Path
+) -> None:
+    for path in sorted(photos["train"].iterdir())[:8]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    swept = read_folder(tmp_path, network, AS_THEY_ARE, radii=(0, 2))
+    torch.testing.assert_close(swept.features[0].pool, sets["train"].features[0].pool[:8], atol=1e-4, rtol=1e-4)
+    of_blurred_files = sets["blurred"].features[0].pool[:8]  # blurred before they were written, as PNG
+    torch.testing.assert_close(swept.features[2].pool, of_blurred_files, atol=1e-4, rtol=1e-4)
+
+
+def test_a_set_is_as_far_from_itself_as_nothing(sets: dict[str, ImageSet]) -> None:
+    same = fidelity(sets["train"].features[0], sets["train"].features[0], OPTIONS)
+    assert same["fid"]["value"] == pytest.approx(0, abs=1e-2)
+    assert same["precision"] == same["recall"] == 1.0
+
+
+def test_few_images_come_with_a_caution(sets: dict[str, ImageSet]) -> None:
+    caution = fidelity(sets["val"].features[0], sets["train"].features[0], OPTIONS)["fid"]["caution"]
+    assert caution.startswith("with 200 generated and 130 reference images FID is biased upwards")
+
+
+def test_weights_without_the_last_layer_give_all_but_the_inception_score(
+    photos: dict[str, Path], sets: dict[str, ImageSet], pool_weights: Path, tmp_path: Path
+) -> None:
+    for path in sorted(photos["val"].iterdir())[:4]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    few = read_folder(tmp_path, Inception(pool_weights), AS_THEY_ARE).features[0]
+    torch.testing.assert_close(few.pool, sets["val"].features[0].pool[:4], atol=1e-4, rtol=1e-4)
+    refused = fidelity(few, few, FidelityOptions())["inception_score"]
+    assert refused == {"value": None, "refused": "the Inception weights lack the last layer it needs"}
+
+
+def test_too_few_images_for_the_measures() -> None:
+    few, enough = Features(torch.rand(3, 2048), None), Features(torch.rand(8, 2048), None)
+    with pytest.raises(UserError, match="there are 3 generated images, but the measures need at least 4"):
+        fidelity(few, enough, FidelityOptions())

@@ -1,0 +1,134 @@
+"""Folders of pictures: what is read, passed over, refused and kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation import inception
+from lightning_dalle.evaluation.image_sets import blur, prepare, read_folder
+from lightning_dalle.evaluation.inception import Features, Inception, find_weights
+from lightning_dalle.evaluation.protocol import Preparation, Protocol
+
+
+class MeanColours(Inception):
+    """Stands in for Inception: a feature is a mean colour."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.sha256 = "0" * 64
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.seen = 0
+
+    def features(self, images: torch.Tensor) -> Features:
+        self.seen += len(images)
+        return Features(images.float().mean((2, 3)).repeat(1, 683)[:, :2048], None)
+
+
+@pytest.fixture
+def network() -> MeanColours:
+    return MeanColours()
+
+
+def draw(folder: Path, names: str, size: tuple[int, int] = (32, 32)) -> None:
+    folder.mkdir(exist_ok=True)
+    for i, name in enumerate(names):
+        Image.new("RGB", size, (i * 10, 100, 200)).save(folder / f"{name}.png")
+
+
+def test_unreadable_pictures_are_named_and_the_others_kept(network: Inception, tmp_path: Path) -> None:
+    draw(tmp_path, "abc")
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
+    (tmp_path / "bb.jpg").write_text("no picture")
+    found = read_folder(tmp_path, network, Preparation(image_size=32), batch_size=2)
+    assert found.names == ["a.png", "c.png"]
+    assert set(found.skipped) == {"b.png", "bb.jpg"}
+    assert found.features[0].pool[:, 0].tolist() == [0, 20]
+
+
+def test_a_folder_is_seen_once_under_one_protocol(network: MeanColours, tmp_path: Path) -> None:
+    draw(tmp_path / "set", "abc")
+    cache, preparation = tmp_path / "cache", Preparation(image_size=32)
+    first = read_folder(tmp_path / "set", network, preparation, (0, 1), cache_dir=cache)
+    again = read_folder(tmp_path / "set", network, preparation, (0, 1), cache_dir=cache)
+    assert network.seen == 6
+    assert again.names == first.names
+    assert torch.equal(again.features[1].pool, first.features[1].pool)
+    read_folder(tmp_path / "set", network, Preparation(image_size=16), (0, 1), cache_dir=cache)
+    assert network.seen == 12
+    draw(tmp_path / "set", "d")
+    assert len(read_folder(tmp_path / "set", network, preparation, (0, 1), cache_dir=cache).names) == 4
+
+
+def test_pictures_of_several_sizes_need_one_to_be_brought_to(network: Inception, tmp_path: Path) -> None:
+    draw(tmp_path, "ab")
+    draw(tmp_path, "c", (48, 32))
+    with pytest.raises(UserError, match=r"differ in size \(32x32 and 48x32\): give an image_size"):
+        read_folder(tmp_path, network, Preparation(image_size=None))
+    assert len(read_folder(tmp_path, network, Preparation(image_size=16)).names) == 3
+
+
+def test_no_folder_no_pictures_and_none_that_can_be_read(network: Inception, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder of pictures"):
+        read_folder(tmp_path / "none", network, Preparation())
+    with pytest.raises(UserError, match="holds no picture"):
+        read_folder(tmp_path, network, Preparation())
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(UserError, match="none of the 1 pictures"):
+        read_folder(tmp_path, network, Preparation())
+
+
+def test_preparation() -> None:
+    wide = Image.new("L", (64, 32), 7)
+    assert prepare(wide, Preparation(image_size=16)).shape == (3, 16, 16)
+    assert prepare(wide, Preparation(resize="clean-fid")).shape == (3, 299, 299)
+    assert prepare(wide, Preparation(image_size=None)).shape == (3, 32, 64)
+
+
+def test_blur_spreads_a_point_by_its_radius() -> None:
+    point = torch.zeros(1, 3, 65, 65, dtype=torch.uint8)
+    point[..., 32, 32] = 255
+    assert torch.equal(blur(point, 0), point)
+    row = blur(point.float(), 2)[0, 0].sum(0)
+    offset = torch.arange(65) - 32
+    assert float((row * offset**2).sum() / row.sum()) == pytest.approx(4, rel=0.01)
+    with pytest.raises(UserError, match="too small for a blur"):
+        blur(point[..., :8, :8], 8)
+
+
+def test_protocol_without_radii() -> None:
+    with pytest.raises(UserError, match="blur_radii"):
+        Protocol(name="x", blur_radii=())
+
+
+def test_weights_are_found_by_setting_then_variable_then_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, named = tmp_path / "given.pth", tmp_path / "named.pth"
+    given.touch()
+    named.touch()
+    monkeypatch.setenv(inception.VARIABLE, str(named))
+    assert find_weights(given) == given
+    assert find_weights() == named
+    monkeypatch.delenv(inception.VARIABLE)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(UserError, match=r"put the file weights-inception-2015-12-05-6726825d.pth .* into"):
+        find_weights()
+    cached = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    cached.touch()
+    assert find_weights() == cached
+
+
+def test_a_file_that_is_no_inception_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_text("nothing")
+    with pytest.raises(UserError, match="does not hold Inception weights"):
+        Inception(path)
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="differ from the network in"):
+        Inception(path)

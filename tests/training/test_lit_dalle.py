@@ -1,0 +1,33 @@
+"""What the transformer reads in training, beside what it is to predict."""
+
+from pathlib import Path
+
+import torch
+
+from lightning_dalle.models.transformer import TransformerConfig
+from lightning_dalle.schedules import CosineAnneal
+from lightning_dalle.training.lit_dalle import LitDALLE
+
+
+def lit(code_corruption: float) -> LitDALLE:
+    return LitDALLE(
+        TransformerConfig(n_layer=1, n_head=1, n_embd=8),
+        Path("unread.ckpt"),
+        CosineAnneal(start=1e-3, end=1e-4, num_steps=10),
+        code_corruption=code_corruption,
+    )
+
+
+def test_corrupted_codes_are_another_picture_s_in_the_same_place() -> None:
+    codes = torch.arange(8)[:, None] * 1000 + torch.arange(256)
+    read = lit(0.25)._corrupt(codes, batch_idx=0)
+    changed = read != codes
+    assert abs(float(changed.float().mean()) - 0.25) < 0.03
+    assert torch.equal(read[changed], codes.roll(1, dims=0)[changed])
+    assert torch.equal(read, lit(0.25)._corrupt(codes, batch_idx=0)), "a step is the same when it is done again"
+    assert not torch.equal(read, lit(0.25)._corrupt(codes, batch_idx=1))
+
+
+def test_codes_are_read_as_they_are_without_corruption() -> None:
+    codes = torch.randint(32, (4, 16))
+    assert torch.equal(lit(0.0)._corrupt(codes, batch_idx=0), codes)
