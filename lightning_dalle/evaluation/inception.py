@@ -21,7 +21,8 @@ VARIABLE = "LIGHTNING_DALLE_INCEPTION"
 class Features(NamedTuple):
     """What Inception makes of n images; the logits are missing where the weights have no last layer."""
 
-    pool: Float[Tensor, "n 2048"]
+    pool: Float[Tensor, "n d"]
+    """2,048 wide, by the network."""
     logits: Float[Tensor, "n 1008"] | None
 
     @staticmethod
