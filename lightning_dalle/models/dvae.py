@@ -188,8 +188,6 @@ class DVAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        # Convolutions of few channels are 1.4 times as fast in this layout on a CPU, and as fast as ever on a GPU.
-        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], temperature: float, generator: Generator | None = None

@@ -69,7 +69,7 @@ class LitDALLE(pl.LightningModule):
 
     def configure_model(self) -> None:
         if self.dalle is None:
-            dvae = load_dvae(self.dvae_checkpoint).requires_grad_(False)
+            dvae = load_dvae(self.dvae_checkpoint).requires_grad_(False).to(memory_format=torch.channels_last)
             self.dvae = dvae
             self.dalle = DALLE(
                 DALLEConfig(
