@@ -1,9 +1,12 @@
 """The precision of a training step, by what the machine is fast at."""
 
+from typing import Any
+
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.utilities import GradClipAlgorithmType
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from lightning_dalle.machine import has_native_bf16
@@ -16,12 +19,18 @@ class NativeBF16(MixedPrecision):
     """
 
     def __init__(self) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__("bf16-mixed", device)
-        self.is_native = has_native_bf16(device)
-        rank_zero_info(
-            "precision: bf16 autocast" if self.is_native else f"precision: fp32, since this {device} only emulates bf16"
-        )
+        super().__init__("bf16-mixed", "cpu")
+        self.is_native = False
+
+    def connect(
+        self, model: Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
+    ) -> tuple[Module, list[Optimizer], list[Any]]:
+        """The model is on its device by now, which `--trainer.accelerator` chose."""
+        self.device = next(model.parameters()).device.type
+        self.is_native = has_native_bf16(self.device)
+        said = "bf16 autocast" if self.is_native else f"fp32, since this {self.device} only emulates bf16"
+        rank_zero_info(f"precision: {said}")
+        return super().connect(model, optimizers, lr_schedulers)
 
     def clip_gradients(
         self,

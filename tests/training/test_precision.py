@@ -14,9 +14,16 @@ def test_autocasts_only_where_bf16_is_native(
 ) -> None:
     monkeypatch.setattr(precision, "has_native_bf16", lambda device: is_native)
     plugin = NativeBF16()
-    layer = nn.Linear(4, 4).to(plugin.device)
+    layer, _, _ = plugin.connect(nn.Linear(4, 4), [], [])
     with plugin.forward_context():
-        assert layer(torch.ones(1, 4, device=plugin.device)).dtype == dtype
+        assert layer(torch.ones(1, 4)).dtype == dtype
+
+
+def test_asks_about_the_device_that_the_model_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: bool(asked.append(device)))
+    NativeBF16().connect(nn.Linear(4, 4, device="meta"), [], [])
+    assert asked == ["meta"]
 
 
 def test_clips_gradients_of_a_fused_optimizer() -> None:
