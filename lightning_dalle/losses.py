@@ -81,17 +81,19 @@ def dalle_loss(
     text_logits: Float[Tensor, "b t v"],
     image_logits: Float[Tensor, "b i k"],
     text_tokens: Int[Tensor, "b t"],
-    codes: Int[Tensor, "b i"],
+    codes: Int[Tensor, "b i"] | Float[Tensor, "b i k"],
     image_weight: float,
 ) -> dict[str, Tensor]:
     """Cross-entropies of text and image, each averaged over its own tokens, weighted 1 : image_weight, in nats.
 
     The paper's weights of 1/8 and 7/8 (section 2.2) are image_weight = 7. Padding, whose ids lie above the text
-    vocabulary, is no token of the caption and is not predicted; the paper leaves that open.
+    vocabulary, is no token of the caption and is not predicted; the paper leaves that open. Codes may be given as
+    probabilities: then the least loss of the image is their entropy, not 0.
     """
+    text_logits, image_logits = text_logits.float(), image_logits.float()
     is_pad = text_tokens >= text_logits.shape[-1]
     text = F.cross_entropy(
         text_logits.flatten(0, 1), text_tokens.masked_fill(is_pad, -100).flatten(), ignore_index=-100, reduction="sum"
     ) / (~is_pad).sum().clamp(min=1)
-    image = F.cross_entropy(image_logits.flatten(0, 1), codes.flatten())
+    image = F.cross_entropy(image_logits.movedim(-1, 1), codes.movedim(-1, 1) if codes.ndim == 3 else codes)
     return {"loss": (text + image_weight * image) / (1 + image_weight), "loss_text": text, "loss_image": image}

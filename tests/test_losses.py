@@ -85,6 +85,16 @@ def test_padding_is_not_predicted() -> None:
     assert_close(parts["loss_text"], -logits[0, 0].log_softmax(-1)[3])
 
 
+def test_codes_may_be_probabilities() -> None:
+    text_tokens, logits, codes = torch.tensor([[1, 2]]), torch.randn(1, 4, 5), torch.tensor([[0, 3, 3, 1]])
+    hard = dalle_loss(torch.zeros(1, 2, 3), logits, text_tokens, codes, 7.0)
+    certain = dalle_loss(torch.zeros(1, 2, 3), logits, text_tokens, torch.eye(5)[codes], 7.0)
+    assert_close(certain["loss"], hard["loss"])
+    p = torch.softmax(torch.randn(1, 4, 5), -1)
+    soft = dalle_loss(torch.zeros(1, 2, 3), p.log(), text_tokens, p, 7.0)
+    assert_close(soft["loss_image"], torch.special.entr(p).sum(-1).mean())
+
+
 def test_a_batch_without_captions_has_no_text_loss() -> None:
     parts = dalle_loss(
         torch.zeros(1, 3, 18), torch.zeros(1, 4, 5), torch.tensor([[18, 19, 20]]), torch.zeros(1, 4).long(), 7.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -38,10 +38,13 @@ class LitDALLE(pl.LightningModule):
         text_vocab_size: ids of caption tokens.
         image_loss_weight: of the image's cross-entropy against the text's 1 (7 in the paper: 7/8 and 1/8).
         caption_dropout: probability of training on no caption, for classifier-free guidance; 0 in the paper.
+        soft_codes: train on codes that are drawn from the encoder's distribution at every step, with that distribution
+            as the target, rather than on its argmax. It regularises a model that is large for its data; the paper's is
+            not, and leaves it out (section 2.2).
         code_corruption: probability of reading another picture's code instead of the own one, in training; 0 in the
             paper. It teaches to go on from codes that were sampled wrong, and to trust the caption.
         optimizer: takes parameter groups; its learning rate is set by the schedule.
-        seed: of the caption dropout and the code corruption.
+        seed: of the caption dropout, the drawn codes and their corruption.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class LitDALLE(pl.LightningModule):
         text_vocab_size: int = 16384,
         image_loss_weight: float = 7.0,
         caption_dropout: float = 0.0,
+        soft_codes: bool = False,
         code_corruption: float = 0.0,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
@@ -61,7 +65,7 @@ class LitDALLE(pl.LightningModule):
         self.config, self.dvae_checkpoint, self.learning_rate = config, dvae_checkpoint, learning_rate
         self.text_len, self.text_vocab_size = text_len, text_vocab_size
         self.image_loss_weight, self.caption_dropout = image_loss_weight, caption_dropout
-        self.code_corruption = code_corruption
+        self.soft_codes, self.code_corruption = soft_codes, code_corruption
         self.optimizer, self.seed = optimizer, seed
         self.dvae: DVAE | None = None
         self.dalle: DALLE | None = None
@@ -92,9 +96,9 @@ class LitDALLE(pl.LightningModule):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        codes = self._codes(batch)
+        codes, targets = self._drawn_codes(batch, batch_idx) if self.soft_codes else (self._codes(batch),) * 2
         text_tokens = self._drop_captions(batch.text_tokens, batch_idx)
-        losses = self._losses(text_tokens, codes, read=self._corrupt(codes, batch_idx))
+        losses = self._losses(text_tokens, self._corrupt(codes, batch_idx), targets)
         if is_logged(self.trainer):
             self.log_dict({f"train/{name}": value for name, value in losses.items()})
             self.log("train/bits_per_code", losses["loss_image"] / math.log(2))
@@ -103,7 +107,7 @@ class LitDALLE(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         codes = self._codes(batch)
-        losses = self._losses(batch.text_tokens, codes, read=codes)
+        losses = self._losses(batch.text_tokens, codes, codes)
         for name, metric in self.val_losses.items():
             assert isinstance(metric, MeanMetric)
             metric.update(losses[name], weight=len(batch.images))
@@ -147,13 +151,25 @@ class LitDALLE(pl.LightningModule):
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # codes are the same in any precision
             return self.dvae.encode(batch.images).flatten(1)
 
+    def _drawn_codes(self, batch: Batch, batch_idx: int) -> tuple[Int[Tensor, "b i"], Float[Tensor, "b i k"]]:
+        """Codes drawn from the encoder's distribution, and the distribution."""
+        assert self.dvae is not None
+        generator = step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank, 2)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            probabilities = self.dvae.encoder_logits(batch.images).flatten(2).movedim(1, 2).softmax(-1)  # (b, i, k)
+            drawn = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
+        return drawn.view(probabilities.shape[:2]), probabilities
+
     def _losses(
-        self, text_tokens: Int[Tensor, "b t"], codes: Int[Tensor, "b i"], read: Int[Tensor, "b i"]
+        self,
+        text_tokens: Int[Tensor, "b t"],
+        codes: Int[Tensor, "b i"],
+        targets: Int[Tensor, "b i"] | Float[Tensor, "b i k"],
     ) -> dict[str, Tensor]:
-        """Of predicting the codes from those that are read before them."""
+        """Of predicting the targets, codes or distributions over them, from the codes before them."""
         assert self.dalle is not None
-        logits = self.dalle(text_tokens, read)
-        return dalle_loss(logits.text, logits.image, text_tokens, codes, self.image_loss_weight)
+        logits = self.dalle(text_tokens, codes)
+        return dalle_loss(logits.text, logits.image, text_tokens, targets, self.image_loss_weight)
 
     def _drop_captions(self, text_tokens: Tensor, batch_idx: int) -> Tensor:
         if not self.caption_dropout:

@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import torch
+from torch.testing import assert_close
 
+from lightning_dalle.data.datamodule import Batch
+from lightning_dalle.models.dvae import DVAE
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.training.lit_dalle import LitDALLE
 
 
-def lit(code_corruption: float) -> LitDALLE:
+def lit(code_corruption: float = 0.0) -> LitDALLE:
     return LitDALLE(
         TransformerConfig(n_layer=1, n_head=1, n_embd=8),
         Path("unread.ckpt"),
@@ -31,3 +34,15 @@ def test_corrupted_codes_are_another_picture_s_in_the_same_place() -> None:
 def test_codes_are_read_as_they_are_without_corruption() -> None:
     codes = torch.randint(32, (4, 16))
     assert torch.equal(lit(0.0)._corrupt(codes, batch_idx=0), codes)
+
+
+def test_soft_codes_are_drawn_from_the_distribution_that_is_the_target(dvae: DVAE) -> None:
+    module = lit()
+    module.dvae = dvae
+    batch = Batch(torch.rand(64, 3, 16, 16), torch.zeros(64, 6).long(), torch.zeros(64).bool())
+    codes, targets = module._drawn_codes(batch, batch_idx=0)
+    assert_close(targets, dvae.encoder_logits(batch.images).softmax(1).flatten(2).movedim(1, 2))
+    drawn = torch.nn.functional.one_hot(codes, 11).float().mean((0, 1))
+    assert_close(drawn, targets.mean((0, 1)), atol=0.05, rtol=0)
+    assert torch.equal(codes, module._drawn_codes(batch, batch_idx=0)[0]), "a step is the same when it is done again"
+    assert not torch.equal(codes, module._drawn_codes(batch, batch_idx=1)[0])
