@@ -44,23 +44,22 @@ def evaluate(
 
     from lightning_dalle import machine
     from lightning_dalle.evaluation.fidelity import fidelity
-    from lightning_dalle.evaluation.image_sets import ImageSet, pictures_in, read_folder
+    from lightning_dalle.evaluation.image_sets import ImageSet, folder_pictures, read_pictures
     from lightning_dalle.evaluation.inception import Inception, find_weights
     from lightning_dalle.pictures import progress
 
     begun = time.time()
     folders = {"generated": images, "reference": reference}
-    for folder in folders.values():
-        pictures_in(folder)  # a mistake is told before the network is loaded
+    pictures = {side: folder_pictures(folder) for side, folder in folders.items()}
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = find_weights(inception)
     network = Inception(weights).to(device)
     sets: dict[str, ImageSet] = {}
-    for side, folder in folders.items():
+    for side in folders:
         with progress(f"Reading {side} pictures") as on_progress:
-            sets[side] = read_folder(
-                folder,
+            sets[side] = read_pictures(
+                pictures[side],
                 network,
                 protocol.preparation,
                 protocol.blur_radii,
@@ -73,7 +72,7 @@ def evaluate(
         for radius in protocol.blur_radii
     }
     result = {
-        "protocol": asdict(protocol),
+        "protocol": asdict(replace(protocol, drawing=None)),
         "by_blur_radius": figures,
         "sets": {
             side: {

@@ -5,8 +5,12 @@ Knows features. Knows nothing of images, files or models.
 """
 
 import math
+import statistics
 from typing import Any
 
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -20,8 +24,8 @@ from lightning_dalle.evaluation.protocol import FidelityOptions
 def fidelity(generated: Features, reference: Features, options: FidelityOptions) -> dict[str, Any]:
     """FID, KID, precision, recall and, where there are logits, the Inception Score of the generated images.
 
-    Each with what says how sure it is: KID's deviation between draws, that of the Inception Score between splits, and
-    for FID a warning where there are too few images.
+    Each with what says how sure it is: KID's deviation between draws, that of the Inception Score between splits, that
+    of FID under a bootstrap and a caution where there are too few images, intervals of 95 % (Wilson) of the shares.
 
     Raises:
         UserError: if there are fewer than two images on a side, too few for a covariance, or too few for k neighbours.
@@ -31,9 +35,7 @@ def fidelity(generated: Features, reference: Features, options: FidelityOptions)
     for side, count in counts.items():
         if count < fewest:
             raise UserError(f"there are {count} {side} images, but the measures need at least {fewest}")
-    frechet = fid_statistics_to_metric(
-        fid_features_to_statistics(generated.pool), fid_features_to_statistics(reference.pool), verbose=False
-    )["frechet_inception_distance"]
+    frechet = _frechet(generated.pool, reference.pool)
     if not math.isfinite(frechet):
         raise UserError(f"FID of {counts['generated']} against {counts['reference']} images is {frechet}: look at them")
     subset = min(options.kid_subset_size, *counts.values())
@@ -50,14 +52,18 @@ def fidelity(generated: Features, reference: Features, options: FidelityOptions)
     )
     measured = {
         "images": counts,
-        "fid": {"value": frechet, "caution": _caution(counts)},
+        "fid": {
+            "value": frechet,
+            "deviation": _frechet_deviation(generated.pool, reference.pool, options),
+            "caution": _caution(counts),
+        },
         "kid": {
             "value": kernel["kernel_inception_distance_mean"],
             "deviation": kernel["kernel_inception_distance_std"],
             "subset_size": subset,
         },
-        "precision": neighbours["precision"],
-        "recall": neighbours["recall"],
+        "precision": _share(neighbours["precision"], counts["generated"]),
+        "recall": _share(neighbours["recall"], counts["reference"]),
     }
     if generated.logits is None:
         measured["inception_score"] = {"value": None, "refused": "the Inception weights lack the last layer it needs"}
@@ -69,6 +75,28 @@ def fidelity(generated: Features, reference: Features, options: FidelityOptions)
             "splits": options.isc_splits,
         }
     return measured
+
+
+def _frechet(generated: Tensor, reference: Tensor) -> float:
+    moments = [fid_features_to_statistics(pool) for pool in (generated, reference)]
+    return float(fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])
+
+
+def _frechet_deviation(generated: Tensor, reference: Tensor, options: FidelityOptions) -> float | None:
+    if options.bootstrap < 2:
+        return None
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def redrawn(pool: Tensor) -> Tensor:
+        return pool[torch.randint(len(pool), (len(pool),), generator=generator)]
+
+    draws = [_frechet(redrawn(generated), redrawn(reference)) for _ in range(options.bootstrap)]
+    return statistics.stdev(draws)
+
+
+def _share(value: float, count: int) -> dict[str, Any]:
+    interval = binomtest(round(value * count), count).proportion_ci(method="wilson")
+    return {"value": float(value), "interval_95": [round(interval.low, 4), round(interval.high, 4)]}
 
 
 def _caution(counts: dict[str, int]) -> str | None:

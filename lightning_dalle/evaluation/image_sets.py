@@ -1,4 +1,5 @@
-"""Folders of pictures to Inception features: made comparable, blurred, and never all in memory as pixels.
+"""Pictures of a folder or of a dataset to Inception features: made comparable, blurred, and never all in memory as
+pixels.
 
 Knows files, pixels and Inception. Knows nothing of models or of what is measured with the features.
 """
@@ -8,12 +9,14 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from datasets import Dataset
+from datasets import Image as EncodedImage
 from jaxtyping import Num, UInt8
 from PIL import Image
 from torch import Tensor
@@ -53,15 +56,35 @@ def blur(images: Num[Tensor, "b 3 h w"], radius: int) -> Num[Tensor, "b 3 h w"]:
     return v2.functional.gaussian_blur(images, [2 * reach + 1, 2 * reach + 1], [float(radius), float(radius)])
 
 
+class Pictures(NamedTuple):
+    """Pictures that can be opened one by one."""
+
+    origin: str
+    """Where they are from, for messages."""
+    names: list[str]
+    open: Callable[[int], Image.Image]
+    """The picture of a name, by its index."""
+    digest: str
+    """Hash of all names and contents."""
+
+
 class ImageSet(NamedTuple):
-    """A folder seen by Inception."""
+    """Pictures seen by Inception."""
 
     names: list[str]
-    """Of the pictures that could be read, relative to the folder, in order."""
+    """Of those that could be read, in order."""
     skipped: dict[str, str]
     """Why each of the others could not be."""
     features: dict[int, Features]
     """By blur radius, a row for each name."""
+
+
+class Processes(NamedTuple):
+    """Those that share the work; they meet at the barrier, and see the same files."""
+
+    rank: int = 0
+    count: int = 1
+    barrier: Callable[[], None] = lambda: None
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -78,52 +101,108 @@ def pictures_in(folder: Path) -> list[Path]:
     return paths
 
 
-def read_folder(
-    folder: Path,
+def folder_pictures(folder: Path) -> Pictures:
+    """Those below a folder, named relative to it."""
+    paths = pictures_in(folder)
+    names = [str(path.relative_to(folder)) for path in paths]
+    return Pictures(str(folder), names, lambda i: Image.open(paths[i]), _digest(names, (p.read_bytes() for p in paths)))
+
+
+def dataset_pictures(rows: Dataset, origin: str) -> Pictures:
+    """Those of a dataset with the columns image and, if it is there, id."""
+    names = rows["id"][:] if "id" in rows.column_names else [str(i) for i in range(len(rows))]
+    encoded = rows.select_columns("image").cast_column("image", EncodedImage(decode=False))
+
+    def contents() -> Iterator[bytes]:
+        for row in encoded:
+            yield row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+
+    return Pictures(origin, names, lambda i: rows[i]["image"], _digest(names, contents()))
+
+
+def read_pictures(
+    pictures: Pictures,
     inception: Inception,
     preparation: Preparation,
     radii: Iterable[int] = (0,),
     batch_size: int = 32,
     cache_dir: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    processes: Processes = Processes(),  # noqa: B008 (immutable)
 ) -> ImageSet:
-    """Features of a folder's pictures; those that cannot be read are passed over and named.
+    """Features of pictures; those that cannot be read are passed over and named.
+
+    Several processes each read their own share, each picture once, and all return the whole.
 
     Args:
-        folder: of pictures, at any depth.
+        pictures: to be read.
         inception: the network, on the device to use.
         preparation: how pictures become images.
         radii: of the blurs, in pixels; 0 is none.
         batch_size: images at once.
-        cache_dir: where the features are kept, by a hash of all they depend on; not kept if not given.
+        cache_dir: where the features are kept, by a hash of all they depend on; needed if there are several processes.
         on_progress: told how many pictures of how many are done.
+        processes: that share the work.
 
     Raises:
-        UserError: if there is no picture, or their sizes differ and `preparation` does not change that.
+        UserError: if no picture can be read, or their sizes differ and `preparation` does not change that.
     """
     radii = list(radii)
-    paths = pictures_in(folder)
-    key = {
-        "contents": _digest(paths, folder), "inception": inception.sha256, "radii": radii, **asdict(preparation)
-    }  # fmt: skip
-    cached = None
-    if cache_dir is not None:
-        cached = cache_dir / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.pt"
-        if cached.is_file():
-            on_progress(len(paths), len(paths))
-            return _unpack(torch.load(cached, weights_only=True))
+    key = {"contents": pictures.digest, "inception": inception.sha256, "radii": radii, **asdict(preparation)}
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
+    def read(rank: int) -> ImageSet:
+        if cache_dir is None:
+            return _read_share(pictures, rank, processes.count, inception, preparation, radii, batch_size, on_progress)
+        file = cache_dir / f"{name}.{rank}of{processes.count}.pt"
+        if file.is_file():
+            on_progress(len(pictures.names), len(pictures.names))
+            return _unpack(torch.load(file, weights_only=True))
+        made = _read_share(pictures, rank, processes.count, inception, preparation, radii, batch_size, on_progress)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        torch.save({**made._asdict(), "features": {r: tuple(f) for r, f in made.features.items()}}, partial)
+        partial.rename(file)  # there whole or not at all
+        return made
+
+    mine = read(processes.rank)
+    processes.barrier()
+    shares = [mine if rank == processes.rank else read(rank) for rank in range(processes.count)]
+    skipped = {name: reason for share in shares for name, reason in share.skipped.items()}
+    if len(skipped) == len(pictures.names):
+        first = next(iter(skipped.items()))
+        raise UserError(f"none of the {len(skipped)} pictures in {pictures.origin} can be read; {first[0]}: {first[1]}")
+    # Back in the order of the pictures: the Inception Score is split by it.
+    names = [name for share in shares for name in share.names]
+    place = {name: i for i, name in enumerate(pictures.names)}
+    order = sorted(range(len(names)), key=lambda i: place[names[i]])
+    joined = {radius: Features.join([share.features[radius] for share in shares if share.names]) for radius in radii}
+    return ImageSet([names[i] for i in order], skipped, {radius: f.take(order) for radius, f in joined.items()})
+
+
+def _read_share(
+    pictures: Pictures,
+    rank: int,
+    count: int,
+    inception: Inception,
+    preparation: Preparation,
+    radii: list[int],
+    batch_size: int,
+    on_progress: Callable[[int, int], None],
+) -> ImageSet:
+    """Every count-th picture, from the rank-th on."""
     names: list[str] = []
     skipped: dict[str, str] = {}
     sizes: Counter[str] = Counter()
     parts: dict[int, list[Features]] = {radius: [] for radius in radii}
     device = next(inception.parameters()).device
-    for start in range(0, len(paths), batch_size):
+    indices = range(rank, len(pictures.names), count)
+    for start in range(0, len(indices), batch_size):
         images = []
-        for path in paths[start : start + batch_size]:
-            name = str(path.relative_to(folder))
+        for i in indices[start : start + batch_size]:
+            name = pictures.names[i]
             try:
-                with Image.open(path) as picture:
+                with pictures.open(i) as picture:
                     images.append(prepare(picture, preparation))
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 skipped[name] = str(error)
@@ -132,22 +211,15 @@ def read_folder(
             sizes[f"{images[-1].shape[-1]}x{images[-1].shape[-2]}"] += 1
         if len(sizes) > 1:
             found = " and ".join(size for size, _ in sizes.most_common(3))
-            raise UserError(f"the pictures in {folder} differ in size ({found}): give an image_size to bring them to")
+            raise UserError(
+                f"the pictures in {pictures.origin} differ in size ({found}): give an image_size to bring them to"
+            )
         if images:
             batch = torch.stack(images).to(device)
             for radius in radii:
                 parts[radius].append(inception.features(blur(batch, radius)))
-        on_progress(min(start + batch_size, len(paths)), len(paths))
-    if not names:
-        first = next(iter(skipped.items()))
-        raise UserError(f"none of the {len(paths)} pictures in {folder} can be read; {first[0]}: {first[1]}")
-    made = ImageSet(names, skipped, {radius: Features.join(part) for radius, part in parts.items()})
-    if cached is not None:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        partial = cached.with_suffix(f".{os.getpid()}")
-        torch.save({**made._asdict(), "features": {r: tuple(f) for r, f in made.features.items()}}, partial)
-        partial.rename(cached)  # there whole or not at all
-    return made
+        on_progress(min(start + batch_size, len(indices)), len(indices))
+    return ImageSet(names, skipped, {radius: Features.join(part) for radius, part in parts.items() if part})
 
 
 def _unpack(stored: dict[str, Any]) -> ImageSet:
@@ -155,8 +227,8 @@ def _unpack(stored: dict[str, Any]) -> ImageSet:
     return ImageSet(stored["names"], stored["skipped"], features)
 
 
-def _digest(paths: list[Path], folder: Path) -> str:
+def _digest(names: Iterable[str], contents: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    for name, content in zip(names, contents, strict=True):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
     return digest.hexdigest()

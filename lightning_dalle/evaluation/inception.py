@@ -31,6 +31,10 @@ class Features(NamedTuple):
         logits = [part.logits for part in parts if part.logits is not None]
         return Features(torch.cat([part.pool for part in parts]), torch.cat(logits) if logits else None)
 
+    def take(self, indices: list[int]) -> "Features":
+        """Those of some images, in that order."""
+        return Features(self.pool[indices], None if self.logits is None else self.logits[indices])
+
 
 def find_weights(path: Path | None = None) -> Path:
     """The file of weights: the one given, the one that $LIGHTNING_DALLE_INCEPTION names, or torch hub's.

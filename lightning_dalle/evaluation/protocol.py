@@ -1,9 +1,11 @@
 """What is measured, as values. Imports no torch, so that `evaluate --help` answers at once."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from lightning_dalle.errors import UserError
+from lightning_dalle.inference.options import SamplingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,53 @@ class FidelityOptions:
     """Parts that the Inception Score is the mean of (Salimans et al. 2016)."""
     neighbours: int = 3
     """k of precision and recall (Kynkaanniemi et al. 2019)."""
+    bootstrap: int = 0
+    """Times that both sides' images are drawn anew, with replacement, for the deviation of FID; 0 for none. Each takes
+    as long as FID itself: seconds, on a CPU up to a minute."""
     seed: int = 2020
-    """Of KID's draws and of the order in which the Inception Score splits."""
+    """Of KID's draws, the order in which the Inception Score splits, the bootstrap and the reference's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Which captions of a split pictures are made of; the same for every model."""
+
+    list: Path | None = None
+    """A CSV with the columns image_id and prompt, such as the field's 30,000 of COCO; read in order."""
+    one_per_picture: bool = False
+    """One caption of each picture, rather than all."""
+    unique: bool = True
+    """A caption that several pictures share is taken once (the paper's choice for CUB)."""
+    count: int | None = None
+    """At most so many, in a random order (30,000 for COCO in the paper); all if not given."""
+    seed: int = 0
+    """Of the choice and the order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a model's pictures are made."""
+
+    split: str = "val"
+    """Of the data; the reference pictures are this split's too."""
+    captions: Captions = field(default_factory=Captions)
+    """What is drawn."""
+    samples_per_caption: int = 1
+    """Pictures kept of each caption, each the best of its own candidates."""
+    candidates: tuple[int, ...] = (1,)
+    """Sizes of the sets that the best picture is taken from (Fig. 9c: 1 to 512). The sets are nested: the first 8 of
+    512 candidates are the set of 8."""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    """How codes are drawn."""
+    seed: int = 0
+    """The first candidate's of the first caption; the next have the seeds after it."""
+
+    def __post_init__(self) -> None:
+        sizes = list(self.candidates)
+        if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 1:
+            raise UserError(f"candidates are {sizes}, but must be rising numbers from 1 on")
+        if self.samples_per_caption < 1:
+            raise UserError(f"samples_per_caption is {self.samples_per_caption}, but must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +93,10 @@ class Protocol:
     """Deviations of the Gaussian that both sides are blurred with, in pixels; 0 is none (paper, Fig. 9a and b)."""
     fidelity: FidelityOptions = field(default_factory=FidelityOptions)
     """Of the measures."""
+    reference_count: int | None = None
+    """Reference pictures, drawn by the measures' seed; all of the split if not given."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """Of a model's pictures; two folders are compared without it."""
 
     def __post_init__(self) -> None:
         if not self.blur_radii or min(self.blur_radii) < 0:

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.fidelity import fidelity
-from lightning_dalle.evaluation.image_sets import ImageSet, blur, prepare, read_folder
+from lightning_dalle.evaluation.image_sets import ImageSet, blur, folder_pictures, prepare, read_pictures
 from lightning_dalle.evaluation.inception import Features, Inception
 from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
 
@@ -43,7 +43,7 @@ def network(full_weights: Path) -> Inception:
 
 @pytest.fixture(scope="module")
 def sets(photos: dict[str, Path], network: Inception) -> dict[str, ImageSet]:
-    return {name: read_folder(folder, network, AS_THEY_ARE) for name, folder in photos.items()}
+    return {name: read_pictures(folder_pictures(folder), network, AS_THEY_ARE) for name, folder in photos.items()}
 
 
 def theirs(photos: dict[str, Path], generated: str, reference: str, weights: Path, **what: Any) -> dict[str, float]:
@@ -91,7 +91,7 @@ def test_the_blur_sweep_is_plain_at_radius_0_and_blurs_both_sides(
 ) -> None:
     for path in sorted(photos["train"].iterdir())[:8]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    swept = read_folder(tmp_path, network, AS_THEY_ARE, radii=(0, 2))
+    swept = read_pictures(folder_pictures(tmp_path), network, AS_THEY_ARE, radii=(0, 2))
     torch.testing.assert_close(swept.features[0].pool, sets["train"].features[0].pool[:8], atol=1e-4, rtol=1e-4)
     of_blurred_files = sets["blurred"].features[0].pool[:8]  # blurred before they were written, as PNG
     torch.testing.assert_close(swept.features[2].pool, of_blurred_files, atol=1e-4, rtol=1e-4)
@@ -101,7 +101,14 @@ def test_a_set_is_as_far_from_itself_as_nothing(sets: dict[str, ImageSet]) -> No
     some = Features(sets["train"].features[0].pool[:, :64], None)  # of all 2,048 the eigenvalues take a while
     same = fidelity(some, some, OPTIONS)
     assert same["fid"]["value"] == pytest.approx(0, abs=1e-4)
-    assert same["precision"] == same["recall"] == 1.0
+    assert same["precision"]["value"] == same["recall"]["value"] == 1.0
+
+
+def test_the_bootstrap_tells_how_far_fid_may_be_off(sets: dict[str, ImageSet]) -> None:
+    some, others = (Features(sets[name].features[0].pool[:, :64], None) for name in ("val", "train"))
+    assert fidelity(some, others, OPTIONS)["fid"]["deviation"] is None
+    measured = fidelity(some, others, FidelityOptions(bootstrap=20))["fid"]
+    assert 0 < measured["deviation"] < measured["value"]
 
 
 def test_few_images_come_with_a_caution(sets: dict[str, ImageSet]) -> None:
@@ -115,7 +122,7 @@ def test_weights_without_the_last_layer_give_all_but_the_inception_score(
 ) -> None:
     for path in sorted(photos["val"].iterdir())[:4]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    few = read_folder(tmp_path, Inception(pool_weights), AS_THEY_ARE).features[0]
+    few = read_pictures(folder_pictures(tmp_path), Inception(pool_weights), AS_THEY_ARE).features[0]
     torch.testing.assert_close(few.pool, sets["val"].features[0].pool[:4], atol=1e-4, rtol=1e-4)
     assert few.logits is None
     some = few._replace(pool=few.pool[:, :64])

@@ -1,14 +1,25 @@
 """Folders of pictures: what is read, passed over, refused and kept."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Image as EncodedImage
 from PIL import Image
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import inception
-from lightning_dalle.evaluation.image_sets import blur, prepare, read_folder
+from lightning_dalle.evaluation.image_sets import (
+    ImageSet,
+    Processes,
+    blur,
+    dataset_pictures,
+    folder_pictures,
+    prepare,
+    read_pictures,
+)
 from lightning_dalle.evaluation.inception import Features, Inception, find_weights
 from lightning_dalle.evaluation.protocol import Preparation, Protocol
 
@@ -27,6 +38,10 @@ class MeanColours(Inception):
         return Features(images.float().mean((2, 3)).repeat(1, 683)[:, :2048], None)
 
 
+def read(folder: Path, *args: Any, **kwargs: Any) -> ImageSet:
+    return read_pictures(folder_pictures(folder), *args, **kwargs)
+
+
 @pytest.fixture
 def network() -> MeanColours:
     return MeanColours()
@@ -42,7 +57,7 @@ def test_unreadable_pictures_are_named_and_the_others_kept(network: Inception, t
     draw(tmp_path, "abc")
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
     (tmp_path / "bb.jpg").write_text("no picture")
-    found = read_folder(tmp_path, network, Preparation(image_size=32), batch_size=2)
+    found = read(tmp_path, network, Preparation(image_size=32), batch_size=2)
     assert found.names == ["a.png", "c.png"]
     assert set(found.skipped) == {"b.png", "bb.jpg"}
     assert found.features[0].pool[:, 0].tolist() == [0, 20]
@@ -51,33 +66,63 @@ def test_unreadable_pictures_are_named_and_the_others_kept(network: Inception, t
 def test_a_folder_is_seen_once_under_one_protocol(network: MeanColours, tmp_path: Path) -> None:
     draw(tmp_path / "set", "abc")
     cache, preparation = tmp_path / "cache", Preparation(image_size=32)
-    first = read_folder(tmp_path / "set", network, preparation, (0, 1), cache_dir=cache)
-    again = read_folder(tmp_path / "set", network, preparation, (0, 1), cache_dir=cache)
+    first = read(tmp_path / "set", network, preparation, (0, 1), cache_dir=cache)
+    again = read(tmp_path / "set", network, preparation, (0, 1), cache_dir=cache)
     assert network.seen == 6
     assert again.names == first.names
     assert torch.equal(again.features[1].pool, first.features[1].pool)
-    read_folder(tmp_path / "set", network, Preparation(image_size=16), (0, 1), cache_dir=cache)
+    read(tmp_path / "set", network, Preparation(image_size=16), (0, 1), cache_dir=cache)
     assert network.seen == 12
     draw(tmp_path / "set", "d")
-    assert len(read_folder(tmp_path / "set", network, preparation, (0, 1), cache_dir=cache).names) == 4
+    assert len(read(tmp_path / "set", network, preparation, (0, 1), cache_dir=cache).names) == 4
+
+
+def test_two_processes_read_each_picture_once_and_both_have_them_all(network: MeanColours, tmp_path: Path) -> None:
+    draw(tmp_path / "set", "abcde")
+    (tmp_path / "set" / "bb.jpg").write_text("no picture")
+    pictures, preparation, cache = folder_pictures(tmp_path / "set"), Preparation(image_size=32), tmp_path / "cache"
+    alone = read_pictures(pictures, network, preparation)
+    network.seen = 0
+    # Not side by side: each waits at the barrier, where here the other one is begun.
+    both: list[ImageSet] = []
+
+    def second() -> None:
+        both.append(read_pictures(pictures, network, preparation, cache_dir=cache, processes=Processes(1, 2)))
+
+    both.append(read_pictures(pictures, network, preparation, cache_dir=cache, processes=Processes(0, 2, second)))
+    assert network.seen == 5
+    for found in both:
+        assert found.names == alone.names == ["a.png", "b.png", "c.png", "d.png", "e.png"]
+        assert found.skipped == alone.skipped
+        assert torch.equal(found.features[0].pool, alone.features[0].pool)
+
+
+def test_a_dataset_gives_what_a_folder_of_its_pictures_gives(network: MeanColours, tmp_path: Path) -> None:
+    draw(tmp_path, "abc")
+    rows = Dataset.from_dict({"image": [str(tmp_path / f"{n}.png") for n in "abc"], "id": ["7", "8", "9"]})
+    pictures = dataset_pictures(rows.cast_column("image", EncodedImage()), "the test's")
+    found = read_pictures(pictures, network, Preparation(image_size=32))
+    assert found.names == ["7", "8", "9"]
+    expected = read(tmp_path, network, Preparation(image_size=32))
+    assert torch.equal(found.features[0].pool, expected.features[0].pool)
 
 
 def test_pictures_of_several_sizes_need_one_to_be_brought_to(network: Inception, tmp_path: Path) -> None:
     draw(tmp_path, "ab")
     draw(tmp_path, "c", (48, 32))
     with pytest.raises(UserError, match=r"differ in size \(32x32 and 48x32\): give an image_size"):
-        read_folder(tmp_path, network, Preparation(image_size=None))
-    assert len(read_folder(tmp_path, network, Preparation(image_size=16)).names) == 3
+        read(tmp_path, network, Preparation(image_size=None))
+    assert len(read(tmp_path, network, Preparation(image_size=16)).names) == 3
 
 
 def test_no_folder_no_pictures_and_none_that_can_be_read(network: Inception, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder of pictures"):
-        read_folder(tmp_path / "none", network, Preparation())
+        read(tmp_path / "none", network, Preparation())
     with pytest.raises(UserError, match="holds no picture"):
-        read_folder(tmp_path, network, Preparation())
+        read(tmp_path, network, Preparation())
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(UserError, match="none of the 1 pictures"):
-        read_folder(tmp_path, network, Preparation())
+        read(tmp_path, network, Preparation())
 
 
 def test_preparation() -> None:
