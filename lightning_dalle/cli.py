@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_dalle.commands.evaluate import evaluate
 from lightning_dalle.commands.generate import generate
@@ -102,6 +102,25 @@ def _known_names() -> set[str]:
     return {name for cls in classes for name in inspect.signature(cls).parameters}
 
 
+def adopt_shape(config: Any, checkpoint: dict[str, Any], path: Path) -> None:
+    """Sets what a config says of a model's shape to what its checkpoint says: only a fit has to be told."""
+    model = config.model.class_path.rsplit(".", 1)[-1]
+    if model == "LitDALLE" and "dalle_config" in checkpoint:
+        shape = checkpoint["dalle_config"]
+        text = {"text_len": shape["text_len"], "text_vocab_size": shape["text_vocab_size"]}
+        changed = {"config": shape["transformer"], "dvae_checkpoint": path, **text}
+        config.data.text_len, config.data.vocab_size = text.values()
+    elif model == "LitDVAE" and "dvae_config" in checkpoint and "dalle_config" not in checkpoint:
+        changed = {"config": checkpoint["dvae_config"]}
+    else:
+        return  # of another kind of model: the model will say so
+    from jsonargparse import Namespace
+
+    for name, value in changed.items():
+        config.model.init_args[name] = Namespace(value) if isinstance(value, dict) else value
+    config.data.image_size = checkpoint["dvae_config"]["image_size"]
+
+
 def lightning(argv: list[str]) -> "LightningCLI":
     """Parses and runs a verb of Lightning's: the model is chosen in YAML by class_path."""
     from jsonargparse import set_parsing_settings
@@ -130,7 +149,9 @@ def lightning(argv: list[str]) -> "LightningCLI":
         def before_instantiate_classes(self) -> None:
             path = self.config[self.subcommand].ckpt_path if self.subcommand else None
             if path not in (None, "last", "best", "hpc") and not Path(path).is_dir():  # a folder is a sharded one
-                read_checkpoint(Path(path))
+                checkpoint = read_checkpoint(Path(path))
+                if self.subcommand != "fit":
+                    adopt_shape(self.config[self.subcommand], checkpoint, Path(path))
 
     callbacks = [LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=10)]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

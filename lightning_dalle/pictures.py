@@ -4,10 +4,12 @@ Knows pixels and how to write under them. Knows nothing of models.
 """
 
 import math
+import os
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -51,12 +53,24 @@ def captioned_grid(
     return sheet
 
 
-def save(picture: Image.Image, path: Path, attribution: str | None) -> None:
-    """Writes a PNG with the attribution, if there is one, in its metadata."""
+def save(
+    picture: Image.Image, path: Path, attribution: str | None, texts: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Writes a PNG, there whole or not at all, with texts and the attribution, if there is one, in its metadata."""
     metadata = PngInfo()
+    for name, text in texts.items():
+        metadata.add_itxt(name, text)
     if attribution is not None:
         metadata.add_text("Copyright", attribution)
-    picture.save(path, pnginfo=metadata)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    picture.save(partial, format="PNG", pnginfo=metadata)
+    partial.rename(path)
+
+
+def texts_of(path: Path) -> dict[str, str]:
+    """The texts in a PNG's metadata."""
+    with Image.open(path) as picture:
+        return {str(name): text for name, text in picture.info.items() if isinstance(text, str)}
 
 
 def to_array(picture: Image.Image) -> npt.NDArray[np.uint8]:

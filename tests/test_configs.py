@@ -10,11 +10,13 @@ from jsonargparse import ArgumentParser
 from lightning_dalle.cli import lightning
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.training.evaluation import Evaluation
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 RECIPES = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())]
 PROTOCOLS = sorted(Path("configs/protocols").glob("*.yaml"))
-FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS)]
+EVALS = sorted(Path("configs").rglob("eval*.yaml"))
+FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS)]
 
 
 @pytest.mark.parametrize("path", FITS, ids=str)
@@ -27,6 +29,16 @@ def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.
     every = cli.trainer.checkpoint_callback._every_n_train_steps  # type: ignore[union-attr]
     assert cli.trainer.max_steps % every == 0, "the last steps would not be saved"
     assert cli.model.learning_rate.num_steps == cli.trainer.max_steps
+
+
+@pytest.mark.parametrize("path", EVALS, ids=str)
+def test_test_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_lightning.cli import LightningCLI
+
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    cli = lightning(["test", "--config", str(path), "--trainer.accelerator", "cpu"])
+    evaluation = next(found for found in cli.trainer.callbacks if isinstance(found, Evaluation))  # type: ignore[attr-defined]
+    assert evaluation.protocol.name == f"{path.parent.name}_zero_shot"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)

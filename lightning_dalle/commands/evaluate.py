@@ -8,9 +8,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from lightning_dalle.commands.records import commit, write_whole
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.protocol import Protocol
+from lightning_dalle.records import commit, write_whole
 
 
 def evaluate(
@@ -72,7 +72,7 @@ def evaluate(
         for radius in protocol.blur_radii
     }
     result = {
-        "protocol": asdict(replace(protocol, drawing=None)),
+        "protocol": {**asdict(protocol), "drawing": None, "reference_count": None},
         "by_blur_radius": figures,
         "sets": {
             side: {

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning_dalle.commands.records import commit, sha256, write_whole
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.records import commit, sha256, write_whole
 
 
 def reproduce(

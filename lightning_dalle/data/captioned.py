@@ -5,7 +5,8 @@ Knows columns and splits. Knows nothing of models, tensors or training.
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value, concate
 from lightning_dalle.errors import UserError
 
 log = logging.getLogger(__name__)
+
+KNOWN_COLUMNS = {
+    "image": ("image", "jpg", "jpeg", "png", "webp"),
+    "captions": (
+        "captions", "caption", "json.captions", "json.caption", "sentences", "description", "text", "txt",
+    ),
+    "id": ("image_id", "cocoid", "json.image_id", "json.cocoid", "id"),
+}  # fmt: skip
+VAL_SPLITS = ("validation", "val", "valid", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +37,18 @@ class CaptionedPictures:
     path: str
     """What `load_dataset` opens: a name on the hub ("org/name"), or a local folder with parquet files, WebDataset tars,
     or images beside a metadata.jsonl. A local folder goes before a name on the hub."""
-    image: str = "image"
-    """Column of the picture; "jpg" in a WebDataset."""
-    captions: str = "captions"
+    image: str | None = None
+    """Column of the picture; if not given, the first there is of image, jpg, jpeg, png and webp."""
+    captions: str | None = None
     """Column of the captions: a list of them, or one text with a caption on each line. "json.captions" is the field
-    `captions` of the column `json`."""
+    `captions` of the column `json`. If not given, the first there is of captions, caption, json.captions, json.caption,
+    sentences, description, text and txt."""
     id: str | None = None
-    """Column of what a picture is called by (COCO's image_id); the row's number if not given."""
-    splits: dict[str, str] = field(default_factory=lambda: {"train": "train", "val": "validation"})
-    """Our splits by name, each with the data's name of it."""
+    """Column of what a picture is called by; if not given, the first there is of image_id, cocoid, json.image_id,
+    json.cocoid and id, or else the row's number."""
+    splits: dict[str, str] | None = None
+    """Our splits by name, each with the data's name of it. If not given, `train` is train and `val` is the first there
+    is of validation, val, valid and test."""
 
     def load(self, image_size: int) -> DatasetDict:
         """The splits, with the columns image, captions and id; pictures as they come, whatever the size.
@@ -44,12 +57,18 @@ class CaptionedPictures:
             UserError: if the data cannot be opened, or lacks a split or a column.
         """
         found = self._open()
-        missing = sorted(set(self.splits.values()) - set(found))
-        if missing:
+        splits = self.splits
+        if splits is None:
+            of_val = next((name for name in VAL_SPLITS if name in found), None)
+            splits = {"train": "train"} if "train" in found else {}
+            splits |= {"val": of_val} if of_val else {}
+        missing = sorted(set(splits.values()) - set(found))
+        if missing or not splits:
             raise UserError(
-                f"splits name {', '.join(missing)}, but {self.path} has {', '.join(found)}: set splits of the source"
+                f"the source's splits are to be {', '.join(missing) or 'train or val'}, but {self.path} has "
+                f"{', '.join(found)}"
             )
-        return DatasetDict({ours: self._split(ours, found[theirs]) for ours, theirs in self.splits.items()})
+        return DatasetDict({ours: self._split(ours, found[theirs]) for ours, theirs in splits.items()})
 
     def _open(self) -> DatasetDict:
         folder = Path(self.path).expanduser()
@@ -60,28 +79,33 @@ class CaptionedPictures:
             kind = "the local folder" if folder.exists() else "no local folder, and the hub's"
             raise UserError(f"the captioned pictures cannot be read from {self.path} ({kind}): {reason}") from error
 
-    def _split(self, name: str, rows: Dataset) -> Dataset:
-        columns = {"image": self.image, "captions": self.captions} | ({"id": self.id} if self.id else {})
-        taken = {}
-        for ours, theirs in columns.items():
-            column, _, inner = theirs.partition(".")
-            if column not in rows.column_names:
+    def _split(self, split: str, rows: Dataset) -> Dataset:
+        names = rows.column_names
+        fields = {*names, *(f"{name}.{inner}" for name in names for inner in _inner(rows.features[name]))}
+        chosen = {"image": self.image, "captions": self.captions, "id": self.id}
+        taken: dict[str, tuple[str, str]] = {}
+        for ours, theirs in chosen.items():
+            column = theirs or next((known for known in KNOWN_COLUMNS[ours] if known in fields), None)
+            if column is None and ours == "id":
+                continue
+            if column not in fields:
                 raise UserError(
-                    f"the source's {ours} is to be the column {theirs}, but {self.path} has "
-                    f"{', '.join(rows.column_names)}"
+                    f"the source's {ours} is to be the column {column or ' or '.join(KNOWN_COLUMNS[ours])}, but "
+                    f"{self.path} has {', '.join(sorted(fields))}"
                 )
-            taken[ours] = (column, inner)
+            name, _, inner = str(column).partition(".")
+            taken[ours] = (name, inner)
         picture = taken["image"][0]
         images = rows.select_columns(picture).rename_columns({picture: "image"})
         images = images.cast_column("image", Image(decode=False))
         texts = rows.select_columns(sorted({column for ours, (column, _) in taken.items() if ours != "image"}))
 
-        def record(row: dict[str, Any], index: int) -> dict[str, Any]:
+        def record(row: Mapping[str, Any], index: int) -> dict[str, Any]:
             def value(of: str) -> Any:
                 column, inner = taken[of]
                 return (row[column] or {}).get(inner) if inner else row[column]
 
-            return {"captions": caption_list(value("captions")), "id": str(value("id") if self.id else index)}
+            return {"captions": caption_list(value("captions")), "id": str(value("id") if "id" in taken else index)}
 
         features = Features(captions=List(Value("string")), id=Value("string"))
         texts = texts.map(record, with_indices=True, remove_columns=texts.column_names, features=features)
@@ -96,9 +120,9 @@ class CaptionedPictures:
                 kept.append(i)
         if skipped:
             counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-            log.warning("%s, split %s: passed over %s, of %d records", self.path, name, counts, len(rows))
+            log.warning("%s, split %s: passed over %s, of %d records", self.path, split, counts, len(rows))
         if not kept:
-            raise UserError(f"{self.path} has no captioned picture in the split {name}, of {len(rows)} records")
+            raise UserError(f"{self.path} has no captioned picture in the split {split}, of {len(rows)} records")
         joined = concatenate_datasets([images, texts], axis=1)  # side by side: no picture is written again
         return (joined.select(kept) if skipped else joined).cast_column("image", Image())
 
@@ -107,6 +131,11 @@ def caption_list(value: Any) -> list[str]:
     """Captions as they are written down, as a list: a list of texts, or one text with a caption on each line."""
     texts = value.splitlines() if isinstance(value, str) else value or []
     return [text.strip() for text in texts if text and text.strip()]
+
+
+def _inner(feature: Any) -> list[str]:
+    """Fields of a column that holds a mapping."""
+    return list(feature) if isinstance(feature, dict) else []
 
 
 def _has_picture(images: Dataset) -> list[bool]:

@@ -27,7 +27,8 @@ class Source(Protocol):
     """Where captioned pictures come from."""
 
     def load(self, image_size: int) -> DatasetDict:
-        """Splits by name, `train` and `val` among them, each with the columns `image` and `captions` (a list).
+        """Splits by name, each with the columns `image` and `captions` (a list): `train` and `val` for a fit, `val` or
+        `test` to evaluate on.
 
         Pictures may be of any size; a source that draws its own may use the wanted one, in pixels.
         """
@@ -133,8 +134,10 @@ class CaptionedImageDataModule(pl.LightningDataModule):
 
     @property
     def tokenizer(self) -> CaptionTokenizer:
-        """Learned from the training captions, alone."""
-        assert self._tokenizer is not None, "setup() comes first"
+        """Learned from the training captions, alone; a checkpoint that is only evaluated brings its own."""
+        if self._tokenizer is None:
+            captions = (caption for captions in self._split("train")["captions"] for caption in captions)
+            self._tokenizer = CaptionTokenizer.train(captions, self.vocab_size, self.text_len)
         return self._tokenizer
 
     def prepare_data(self) -> None:
@@ -143,20 +146,16 @@ class CaptionedImageDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         if self.splits is None:
             self.splits = self.source.load(self.image_size)
-            if len(self.splits["train"]) < self.batch_size:
-                raise UserError(
-                    f"the training split has {len(self.splits['train'])} records, less than one batch "
-                    f"of batch_size={self.batch_size}"
-                )
-        if self._tokenizer is None:
-            captions = (caption for captions in self.splits["train"]["captions"] for caption in captions)
-            self._tokenizer = CaptionTokenizer.train(captions, self.vocab_size, self.text_len)
+        if stage == "fit" and len(self._split("train")) < self.batch_size:
+            raise UserError(
+                f"the training split has {len(self._split('train'))} records, less than one batch "
+                f"of batch_size={self.batch_size}"
+            )
 
     def dataset(self, split: str, bpe_dropout: float = 0.0) -> CaptionedImages:
         """A split as tensors."""
-        assert self.splits is not None, "setup() comes first"
         return CaptionedImages(
-            self.splits[split], image_transform(self.image_size), self.tokenizer, bpe_dropout, self.seed
+            self._split(split), image_transform(self.image_size), self.tokenizer, bpe_dropout, self.seed
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -166,10 +165,18 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         return self._loader(self.dataset("val"), is_training=False)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.dataset("val"), is_training=False)
+        """The split `test` where the source has one, else `val`."""
+        assert self.splits is not None, "setup() comes first"
+        return self._loader(self.dataset("test" if "test" in self.splits else "val"), is_training=False)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.dataset("train"), is_training=False)
+
+    def _split(self, name: str) -> Dataset:
+        assert self.splits is not None, "setup() comes first"
+        if name not in self.splits:
+            raise UserError(f"the data's split {name} is needed, but the source has {', '.join(self.splits)}")
+        return self.splits[name]
 
     def _loader(self, dataset: CaptionedImages, is_training: bool) -> DataLoader[Any]:
         trainer = self.trainer
@@ -196,6 +203,9 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         return {"tokenizer": self.tokenizer.to_json()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            self._tokenizer = CaptionTokenizer.from_json(state_dict["tokenizer"])
+            return
         ours, theirs = self.tokenizer.to_json(), state_dict["tokenizer"]
         if ours != theirs:
             raise UserError(

@@ -83,7 +83,7 @@ class Processes(NamedTuple):
     """Those that share the work; they meet at the barrier, and see the same files."""
 
     rank: int = 0
-    count: int = 1
+    world: int = 1
     barrier: Callable[[], None] = lambda: None
 
 
@@ -153,12 +153,12 @@ def read_pictures(
 
     def read(rank: int) -> ImageSet:
         if cache_dir is None:
-            return _read_share(pictures, rank, processes.count, inception, preparation, radii, batch_size, on_progress)
-        file = cache_dir / f"{name}.{rank}of{processes.count}.pt"
+            return _read_share(pictures, rank, processes.world, inception, preparation, radii, batch_size, on_progress)
+        file = cache_dir / f"{name}.{rank}of{processes.world}.pt"
         if file.is_file():
             on_progress(len(pictures.names), len(pictures.names))
             return _unpack(torch.load(file, weights_only=True))
-        made = _read_share(pictures, rank, processes.count, inception, preparation, radii, batch_size, on_progress)
+        made = _read_share(pictures, rank, processes.world, inception, preparation, radii, batch_size, on_progress)
         cache_dir.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         torch.save({**made._asdict(), "features": {r: tuple(f) for r, f in made.features.items()}}, partial)
@@ -167,7 +167,7 @@ def read_pictures(
 
     mine = read(processes.rank)
     processes.barrier()
-    shares = [mine if rank == processes.rank else read(rank) for rank in range(processes.count)]
+    shares = [mine if rank == processes.rank else read(rank) for rank in range(processes.world)]
     skipped = {name: reason for share in shares for name, reason in share.skipped.items()}
     if len(skipped) == len(pictures.names):
         first = next(iter(skipped.items()))

@@ -32,8 +32,9 @@ class LitDALLE(pl.LightningModule):
 
     Args:
         config: shape of the transformer.
-        dvae_checkpoint: where the frozen dVAE is read from; it is kept in this model's checkpoints too.
-        learning_rate: by optimizer step (the paper warms up to 4.5e-4 over 5,000).
+        dvae_checkpoint: where the frozen dVAE is read from, a dVAE's or a DALL-E's; needed for a fit. It is kept in
+            this model's checkpoints too, and `test` and its like take it from the one that they are given.
+        learning_rate: by optimizer step (the paper warms up to 4.5e-4 over 5,000); needed for a fit.
         text_len: tokens of a caption, padding included.
         text_vocab_size: ids of caption tokens.
         image_loss_weight: of the image's cross-entropy against the text's 1 (7 in the paper: 7/8 and 1/8).
@@ -49,9 +50,9 @@ class LitDALLE(pl.LightningModule):
 
     def __init__(
         self,
-        config: TransformerConfig,
-        dvae_checkpoint: Path,
-        learning_rate: CosineAnneal,
+        config: TransformerConfig = TransformerConfig(),  # noqa: B008 (frozen)
+        dvae_checkpoint: Path | None = None,
+        learning_rate: CosineAnneal | None = None,
         text_len: int = 256,
         text_vocab_size: int = 16384,
         image_loss_weight: float = 7.0,
@@ -73,6 +74,8 @@ class LitDALLE(pl.LightningModule):
 
     def configure_model(self) -> None:
         if self.dalle is None:
+            if self.dvae_checkpoint is None:
+                raise UserError("there is no dVAE to make codes with: name its checkpoint as dvae_checkpoint")
             dvae = load_dvae(self.dvae_checkpoint).requires_grad_(False).to(memory_format=torch.channels_last)
             self.dvae = dvae
             self.dalle = DALLE(
@@ -122,6 +125,8 @@ class LitDALLE(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert self.dalle is not None
+        if self.learning_rate is None:
+            raise UserError("a fit needs a learning_rate, but none is given")
         return configure(self.dalle, self.optimizer, self.learning_rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What every command writes beside its numbers, and how."""
+"""What is written beside every number, and how: hashes, the commit, files that are there whole or not at all."""
 
 import hashlib
 import shutil

@@ -1,0 +1,65 @@
+"""How well pictures fit a caption: what candidates are ranked by.
+
+Knows images and a caption. Knows nothing of how the images were made.
+"""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_dalle.errors import UserError
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Anything that scores images against a caption; higher is better."""
+
+    def __call__(self, images: Float[Tensor, "n 3 h w"], caption: str) -> Float[Tensor, " n"]:
+        """Scores of images in [0, 1], on the CPU."""
+        ...
+
+
+class OpenCLIP:
+    """Cosine similarity of image and caption under a CLIP of open_clip's (paper, section 2.6).
+
+    Args:
+        model: open_clip's name of the architecture, such as ViT-B-32.
+        weights: open_clip's name of pretrained weights (downloaded once), or a local file.
+        device: cpu, cuda, ..., or auto for the GPU if there is one.
+
+    Raises:
+        UserError: if open_clip knows no such model, or the weights cannot be had.
+    """
+
+    def __init__(self, model: str, weights: str, device: str = "auto") -> None:
+        import open_clip
+
+        if model not in open_clip.list_models():
+            raise UserError(f"open_clip has no model {model}; it has {', '.join(open_clip.list_models()[:8])}, ...")
+        if weights not in open_clip.list_pretrained_tags_by_model(model) and not Path(weights).is_file():
+            raise UserError(
+                f"there is no file of CLIP weights at {weights}, and open_clip has none of that name for {model}"
+            )
+        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.clip = open_clip.create_model(model, pretrained=weights, device=self.device).eval()
+        except Exception as error:  # of the network, of the file or of weights that do not fit: it raises anything
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"the CLIP weights {weights} of {model} cannot be had: {reason}") from error
+        self.tokenizer = open_clip.get_tokenizer(model)
+        config = open_clip.get_model_preprocess_cfg(self.clip)
+        size = config["size"]
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        self.mean = torch.tensor(config["mean"]).view(3, 1, 1)
+        self.std = torch.tensor(config["std"]).view(3, 1, 1)
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "n 3 h w"], caption: str) -> Float[Tensor, " n"]:
+        """Cosines, in [-1, 1]; images are resized bicubically to CLIP's size."""
+        resized = torch.nn.functional.interpolate(images.cpu(), self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        image = self.clip.encode_image(((resized - self.mean) / self.std).to(self.device), normalize=True)  # (n, d)
+        text = self.clip.encode_text(self.tokenizer([caption]).to(self.device), normalize=True)  # (1, d)
+        return (image @ text.T)[:, 0].float().cpu()

@@ -1,0 +1,48 @@
+"""CLIP as a scorer, on a small model of open_clip's with weights from a local file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_dalle.errors import UserError
+from lightning_dalle.inference.scorers import OpenCLIP
+
+SMALL = "ViT-S-32-alt"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import open_clip
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(open_clip.create_model(SMALL).state_dict(), path)
+    return path
+
+
+def test_scores_equal_open_clip_s_own_path(weights: Path) -> None:
+    import open_clip
+    from torchvision.transforms.v2 import functional
+
+    images = torch.rand(3, 3, 224, 224)
+    scores = OpenCLIP(SMALL, str(weights), "cpu")(images, "a cat")
+    model, _, preprocess = open_clip.create_model_and_transforms(SMALL, pretrained=str(weights))
+    model.eval()
+    pictures = torch.stack([preprocess(functional.to_pil_image(image)) for image in images])
+    with torch.no_grad():
+        image = model.encode_image(pictures, normalize=True)
+        text = model.encode_text(open_clip.get_tokenizer(SMALL)(["a cat"]), normalize=True)
+    torch.testing.assert_close(scores, (image @ text.T)[:, 0], atol=2e-3, rtol=0)  # their pictures are of 8 bits
+    assert scores.unique().numel() == 3
+
+
+def test_mistakes_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="open_clip has no model ViT-None"):
+        OpenCLIP("ViT-None", "openai")
+    with pytest.raises(UserError, match=r"there is no file of CLIP weights at nowhere\.pt"):
+        OpenCLIP(SMALL, "nowhere.pt")
+    broken = tmp_path / "broken.pt"
+    broken.write_text("nothing")
+    with pytest.raises(UserError, match=r"the CLIP weights .*broken.pt of ViT-S-32-alt cannot be had"):
+        OpenCLIP(SMALL, str(broken))
