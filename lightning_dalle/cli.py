@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from lightning_dalle.commands.evaluate import evaluate
 from lightning_dalle.commands.generate import generate
 from lightning_dalle.commands.reproduce import reproduce
+from lightning_dalle.commands.results import results
 from lightning_dalle.errors import UserError
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
 
-COMMANDS: dict[str, Callable[..., None]] = {"reproduce": reproduce, "generate": generate, "evaluate": evaluate}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "reproduce": reproduce,
+    "generate": generate,
+    "evaluate": evaluate,
+    "results": results,
+}
 
 EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated",  # Lightning 2.6 on torch 2.15
@@ -38,9 +44,10 @@ DALL-E (Ramesh et al. 2021) as a PyTorch Lightning experiment repo.
   reproduce   run a recipe: every stage of training, then samples and a report
   generate    draw pictures of prompts with a trained model
   evaluate    score a folder of pictures against another: FID, KID, precision, recall, IS
+  results     print what has been measured as a table
   fit         train one model              (Lightning's, as are those below)
   validate    validate one model
-  test        test one model
+  test        test one model: configs/*/eval.yaml score its pictures or reconstructions
   predict     run one model over the data
 
 python -m lightning_dalle COMMAND --help tells the options of each."""
@@ -113,7 +120,8 @@ def adopt_shape(config: Any, checkpoint: dict[str, Any], path: Path) -> None:
     elif model == "LitDVAE" and "dvae_config" in checkpoint and "dalle_config" not in checkpoint:
         changed = {"config": checkpoint["dvae_config"]}
     else:
-        return  # of another kind of model: the model will say so
+        kind = "a DALL-E" if "dalle_config" in checkpoint else "a dVAE" if "dvae_config" in checkpoint else "no model"
+        raise UserError(f"the config's model is a {model}, but {path} holds {kind}: it is of another kind of model")
     from jsonargparse import Namespace
 
     for name, value in changed.items():

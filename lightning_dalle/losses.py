@@ -38,6 +38,7 @@ def usage_entropy(logits: Float[Tensor, "b k g g"]) -> Float[Tensor, ""]:
     Not in the paper. As a bonus it keeps a small model from using a handful of codes.
     """
     mean = logits.softmax(dim=1).mean(dim=(0, 2, 3))  # (k,)
+    mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)  # at 0, which a sure encoder reaches, the slope is infinite
     return torch.special.entr(mean).sum()
 
 

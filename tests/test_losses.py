@@ -68,6 +68,15 @@ def test_usage_entropy_tells_collapse_from_even_use() -> None:
     assert float(usage_entropy(even)) == pytest.approx(math.log(16), rel=1e-5)
 
 
+def test_usage_entropy_has_a_gradient_where_codes_are_never_used() -> None:
+    logits = torch.zeros(2, 16, 2, 2)
+    logits[:, 3] = 1000.0
+    logits.requires_grad_()
+    usage_entropy(logits).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
 def test_uniform_logits_score_the_logarithm_of_the_vocabulary() -> None:
     text_tokens = torch.tensor([[3, 1, 20, 21], [5, 9, 2, 21]])
     parts = dalle_loss(

@@ -72,6 +72,7 @@ def evaluate(
         for radius in protocol.blur_radii
     }
     result = {
+        "kind": "folders",
         "protocol": {**asdict(protocol), "drawing": None, "reference_count": None},
         "by_blur_radius": figures,
         "sets": {

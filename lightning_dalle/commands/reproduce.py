@@ -58,7 +58,14 @@ def reproduce(
         pipeline = TextToImage.from_checkpoint(checkpoints["dalle"])
         composition, asked, samples = openmoji.measure_dalle(pipeline, emoji, prompts, sampling, on_progress)
     save(openmoji.sheet(emoji, asked, samples), run_dir / "samples.png", pipeline.attribution)
+    (run_dir / "samples").mkdir(exist_ok=True)
+    for n, (i, sample) in enumerate(zip(asked, samples, strict=True)):
+        texts = {"caption": emoji.captions[i], "seed": str(n)}
+        save(sample, run_dir / "samples" / f"{n:06d}.png", pipeline.attribution, texts)
+    with progress("Reading pictures for FID") as on_progress:
+        composition["fidelity"] = openmoji.measure_fidelity(samples, emoji, asked, on_progress)
     result = {
+        "kind": "recipe",
         "recipe": recipe,
         "reconstruction": reconstruction,
         "composition": composition,

@@ -65,20 +65,21 @@ def fidelity(generated: Features, reference: Features, options: FidelityOptions)
         "precision": _share(neighbours["precision"], counts["generated"]),
         "recall": _share(neighbours["recall"], counts["reference"]),
     }
-    if generated.logits is None:
-        measured["inception_score"] = {"value": None, "refused": "the Inception weights lack the last layer it needs"}
-    else:
-        score = isc_features_to_metric(generated.logits, options.isc_splits, shuffle=True, rng_seed=options.seed)
-        measured["inception_score"] = {
-            "value": score["inception_score_mean"],
-            "deviation": score["inception_score_std"],
-            "splits": options.isc_splits,
-        }
+    measured["inception_score"] = _inception_score(generated, options)
     return measured
 
 
 def _frechet(generated: Tensor, reference: Tensor) -> float:
-    moments = [fid_features_to_statistics(pool) for pool in (generated, reference)]
+    """FID. Fewer images than features leave most directions empty: it is then taken in a basis of the others, which
+    changes nothing but the time that the eigenvalues take, from many seconds to none.
+    """
+    pools = [generated.double(), reference.double()]
+    joined = torch.cat(pools)
+    if len(joined) < joined.shape[1]:
+        center = joined.mean(0)
+        basis = torch.linalg.qr((joined - center).T).Q  # (features, images)
+        pools = [(pool - center) @ basis for pool in pools]
+    moments = [fid_features_to_statistics(pool) for pool in pools]
     return float(fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])
 
 
@@ -92,6 +93,21 @@ def _frechet_deviation(generated: Tensor, reference: Tensor, options: FidelityOp
 
     draws = [_frechet(redrawn(generated), redrawn(reference)) for _ in range(options.bootstrap)]
     return statistics.stdev(draws)
+
+
+def _inception_score(generated: Features, options: FidelityOptions) -> dict[str, Any]:
+    if generated.logits is None:
+        return {"value": None, "refused": "the Inception weights lack the last layer it needs"}
+    if len(generated.logits) < options.isc_splits:
+        return {
+            "value": None, "refused": f"{len(generated.logits)} images cannot be split into {options.isc_splits} parts"
+        }  # fmt: skip
+    score = isc_features_to_metric(generated.logits, options.isc_splits, shuffle=True, rng_seed=options.seed)
+    return {
+        "value": score["inception_score_mean"],
+        "deviation": score["inception_score_std"],
+        "splits": options.isc_splits,
+    }
 
 
 def _share(value: float, count: int) -> dict[str, Any]:

@@ -36,13 +36,12 @@ class Features(NamedTuple):
         return Features(self.pool[indices], None if self.logits is None else self.logits[indices])
 
 
-def find_weights(path: Path | None = None) -> Path:
-    """The file of weights: the one given, the one that $LIGHTNING_DALLE_INCEPTION names, or torch hub's.
-
-    Torch hub downloads it where there is a network, once.
+def weights_at_hand(path: Path | None = None) -> Path | None:
+    """The file of weights, or None if there is none on this machine: the one given, the one that
+    $LIGHTNING_DALLE_INCEPTION names, or torch hub's.
 
     Raises:
-        UserError: if there is no file, with where to put it.
+        UserError: if a file is named that is not there.
     """
     if path is None and os.environ.get(VARIABLE):
         path = Path(os.environ[VARIABLE])
@@ -50,18 +49,33 @@ def find_weights(path: Path | None = None) -> Path:
         if not path.is_file():
             raise UserError(f"there are no Inception weights at {path}")
         return path
-    name = URL_INCEPTION_V3.rsplit("/", 1)[-1]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not cached.is_file():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(cached), hash_prefix="6726825d")
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"the Inception weights cannot be downloaded here ({error}): put the file {name} of torch-fidelity's "
-                f"release 0.2.0 into {cached.parent}, or name any copy of it in ${VARIABLE}"
-            ) from error
+    cached = _hub_file()
+    return cached if cached.is_file() else None
+
+
+def find_weights(path: Path | None = None) -> Path:
+    """The weights at hand; where there are none torch hub downloads them, once.
+
+    Raises:
+        UserError: if there is no file, with where to put it.
+    """
+    found = weights_at_hand(path)
+    if found is not None:
+        return found
+    cached = _hub_file()
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(cached), hash_prefix="6726825d")
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"the Inception weights cannot be downloaded here ({error}): put the file {cached.name} of "
+            f"torch-fidelity's release 0.2.0 into {cached.parent}, or name any copy of it in ${VARIABLE}"
+        ) from error
     return cached
+
+
+def _hub_file() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[-1]
 
 
 class Inception(FeatureExtractorInceptionV3):

@@ -9,6 +9,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
+def perplexity(counts: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+    """How many codes, used alike, would have the entropy of these: from 1 (collapse) to k."""
+    return torch.special.entr(counts / counts.sum().clamp(min=1)).sum().exp()
+
+
 class CodebookUse(Metric):
     """Counts codes; computes the perplexity of their distribution, from 1 (collapse) to the codebook size."""
 
@@ -23,7 +28,7 @@ class CodebookUse(Metric):
         self.counts += torch.bincount(codes.flatten(), minlength=len(self.counts))
 
     def compute(self) -> Float[Tensor, ""]:
-        return torch.special.entr(self.counts / self.counts.sum().clamp(min=1)).sum().exp()
+        return perplexity(self.counts)
 
     @property
     def dead(self) -> Int[Tensor, ""]:

@@ -11,14 +11,17 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from jaxtyping import Float
 from PIL import Image
-from scipy.stats import binomtest
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from lightning_dalle.data.datamodule import image_transform
 from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.evaluation.fidelity import fidelity
+from lightning_dalle.evaluation.image_sets import Pictures, read_pictures
+from lightning_dalle.evaluation.inception import Inception, weights_at_hand
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
 from lightning_dalle.evaluation.metrics import CodebookUse, nearest
+from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
+from lightning_dalle.evaluation.statistics import psnr, share
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
 from lightning_dalle.models.dvae import DVAE
@@ -43,17 +46,6 @@ class Emoji:
         return [i for i, name in enumerate(self.split_of) if name == split]
 
 
-def share(hits: list[bool]) -> dict[str, Any]:
-    """A share of hits with its 95 % interval (Wilson)."""
-    test = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
-    return {
-        "value": round(sum(hits) / len(hits), 4),
-        "interval_95": [round(test.low, 4), round(test.high, 4)],
-        "hits": sum(hits),
-        "of": len(hits),
-    }
-
-
 def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
     """Reconstructions of `val` by argmax codes, beside a k-means codebook of the same grid and size.
 
@@ -74,7 +66,7 @@ def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
     def quality(reconstructions: Tensor) -> dict[str, Any]:
         found = nearest(reconstructions, emoji.images).tolist()
         return {
-            "psnr_db": round(float(peak_signal_noise_ratio(reconstructions, originals, data_range=1.0)), 3),
+            "psnr_db": psnr((reconstructions - originals).square().mean((1, 2, 3)).tolist()),
             "retrieval": share([emoji.picture[i] == emoji.picture[j] for i, j in zip(found, val, strict=True)]),
         }
 
@@ -132,6 +124,36 @@ def measure_dalle(
         "right_skin_tone": share([emoji.tones[i] == emoji.tones[j] for i, j in zip(found, asked, strict=True)]),
     }
     return numbers, asked, [to_pil(sample) for sample in samples]
+
+
+def measure_fidelity(
+    samples: list[Image.Image],
+    emoji: Emoji,
+    asked: list[int],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any] | None:
+    """FID and its kin of samples against the real emoji that were asked for, as in configs/protocols/openmoji.yaml.
+
+    None where Inception's weights are not at hand: nothing is downloaded for it.
+    """
+    weights = weights_at_hand()
+    if weights is None:
+        return None
+    inception = Inception(weights)
+    sides = (samples, [to_pil(emoji.images[i]) for i in asked])
+    features = []
+    for side, pictures in enumerate(sides):
+        named = Pictures("OpenMoji", [str(i) for i in range(len(pictures))], pictures.__getitem__, digest="")
+
+        def on_one(done: int, total: int, begun: int = side * len(samples)) -> None:
+            on_progress(begun + done, 2 * total)
+
+        read = read_pictures(named, inception, Preparation(image_size=None), on_progress=on_one)
+        features.append(read.features[0])
+    return {
+        **fidelity(features[0], features[1], FidelityOptions()),
+        "inception": {"file": weights.name, "sha256": inception.sha256},
+    }
 
 
 def sheet(emoji: Emoji, asked: list[int], samples: list[Image.Image], most: int = 40) -> Image.Image:

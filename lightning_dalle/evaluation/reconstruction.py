@@ -3,7 +3,6 @@
 Knows a dVAE, pictures and measures. Knows nothing of training or of how results are shown.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from lightning_dalle.data.datamodule import image_transform
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.image_sets import Processes, dataset_pictures, folder_pictures, read_pictures
 from lightning_dalle.evaluation.inception import Inception
-from lightning_dalle.evaluation.metrics import CodebookUse
+from lightning_dalle.evaluation.metrics import perplexity
 from lightning_dalle.evaluation.protocol import Protocol
-from lightning_dalle.evaluation.zero_shot import mean_with_interval
+from lightning_dalle.evaluation.statistics import mean, psnr
 from lightning_dalle.models.dvae import DVAE
 from lightning_dalle.pictures import save, to_pil
 
@@ -90,8 +89,7 @@ def measure(
         processes.barrier()
         shares = [torch.load(folder / f"share.{rank}.pt", weights_only=True) for rank in range(processes.world)]
     joined = {name: [value for each in shares for value in each[name]] for name in ("mse", "ssim", "lpips")}
-    use = CodebookUse(dvae.config.codebook_size)
-    use.counts += torch.stack([counts for each in shares for counts in each["codes"]]).sum(0)
+    counts = torch.stack([counts for each in shares for counts in each["codes"]]).sum(0)
     skipped = {name: reason for each in shares for name, reason in each["skipped"].items()}
 
     def read(pictures: Any) -> Any:
@@ -100,18 +98,12 @@ def measure(
         )
 
     generated, reference = read(folder_pictures(folder)), read(dataset_pictures(rows, origin))
-    mse = mean_with_interval(joined["mse"])
-    low, high = mse["interval_95"] or (mse["value"], mse["value"])
     return {
-        "psnr_db": {
-            "value": _psnr(mse["value"]),
-            "interval_95": [_psnr(high), _psnr(max(low, 1e-10))],
-            "of": "the mean squared error over all pixels in [0, 1]",
-        },
-        "ssim": mean_with_interval(joined["ssim"]),
-        "lpips": mean_with_interval(joined["lpips"]) if joined["lpips"] else {"value": None, "refused": why_not},
-        "codebook_perplexity": {"value": float(use.compute()), "codebook_size": dvae.config.codebook_size},
-        "codes_used": dvae.config.codebook_size - int(use.dead),
+        "psnr_db": psnr(joined["mse"]),
+        "ssim": mean(joined["ssim"]),
+        "lpips": mean(joined["lpips"]) if joined["lpips"] else {"value": None, "refused": why_not},
+        "codebook_perplexity": {"value": float(perplexity(counts)), "codebook_size": dvae.config.codebook_size},
+        "codes_used": int((counts > 0).sum()),
         "by_blur_radius": {
             str(radius): fidelity(generated.features[radius], reference.features[radius], protocol.fidelity)
             for radius in protocol.blur_radii
@@ -121,10 +113,6 @@ def measure(
         "first_skipped": dict(list(skipped.items())[:10]),
         "reference": {"data": origin, "split": protocol.drawing.split},
     }
-
-
-def _psnr(mse: float) -> float:
-    return -10 * math.log10(mse)
 
 
 def _lpips(device: torch.device) -> tuple[Callable[[Tensor, Tensor], Float[Tensor, " n"]] | None, str | None]:

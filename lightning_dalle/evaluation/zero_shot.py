@@ -7,7 +7,6 @@ Knows a pipeline, a scorer and files. Knows nothing of training or of how result
 import csv
 import hashlib
 import random
-import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from lightning_dalle.evaluation.image_sets import (
 )
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Captions, Drawing, Protocol
+from lightning_dalle.evaluation.statistics import mean
 from lightning_dalle.inference.pipeline import Request, TextToImage
 from lightning_dalle.inference.scorers import Scorer
 from lightning_dalle.pictures import save, texts_of, to_pil
@@ -171,7 +171,7 @@ def _best(
     best: _Best | None = None
     for start in range(0, sizes[-1], batch_size):
         some = [next(images) for _ in range(min(batch_size, sizes[-1] - start))]
-        for j, score in enumerate(scorer(torch.stack(some), caption).tolist()):
+        for j, score in enumerate(scorer.score(torch.stack(some), caption).tolist()):
             if best is None or best.score is None or score > best.score:
                 best = _Best(start + j, some[j], score)
             if start + j + 1 in sizes:
@@ -217,7 +217,7 @@ def measure(
         generated = read(folder_pictures(drawn))
         scores = [float(text) for text in (texts_of(drawn / name).get("score") for name in generated.names) if text]
         by_candidates[str(size)] = {
-            "score": mean_with_interval(scores) if scores else None,
+            "score": mean(scores) if scores else None,
             "by_blur_radius": {
                 str(radius): fidelity(generated.features[radius], reference.features[radius], protocol.fidelity)
                 for radius in protocol.blur_radii
@@ -241,13 +241,6 @@ def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
         return rows
     chosen = random.Random(protocol.fidelity.seed).sample(range(len(rows)), protocol.reference_count)
     return rows.select(sorted(chosen))
-
-
-def mean_with_interval(values: list[float]) -> dict[str, Any]:
-    """The mean with its 95 % interval, from the deviation between images."""
-    mean = statistics.fmean(values)
-    error = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return {"value": mean, "interval_95": [mean - error, mean + error] if len(values) > 1 else None, "of": len(values)}
 
 
 def shared_pictures(training: Dataset, reference: Dataset) -> int:

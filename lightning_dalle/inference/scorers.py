@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lightning_dalle.errors import UserError
@@ -15,10 +14,10 @@ from lightning_dalle.errors import UserError
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Anything that scores images against a caption; higher is better."""
+    """Anything that scores images against a caption; higher is better. Another one fits by its class_path."""
 
-    def __call__(self, images: Float[Tensor, "n 3 h w"], caption: str) -> Float[Tensor, " n"]:
-        """Scores of images in [0, 1], on the CPU."""
+    def score(self, images: Tensor, caption: str) -> Tensor:
+        """Scores (n,), on the CPU, of images (n, 3, h, w) in [0, 1]."""
         ...
 
 
@@ -57,8 +56,8 @@ class OpenCLIP:
         self.std = torch.tensor(config["std"]).view(3, 1, 1)
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "n 3 h w"], caption: str) -> Float[Tensor, " n"]:
-        """Cosines, in [-1, 1]; images are resized bicubically to CLIP's size."""
+    def score(self, images: Tensor, caption: str) -> Tensor:
+        """Cosines (n,), in [-1, 1]; images are resized bicubically to CLIP's size."""
         resized = torch.nn.functional.interpolate(images.cpu(), self.size, mode="bicubic", antialias=True).clamp(0, 1)
         image = self.clip.encode_image(((resized - self.mean) / self.std).to(self.device), normalize=True)  # (n, d)
         text = self.clip.encode_text(self.tokenizer([caption]).to(self.device), normalize=True)  # (1, d)

@@ -130,6 +130,12 @@ def test_weights_without_the_last_layer_give_all_but_the_inception_score(
     assert refused == {"value": None, "refused": "the Inception weights lack the last layer it needs"}
 
 
+def test_too_few_images_for_the_splits_of_the_inception_score() -> None:
+    few = Features(torch.rand(8, 64), torch.randn(8, 1008))
+    refused = fidelity(few, few, FidelityOptions())["inception_score"]
+    assert refused == {"value": None, "refused": "8 images cannot be split into 10 parts"}
+
+
 def test_too_few_images_for_the_measures() -> None:
     few, enough = Features(torch.rand(3, 2048), None), Features(torch.rand(8, 2048), None)
     with pytest.raises(UserError, match="there are 3 generated images, but the measures need at least 4"):

@@ -6,7 +6,6 @@ from torch.testing import assert_close
 
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
 from lightning_dalle.evaluation.metrics import CodebookUse, nearest
-from lightning_dalle.evaluation.openmoji import share
 
 
 def test_perplexity_is_one_at_collapse_and_the_codebook_at_even_use() -> None:
@@ -36,9 +35,3 @@ def test_kmeans_is_exact_where_patches_are_fewer_than_codes() -> None:
     patches = torch.rand(5, 3, 2, 2)
     images = torch.cat([torch.cat([patches[i], patches[(i + 1) % 5]], dim=-1)[None] for i in range(5)])
     assert_close(kmeans_reconstructions(images, images, patch=2, codebook_size=5), images, atol=1e-5, rtol=0)
-
-
-def test_a_share_comes_with_its_interval() -> None:
-    assert share([True] * 80 + [False] * 120) == {
-        "value": 0.4, "interval_95": [0.3346, 0.4692], "hits": 80, "of": 200,
-    }  # fmt: skip

@@ -26,7 +26,7 @@ def test_scores_equal_open_clip_s_own_path(weights: Path) -> None:
     from torchvision.transforms.v2 import functional
 
     images = torch.rand(3, 3, 224, 224)
-    scores = OpenCLIP(SMALL, str(weights), "cpu")(images, "a cat")
+    scores = OpenCLIP(SMALL, str(weights), "cpu").score(images, "a cat")
     model, _, preprocess = open_clip.create_model_and_transforms(SMALL, pretrained=str(weights))
     model.eval()
     pictures = torch.stack([preprocess(functional.to_pil_image(image)) for image in images])

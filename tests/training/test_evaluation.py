@@ -1,0 +1,242 @@
+"""The configs of COCO and CUB, shrunk, on local data of the same schema: fits with their evaluations, then `test`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_dalle.cli import main
+
+SMALL = {
+    "LitDVAE": {"codebook_size": 16, "n_group": 3, "n_block": 1, "n_hid": 8, "n_init": 8},
+    "LitDALLE": {"n_layer": 2, "n_head": 2, "n_embd": 16},
+}
+
+
+def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any) -> Path:
+    """A config of the repo with other numbers and paths, and nothing else changed."""
+    config = yaml.safe_load(path.read_text())
+    trainer, model = config["trainer"], config["model"]
+    trainer |= {"accelerator": "cpu", "enable_progress_bar": False}
+    trainer.pop("precision", None)
+    trainer["logger"]["init_args"]["save_dir"] = str(folder)
+    for callback in trainer["callbacks"]:
+        arguments = callback.get("init_args", {})
+        if callback["class_path"].startswith("lightning_dalle.training.evaluation."):
+            if isinstance(arguments["protocol"], str):
+                arguments["protocol"] = yaml.safe_load((path.parent / arguments["protocol"]).read_text())
+            arguments["protocol"] |= protocol
+            arguments |= {"inception": str(weights), "samples_dir": str(folder / "samples")}
+            arguments |= {"results_dir": str(folder / "results"), "cache_dir": str(folder.parent / "features")}
+            if "every_n_validations" in arguments:
+                arguments["every_n_validations"] = 2
+        if "every_n_train_steps" in arguments:
+            arguments["every_n_train_steps"] = 4
+    config["data"]["source"]["init_args"]["path"] = str(data)
+    config["data"] |= {"batch_size": 4, "num_workers": 0}
+    if "max_steps" in trainer:
+        trainer |= {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 1, "log_every_n_steps": 1}
+        model["init_args"]["config"] = SMALL[model["class_path"].rsplit(".", 1)[-1]]
+        if "dvae_checkpoint" in model["init_args"]:
+            model["init_args"]["dvae_checkpoint"] = str(folder / "dvae" / "checkpoints" / "last.ckpt")
+        for schedule in ("learning_rate", "temperature", "kl_weight"):
+            if schedule in model["init_args"]:
+                model["init_args"][schedule] |= {"num_steps": 4, "warmup_steps": 0}
+        config["data"] |= {"image_size": 32, "text_len": 16, "vocab_size": 300}
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / path.name
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@pytest.fixture(scope="session")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of CUB's shape: photos of several sizes, ten captions each as one text, splits train and test."""
+    folder = tmp_path_factory.mktemp("birds")
+    for split, count in (("train", 6), ("test", 5)):
+        (folder / split).mkdir()
+        lines = []
+        for i in range(count):
+            Image.effect_noise((40 + i, 36), 60).convert("RGB").save(folder / split / f"{i}.jpg")
+            captions = [f"this bird number {i} has {j} stripes" for j in range(9)] + ["a small bird"]
+            lines.append(json.dumps({"file_name": f"{i}.jpg", "description": "\n".join(captions)}))
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_run(real_data: Path, pool_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both stages of configs/coco, shrunk, on real photos with their evaluations on: the folder of the run."""
+    folder = tmp_path_factory.mktemp("coco") / "run"
+    for stage in ("dvae", "dalle"):
+        smaller = {"reference_count": 12}
+        if stage == "dalle":
+            smaller["drawing"] = {"captions": {"count": 6}}
+        config = shrunk(Path(f"configs/coco/{stage}.yaml"), folder, real_data / "coco", pool_weights, **smaller)
+        main(["fit", "--config", str(config)])
+    return folder
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    (file,) = folder.glob("*.json")
+    return json.loads(file.read_text())
+
+
+def figures(result: dict[str, Any]) -> Any:
+    return result["by_candidates"], result["reference"]
+
+
+def test_a_fit_on_real_photos_evaluates_what_it_draws(coco_run: Path) -> None:
+    result = result_of(coco_run / "dalle" / "evaluation")
+    assert result["captions"] == 6
+    assert result["reference"]["pictures"] == 12
+    measured = result["by_candidates"]["1"]["by_blur_radius"]["0"]
+    assert measured["fid"]["value"] > 0
+    assert "biased" in measured["fid"]["caution"]
+    assert measured["inception_score"]["refused"]
+    assert result["reference_pictures_in_training_data"] == 0
+    assert result["step"] == 4
+    logged = EventAccumulator(str(coco_run / "dalle"), size_guidance={"images": 0}).Reload().Tags()
+    assert "zero_shot_coco_in_training/fid_best_of_1_blur_0" in logged["scalars"]
+    assert "zero_shot_coco_in_training/samples" in logged["images"]
+
+
+def test_a_fit_on_real_photos_evaluates_what_it_reconstructs(coco_run: Path) -> None:
+    result = result_of(coco_run / "dvae" / "evaluation")
+    assert result["pictures"] == 12
+    assert 0 < result["psnr_db"]["interval_95"][0] <= result["psnr_db"]["value"] <= result["psnr_db"]["interval_95"][1]
+    assert -1 <= result["ssim"]["value"] <= 1
+    assert (result["lpips"]["value"] is None) == ("refused" in result["lpips"])
+    assert 1 <= result["codebook_perplexity"]["value"] <= 16
+    assert result["by_blur_radius"]["0"]["fid"]["value"] > 0
+    logged = EventAccumulator(str(coco_run / "dvae")).Reload().Tags()
+    assert "reconstruction_coco_reconstruction/rfid_blur_0" in logged["scalars"]
+
+
+def test_cub_fits_and_is_tested_on_a_folder_of_its_shape(birds: Path, pool_weights: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for stage in ("dvae", "dalle"):
+        config = shrunk(
+            Path(f"configs/cub/{stage}.yaml"), run, birds, pool_weights, reference_count=5,
+            **({"drawing": {"captions": {"count": 4}}} if stage == "dalle" else {}),
+        )  # fmt: skip
+        main(["fit", "--config", str(config)])
+    config = shrunk(
+        Path("configs/cub/eval.yaml"), run, birds, pool_weights, blur_radii=[0], fidelity={},
+        drawing={"captions": {"unique": True, "count": 8}},
+    )  # fmt: skip
+    main(["test", "--config", str(config), "--ckpt_path", str(run / "dalle" / "checkpoints" / "last.ckpt")])
+    result = result_of(run / "results")
+    assert result["captions"] == 8
+    assert result["reference"] == {
+        "data": str(birds), "split": "val", "pictures": 5, "skipped": 0, "first_skipped": {},
+    }  # fmt: skip
+    assert len(list(Path(result["samples"]).glob("best_of_1/*.png"))) == 8
+
+
+def eval_command(coco_run: Path, folder: Path, data: Path, weights: Path, *more: str, **protocol: Any) -> list[str]:
+    config = shrunk(Path("configs/coco/eval.yaml"), folder, data, weights, **protocol)
+    checkpoint = str(coco_run / "dalle" / "checkpoints" / "last.ckpt")
+    return [sys.executable, "-m", "lightning_dalle", "test", "--config", str(config), "--ckpt_path", checkpoint, *more]
+
+
+def test_the_blur_and_the_rerank_sweep_of_a_test(
+    coco_run: Path, real_data: Path, full_weights: Path, tmp_path: Path
+) -> None:
+    config = shrunk(
+        Path("configs/coco/eval.yaml"), tmp_path, real_data / "coco", full_weights,
+        preparation={"image_size": 32}, blur_radii=[0, 2], reference_count=8, fidelity={"isc_splits": 2},
+        drawing={"captions": {"count": 6}, "candidates": [1, 3]},
+    )  # fmt: skip
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["callbacks"][0]["init_args"]["scorer"] = {"class_path": "evaluation.test_zero_shot.Redness"}
+    config.write_text(yaml.safe_dump(settings))
+    main(["test", "--config", str(config), "--ckpt_path", str(coco_run / "dalle" / "checkpoints" / "last.ckpt")])
+    result = result_of(tmp_path / "results")
+    one, three = (result["by_candidates"][size] for size in ("1", "3"))
+    assert one["score"]["value"] < three["score"]["value"]
+    assert set(one["by_blur_radius"]) == {"0", "2"}
+    assert one["by_blur_radius"]["0"]["inception_score"]["value"] >= 1
+    logged = EventAccumulator(str(tmp_path / "eval"), size_guidance={"images": 0}).Reload()
+    assert {f"zero_shot_coco_zero_shot/{name}" for name in ("over_blur_radius", "over_candidates", "samples")} <= set(
+        logged.Tags()["images"]
+    )
+
+
+def test_two_processes_give_what_one_gives(coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path) -> None:
+    smaller = {"blur_radii": [0], "reference_count": 9, "fidelity": {}, "drawing": {"captions": {"count": 7}}}
+    results = []
+    for name, more in (("one", []), ("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp"])):
+        command = eval_command(
+            coco_run, tmp_path / name / "run", real_data / "coco", pool_weights, *more, **smaller
+        )  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        results.append(result_of(tmp_path / name / "run" / "results"))
+    one, two = results
+    assert one["weights"] == two["weights"]
+    assert one["captions"] == two["captions"] == 7
+    assert figures(one)[1] == figures(two)[1]
+    ours, theirs = (result["by_candidates"]["1"]["by_blur_radius"]["0"] for result in (one, two))
+    assert ours["images"] == theirs["images"] == {"generated": 7, "reference": 9}
+    assert ours["fid"]["value"] == pytest.approx(theirs["fid"]["value"], rel=1e-4)
+    assert ours["kid"]["value"] == pytest.approx(theirs["kid"]["value"], rel=1e-4)
+
+
+def test_an_evaluation_that_was_killed_goes_on(
+    coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path
+) -> None:
+    smaller = {"blur_radii": [0], "reference_count": 8, "fidelity": {}, "drawing": {"captions": {"count": 200}}}
+    run = tmp_path / "run"
+    command = eval_command(coco_run, run, real_data / "coco", pool_weights, **smaller)
+    settings = yaml.safe_load((run / "eval.yaml").read_text())
+    settings["trainer"]["callbacks"][0]["init_args"]["batch_size"] = 4
+    (run / "eval.yaml").write_text(yaml.safe_dump(settings))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.time() + 200
+    while len(list(run.glob("samples/*/best_of_1/*.png"))) < 40:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in run.glob("samples/*/best_of_1/*.png")}
+    assert 40 <= len(before) < 200
+    assert not list(run.glob("results/*.json"))
+
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    after = {path: path.stat().st_mtime_ns for path in run.glob("samples/*/best_of_1/*.png")}
+    assert len(after) == 200
+    assert {path: after[path] for path in before} == before, "a picture was made twice"
+    broken = figures(result_of(run / "results"))
+    for path in (*run.glob("results/*.json"), *after):
+        path.unlink()
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert figures(result_of(run / "results")) == broken
+
+
+def test_a_dalle_s_evaluation_refuses_a_dvae_and_a_split_that_is_not_there(
+    coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dvae = str(coco_run / "dvae" / "checkpoints" / "last.ckpt")
+    dalle = str(coco_run / "dalle" / "checkpoints" / "last.ckpt")
+    config = shrunk(
+        Path("configs/coco/eval.yaml"), tmp_path, real_data / "coco", pool_weights, drawing={"split": "test"}
+    )
+    for checkpoint, sentence in (
+        (dvae, "another kind of model"),
+        (dalle, "the protocol coco_zero_shot reads the split test, but"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["test", "--config", str(config), "--ckpt_path", checkpoint])
+        assert ended.value.code == 2
+        assert sentence in " ".join(capsys.readouterr().err.split())
