@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Redness
 from datasets import Dataset
 from datasets import Image as EncodedImage
 from PIL import Image
@@ -24,13 +25,6 @@ from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.pictures import texts_of
 
 PROMPTS = [Prompt("a cat", "1"), Prompt("a dog", "2"), Prompt("a red bus", "3")]
-
-
-class Redness:
-    """A scorer that needs no weights."""
-
-    def score(self, images: torch.Tensor, caption: str) -> torch.Tensor:
-        return images[:, 0].mean((1, 2))
 
 
 @pytest.fixture

@@ -12,50 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from shrunk import shrunk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dalle.cli import main
-
-SMALL = {
-    "LitDVAE": {"codebook_size": 16, "n_group": 3, "n_block": 1, "n_hid": 8, "n_init": 8},
-    "LitDALLE": {"n_layer": 2, "n_head": 2, "n_embd": 16},
-}
-
-
-def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any) -> Path:
-    """A config of the repo with other numbers and paths, and nothing else changed."""
-    config = yaml.safe_load(path.read_text())
-    trainer, model = config["trainer"], config["model"]
-    trainer |= {"accelerator": "cpu", "enable_progress_bar": False}
-    trainer.pop("precision", None)
-    trainer["logger"]["init_args"]["save_dir"] = str(folder)
-    for callback in trainer["callbacks"]:
-        arguments = callback.get("init_args", {})
-        if callback["class_path"].startswith("lightning_dalle.training.evaluation."):
-            if isinstance(arguments["protocol"], str):
-                arguments["protocol"] = yaml.safe_load((path.parent / arguments["protocol"]).read_text())
-            arguments["protocol"] |= protocol
-            arguments |= {"inception": str(weights), "samples_dir": str(folder / "samples")}
-            arguments |= {"results_dir": str(folder / "results"), "cache_dir": str(folder.parent / "features")}
-            if "every_n_validations" in arguments:
-                arguments["every_n_validations"] = 2
-        if "every_n_train_steps" in arguments:
-            arguments["every_n_train_steps"] = 4
-    config["data"]["source"]["init_args"]["path"] = str(data)
-    config["data"] |= {"batch_size": 4, "num_workers": 0}
-    if "max_steps" in trainer:
-        trainer |= {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 1, "log_every_n_steps": 1}
-        model["init_args"]["config"] = SMALL[model["class_path"].rsplit(".", 1)[-1]]
-        if "dvae_checkpoint" in model["init_args"]:
-            model["init_args"]["dvae_checkpoint"] = str(folder / "dvae" / "checkpoints" / "last.ckpt")
-        for schedule in ("learning_rate", "temperature", "kl_weight"):
-            if schedule in model["init_args"]:
-                model["init_args"][schedule] |= {"num_steps": 4, "warmup_steps": 0}
-        config["data"] |= {"image_size": 32, "text_len": 16, "vocab_size": 300}
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / path.name
-    file.write_text(yaml.safe_dump(config))
-    return file
 
 
 @pytest.fixture(scope="session")
@@ -70,19 +30,6 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
             captions = [f"this bird number {i} has {j} stripes" for j in range(9)] + ["a small bird"]
             lines.append(json.dumps({"file_name": f"{i}.jpg", "description": "\n".join(captions)}))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def coco_run(real_data: Path, pool_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both stages of configs/coco, shrunk, on real photos with their evaluations on: the folder of the run."""
-    folder = tmp_path_factory.mktemp("coco") / "run"
-    for stage in ("dvae", "dalle"):
-        smaller = {"reference_count": 12}
-        if stage == "dalle":
-            smaller["drawing"] = {"captions": {"count": 6}}
-        config = shrunk(Path(f"configs/coco/{stage}.yaml"), folder, real_data / "coco", pool_weights, **smaller)
-        main(["fit", "--config", str(config)])
     return folder
 
 
@@ -149,27 +96,26 @@ def eval_command(coco_run: Path, folder: Path, data: Path, weights: Path, *more:
     return [sys.executable, "-m", "lightning_dalle", "test", "--config", str(config), "--ckpt_path", checkpoint, *more]
 
 
-def test_the_blur_and_the_rerank_sweep_of_a_test(
-    coco_run: Path, real_data: Path, full_weights: Path, tmp_path: Path
-) -> None:
-    config = shrunk(
-        Path("configs/coco/eval.yaml"), tmp_path, real_data / "coco", full_weights,
-        preparation={"image_size": 32}, blur_radii=[0, 2], reference_count=8, fidelity={"isc_splits": 2},
-        drawing={"captions": {"count": 6}, "candidates": [1, 3]},
-    )  # fmt: skip
-    settings = yaml.safe_load(config.read_text())
-    settings["trainer"]["callbacks"][0]["init_args"]["scorer"] = {"class_path": "evaluation.test_zero_shot.Redness"}
-    config.write_text(yaml.safe_dump(settings))
-    main(["test", "--config", str(config), "--ckpt_path", str(coco_run / "dalle" / "checkpoints" / "last.ckpt")])
-    result = result_of(tmp_path / "results")
+def test_the_blur_and_the_rerank_sweep_of_a_test(sweep_run: Path) -> None:
+    result = result_of(sweep_run / "results")
     one, three = (result["by_candidates"][size] for size in ("1", "3"))
     assert one["score"]["value"] < three["score"]["value"]
     assert set(one["by_blur_radius"]) == {"0", "2"}
     assert one["by_blur_radius"]["0"]["inception_score"]["value"] >= 1
-    logged = EventAccumulator(str(tmp_path / "eval"), size_guidance={"images": 0}).Reload()
+    logged = EventAccumulator(str(sweep_run / "eval"), size_guidance={"images": 0}).Reload()
     assert {f"zero_shot_coco_zero_shot/{name}" for name in ("over_blur_radius", "over_candidates", "samples")} <= set(
         logged.Tags()["images"]
     )
+
+
+def test_results_are_rendered_as_a_table(sweep_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["results", "--folder", str(sweep_run / "results")])
+    head, rule, *lines = capsys.readouterr().out.strip().splitlines()
+    assert {line.count("|") for line in (head, rule, *lines)} == {10}
+    assert [line.split(" | ")[1] for line in lines] == [
+        f"coco_zero_shot, best of {size}, blur {radius}" for size in (1, 3) for radius in (0, 2)
+    ]
+    assert "6 against 8" in lines[0]
 
 
 def test_two_processes_give_what_one_gives(coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Configs of the repo made small enough for a test."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SMALL = {
+    "LitDVAE": {"codebook_size": 16, "n_group": 3, "n_block": 1, "n_hid": 8, "n_init": 8},
+    "LitDALLE": {"n_layer": 2, "n_head": 2, "n_embd": 16},
+}
+
+
+def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any) -> Path:
+    """A config of the repo with other numbers and paths, and nothing else changed."""
+    config = yaml.safe_load(path.read_text())
+    trainer, model = config["trainer"], config["model"]
+    trainer |= {"accelerator": "cpu", "enable_progress_bar": False}
+    trainer.pop("precision", None)
+    trainer["logger"]["init_args"]["save_dir"] = str(folder)
+    for callback in trainer["callbacks"]:
+        arguments = callback.get("init_args", {})
+        if callback["class_path"].startswith("lightning_dalle.training.evaluation."):
+            if isinstance(arguments["protocol"], str):
+                arguments["protocol"] = yaml.safe_load((path.parent / arguments["protocol"]).read_text())
+            arguments["protocol"] |= protocol
+            arguments |= {"inception": str(weights), "samples_dir": str(folder / "samples")}
+            arguments |= {"results_dir": str(folder / "results"), "cache_dir": str(folder.parent / "features")}
+            if "every_n_validations" in arguments:
+                arguments["every_n_validations"] = 2
+        if "every_n_train_steps" in arguments:
+            arguments["every_n_train_steps"] = 4
+    config["data"]["source"]["init_args"]["path"] = str(data)
+    config["data"] |= {"batch_size": 4, "num_workers": 0}
+    if "max_steps" in trainer:
+        trainer |= {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 1, "log_every_n_steps": 1}
+        model["init_args"]["config"] = SMALL[model["class_path"].rsplit(".", 1)[-1]]
+        if "dvae_checkpoint" in model["init_args"]:
+            model["init_args"]["dvae_checkpoint"] = str(folder / "dvae" / "checkpoints" / "last.ckpt")
+        for schedule in ("learning_rate", "temperature", "kl_weight"):
+            if schedule in model["init_args"]:
+                model["init_args"][schedule] |= {"num_steps": 4, "warmup_steps": 0}
+        config["data"] |= {"image_size": 32, "text_len": 16, "vocab_size": 300}
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / path.name
+    file.write_text(yaml.safe_dump(config))
+    return file
