@@ -115,19 +115,28 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
+REAL_DATA = Path(os.environ.get("LIGHTNING_DALLE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+POOL_WEIGHTS = REAL_DATA / "inception" / "pt_inception-2015-12-05-pool-features.pth"
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Photos and weights that are not the project's to ship; skipped, with where they belong, where they are absent."""
-    path = Path(os.environ.get("LIGHTNING_DALLE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not path.is_dir():
-        pytest.skip(f"no real photos and weights at {path}; $LIGHTNING_DALLE_TEST_DATA names another place")
-    return path
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real photos and weights at {REAL_DATA}; $LIGHTNING_DALLE_TEST_DATA names another place")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def weights_if_any() -> Path | None:
+    """Inception's real weights for tests that do without where they are absent."""
+    return POOL_WEIGHTS if POOL_WEIGHTS.is_file() else None
 
 
 @pytest.fixture(scope="session")
 def pool_weights(real_data: Path) -> Path:
     """Inception's real weights, without the last layer."""
-    return real_data / "inception" / "pt_inception-2015-12-05-pool-features.pth"
+    return POOL_WEIGHTS
 
 
 @pytest.fixture(scope="session")

@@ -233,9 +233,15 @@ def gumbel_softmax(
 ) -> Float[Tensor, "b k g g"]:
     """A relaxed sample of a categorical over axis 1 (Jang et al. 2016; paper, section 2.1).
 
-    Written out since torch's own takes no generator, and a resumed run must draw the noise of the unbroken one. Its
-    noise comes from `exponential_`, which on a CPU takes four times as long as two logarithms of uniform numbers.
+    Written out since torch's own takes no generator, and a resumed run must draw the noise of the unbroken one.
     """
-    uniform = torch.empty_like(logits).uniform_(generator=generator).clamp_(min=torch.finfo(logits.dtype).tiny)
-    gumbel = -(-uniform.log()).log()
-    return ((logits + gumbel) / temperature).softmax(dim=1)
+    return ((logits + gumbel_noise(logits, generator)) / temperature).softmax(dim=1)
+
+
+def gumbel_noise(like: Tensor, generator: Generator | None = None) -> Tensor:
+    """What, added to logits, makes their argmax a sample.
+
+    From uniform numbers, since `exponential_` takes four times as long on a CPU as two logarithms of them.
+    """
+    uniform = torch.empty_like(like).uniform_(generator=generator).clamp_(min=torch.finfo(like.dtype).tiny)
+    return -(-uniform.log()).log()

@@ -78,18 +78,16 @@ class SelfAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (b, h, n, d / h)
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         start = 0
-        if cache is not None:
-            start = cache.length
-            k, v = cache.append(k, v, capacity=len(self.mask))  # (b, h, s, d / h)
-        seen = self.mask[start : start + n, : start + n]
-        # A CPU's attention kernel takes more than twice as long in 16 bits as in 32.
+        # A CPU's attention kernel takes more than twice as long in 16 bits as in 32, and its norm is fused in 32 only.
         dtype = torch.promote_types(v.dtype, torch.float32) if x.device.type == "cpu" else v.dtype
         with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(
-                q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=seen
-            )  # (b, h, n, d / h)
+            q, k, v = self.norm_q(q.to(dtype)).to(dtype), self.norm_k(k.to(dtype)).to(dtype), v.to(dtype)
+            if cache is not None:
+                start = cache.length
+                k, v = cache.append(k, v, capacity=len(self.mask))  # (b, h, s, d / h)
+            seen = self.mask[start : start + n, : start + n]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (b, h, n, d / h)
         return self.project(y.transpose(1, 2).reshape(b, n, d))
 
 

@@ -18,7 +18,7 @@ from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.errors import UserError
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
-from lightning_dalle.models.dvae import DVAE
+from lightning_dalle.models.dvae import DVAE, gumbel_noise
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.tokenizer import CaptionTokenizer
@@ -161,9 +161,9 @@ class LitDALLE(pl.LightningModule):
         assert self.dvae is not None
         generator = step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank, 2)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            probabilities = self.dvae.encoder_logits(batch.images).flatten(2).movedim(1, 2).softmax(-1)  # (b, i, k)
-            drawn = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
-        return drawn.view(probabilities.shape[:2]), probabilities
+            logits = self.dvae.encoder_logits(batch.images)  # (b, k, g, g)
+            codes = (logits + gumbel_noise(logits, generator)).argmax(dim=1)  # (b, g, g)
+            return codes.flatten(1), logits.softmax(dim=1).flatten(2).movedim(1, 2)
 
     def _losses(
         self,

@@ -110,8 +110,12 @@ def recipe(tiny_run: dict[str, Path], folder: Path) -> list[str]:
     return [sys.executable, "-m", "lightning_dalle", "reproduce", "--config", str(file)]
 
 
-def test_reproduce_killed_in_each_stage_finishes_without_repeating(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+def test_reproduce_killed_in_each_stage_finishes_without_repeating(
+    tiny_run: dict[str, Path], tmp_path: Path, weights_if_any: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command, run = recipe(tiny_run, tmp_path), tmp_path / "run"
+    if weights_if_any is not None:
+        monkeypatch.setenv("LIGHTNING_DALLE_INCEPTION", str(weights_if_any))
 
     def start_and_kill_when(is_time: Any) -> None:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -131,9 +135,12 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(tiny_run: dic
     assert load(run / "dvae/checkpoints/last.ckpt")["global_step"] == 60
     assert not (run / "report.json").exists()
 
+    start_and_kill_when(lambda: (run / "dalle/finished.json").exists())  # while the report is made
+    assert not (run / "report.json").exists()
+
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "dvae: finished already" in done.stdout
-    assert "dalle: going on from" in done.stdout
+    assert "dalle: finished already" in done.stdout
     assert (run / "dvae/checkpoints/last.ckpt").stat().st_mtime_ns == dvae
     assert load(run / "dalle/checkpoints/last.ckpt")["global_step"] == 60
     steps = [event.step for event in scalars(run / "dvae", "train/loss")]
@@ -143,6 +150,11 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(tiny_run: dic
 
     report = json.loads((run / "report.json").read_text())
     assert report["composition"]["right_emoji"]["of"] == 8
+    assert len(list((run / "samples").glob("*.png"))) == 8
+    fidelity = report["composition"]["fidelity"]
+    assert (fidelity is None) == (weights_if_any is None)
+    if fidelity is not None:
+        assert fidelity["images"] == {"generated": 8, "reference": 8}
     assert (run / "samples.png").exists()
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "report: finished already" in again.stdout
