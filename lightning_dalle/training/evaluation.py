@@ -68,6 +68,7 @@ class Evaluation(Callback):
         self.inception, self.samples_dir, self.results_dir = inception, samples_dir, results_dir
         self.cache_dir, self.batch_size = cache_dir.expanduser(), batch_size
         self.validations = 0
+        self.reference: tuple[Dataset, str, int | None] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "test" or self.every_n_validations:
@@ -90,14 +91,17 @@ class Evaluation(Callback):
             assert trainer.log_dir is not None
             self._evaluate(trainer, pl_module, Path(trainer.log_dir) / "evaluation")
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Not before, so that what the model itself measured, such as bits per code, is there to be filed too."""
         self._evaluate(trainer, pl_module, self.results_dir)
 
     def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule, results_dir: Path) -> None:
         begun = time.time()
         processes = Processes(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        split, origin, shared = self._reference(datamodule)
+        if self.reference is None:  # once: the pictures of the training data are all read for it
+            self.reference = self._reference(datamodule)
+        split, origin, shared = self.reference
         assert self.inception is not None
         inception = Inception(self.inception).to(pl_module.device)
         writer = None
@@ -113,6 +117,7 @@ class Evaluation(Callback):
             "protocol": asdict(self.protocol),
             **figures,
             "reference_pictures_in_training_data": shared,
+            "measured_by_the_model": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "step": trainer.global_step,
             "checkpoint": {"file": checkpoint.name, "sha256": sha256(checkpoint)} if checkpoint else None,
             "inception": {"file": self.inception.name, "sha256": inception.sha256},

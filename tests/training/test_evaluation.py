@@ -102,6 +102,7 @@ def test_the_blur_and_the_rerank_sweep_of_a_test(sweep_run: Path) -> None:
     assert one["score"]["value"] < three["score"]["value"]
     assert set(one["by_blur_radius"]) == {"0", "2"}
     assert one["by_blur_radius"]["0"]["inception_score"]["value"] >= 1
+    assert result["measured_by_the_model"]["val/bits_per_code"] > 0
     logged = EventAccumulator(str(sweep_run / "eval"), size_guidance={"images": 0}).Reload()
     assert {f"zero_shot_coco_zero_shot/{name}" for name in ("over_blur_radius", "over_candidates", "samples")} <= set(
         logged.Tags()["images"]
