@@ -3,6 +3,7 @@
 Knows files and models. Knows nothing of training.
 """
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,6 +98,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} holds no state_dict, so it is not a checkpoint of lightning_dalle")
     return checkpoint
+
+
+def weights_digest(*models: nn.Module) -> str:
+    """Hash of all weights and buffers: the same model gives the same, whatever file it came from."""
+    digest = hashlib.sha256()
+    for model in models:
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _dvae(checkpoint: dict[str, Any], path: Path) -> DVAE:

@@ -4,9 +4,13 @@ Knows hardware. Knows nothing of models or training.
 """
 
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import torch
+
+MEASURING = ("torchvision", "pytorch-lightning", "torch-fidelity", "datasets", "pillow")
+"""Packages beside torch that figures depend on."""
 
 
 def has_native_bf16(device: str) -> bool:
@@ -26,4 +30,5 @@ def describe() -> dict[str, Any]:
         "native_bf16": has_native_bf16("cuda" if torch.cuda.is_available() else "cpu"),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **{name: version(name) for name in MEASURING},
     }

@@ -9,8 +9,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-import yaml  # noqa: E402
-from shrunk import shrunk  # noqa: E402
+from shrunk import add_scorer, shrunk  # noqa: E402
 
 from lightning_dalle.checkpoints import dalle_record, dvae_record  # noqa: E402
 from lightning_dalle.models.dalle import DALLE, DALLEConfig  # noqa: E402
@@ -166,13 +165,6 @@ def coco_run(real_data: Path, pool_weights: Path, tmp_path_factory: pytest.TempP
     return folder
 
 
-class Redness:
-    """A scorer that needs no weights."""
-
-    def score(self, images: torch.Tensor, caption: str) -> torch.Tensor:
-        return images[:, 0].mean((1, 2))
-
-
 @pytest.fixture(scope="session")
 def sweep_run(coco_run: Path, real_data: Path, full_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`test` of configs/coco, shrunk: two blur radii, two sizes of candidate sets, weights with a last layer."""
@@ -184,8 +176,6 @@ def sweep_run(coco_run: Path, real_data: Path, full_weights: Path, tmp_path_fact
         preparation={"image_size": 32}, blur_radii=[0, 2], reference_count=8, fidelity={"isc_splits": 2},
         drawing={"captions": {"count": 6}, "candidates": [1, 3]},
     )  # fmt: skip
-    settings = yaml.safe_load(config.read_text())
-    settings["trainer"]["callbacks"][0]["init_args"]["scorer"] = {"class_path": "conftest.Redness"}
-    config.write_text(yaml.safe_dump(settings))
+    add_scorer(config)
     main(["test", "--config", str(config), "--ckpt_path", str(coco_run / "dalle" / "checkpoints" / "last.ckpt")])
     return folder

@@ -10,7 +10,9 @@ NOTEBOOKS = sorted([*Path("notebooks").glob("*.ipynb"), *Path("evals").glob("*.i
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
-def test_notebook_runs(path: Path, tiny_run: dict[str, Path], sweep_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(
+    path: Path, tiny_run: dict[str, Path], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
     monkeypatch.setenv("RUN_DIR", str(tiny_run["dvae"].parent))

@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.records import commit, write_whole
+from lightning_dalle.tables import markdown, rows
 
 
 def evaluate(
@@ -54,7 +55,11 @@ def evaluate(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = find_weights(inception)
-    network = Inception(weights).to(device)
+    network = Inception(weights)
+    try:
+        network.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     sets: dict[str, ImageSet] = {}
     for side in folders:
         with progress(f"Reading {side} pictures") as on_progress:
@@ -92,5 +97,5 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{protocol.name}.json"
     write_whole(file, json.dumps(result, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
-    print(f"protocol {protocol.name}, {len(sets['generated'].names)} against {len(sets['reference'].names)}: {file}")
+    print(markdown([(file.stem, *row) for row in rows(result)]))
+    print(f"protocol: {json.dumps(result['protocol'], default=str)}\nwritten to {file}")

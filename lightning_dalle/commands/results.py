@@ -1,20 +1,17 @@
 """`results`: what has been measured, as a table for people.
 
-Knows the JSON files that evaluations write.
+Knows where results are filed.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lightning_dalle.errors import UserError
-
-HEAD = ("result", "what", "images", "FID", "KID x 1000", "Inception Score", "precision", "recall", "more")
+from lightning_dalle.tables import markdown, rows
 
 
 def results(folder: Path = Path("evals/results")) -> None:
-    """Print every result in a folder as one Markdown table; a column is empty where a measure was not taken.
+    """Print every result in a folder as one Markdown table; a cell is empty where a measure was not taken.
 
     Args:
         folder: of the JSON files that `test`, `evaluate` and `reproduce` write.
@@ -22,68 +19,10 @@ def results(folder: Path = Path("evals/results")) -> None:
     files = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not files:
         raise UserError(f"there are no results in {folder}")
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for file in files:
         try:
-            result = json.loads(file.read_text())
-            lines += [(file.stem, *row) for row in rows(result)]
+            lines += [(file.stem, *row) for row in rows(json.loads(file.read_text()))]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is no result of lightning_dalle: {error!r}") from error
-    print("\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD), *lines)))
-
-
-def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """A result as lines of the table, without the name of its file."""
-    kind = result["kind"]
-    name = result["protocol"]["name"] if "protocol" in result else "openmoji"
-    if kind == "recipe":
-        dvae, composition = result["reconstruction"]["dvae"], result["composition"]
-        more = (
-            f"PSNR {dvae['psnr_db']['value']:.2f} dB, perplexity {dvae['codebook_perplexity']:.0f}, "
-            f"retrieved {percent(dvae['retrieval'])}; compositions right {percent(composition['right_emoji'])}, "
-            f"skin tone {percent(composition['right_skin_tone'])}"
-        )
-        yield line("the recipe's report", composition.get("fidelity"), more)
-    elif kind == "zero_shot":
-        for size, measured in result["by_candidates"].items():
-            for radius, figures in measured["by_blur_radius"].items():
-                score = "" if measured["score"] is None else f"score {number(measured['score'])}"
-                yield line(f"{name}, best of {size}, blur {radius}", figures, score)
-    elif kind in ("reconstruction", "folders"):
-        more = ""
-        if kind == "reconstruction":
-            more = f"PSNR {result['psnr_db']['value']:.2f} dB, SSIM {number(result['ssim'])}"
-        for radius, figures in result["by_blur_radius"].items():
-            yield line(f"{name}, {kind}, blur {radius}", figures, more)
-    else:
-        raise KeyError(f"kind {kind}")
-
-
-def line(what: str, figures: dict[str, Any] | None, more: str) -> tuple[str, ...]:
-    """One line: measures with their deviation or interval."""
-    if figures is None:
-        return (what, *[""] * 6, more)
-    images = " against ".join(str(count) for count in figures["images"].values())
-    kid = {name: 1000 * value for name, value in figures["kid"].items() if name in ("value", "deviation")}
-    measures = (figures["fid"], kid, figures["inception_score"], figures["precision"], figures["recall"])
-    return (what, images, *(number(measure) for measure in measures), more)
-
-
-def number(measure: dict[str, Any]) -> str:
-    """A measure with what says how sure it is."""
-    value = measure["value"]
-    if value is None:
-        return ""
-    text = f"{value:.2f}"
-    if measure.get("deviation") is not None:
-        text += f" ± {measure['deviation']:.2f}"
-    if measure.get("interval_95") is not None:
-        low, high = measure["interval_95"]
-        text += f" ({low:.2f} to {high:.2f})"
-    return text
-
-
-def percent(share: dict[str, Any]) -> str:
-    """A share with its interval."""
-    low, high = share["interval_95"]
-    return f"{100 * share['value']:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
+    print(markdown(lines))

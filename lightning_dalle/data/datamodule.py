@@ -61,6 +61,17 @@ class Draws(DistributedSampler[Any]):
             yield Draw(self.epoch, index)
 
 
+class Once(Draws):
+    """Every record once, split between processes without the padding that would count some twice."""
+
+    def __iter__(self) -> Iterator[Draw]:
+        for index in range(self.rank, len(self.dataset), self.num_replicas):  # type: ignore[arg-type]
+            yield Draw(0, index)
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+
+
 class CaptionedImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool]]):
     """Records as (image, tokens); a caption with several choices and the BPE dropout are drawn by epoch and index."""
 
@@ -74,11 +85,15 @@ class CaptionedImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool]]):
         return len(self.rows)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, bool]:
-        row = self.rows[draw.record]
+        try:
+            row = self.rows[draw.record]
+            image = self.transform(row["image"])
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"the picture of record {draw.record} cannot be read: {error}") from error
         rng = random.Random(f"{self.seed} {draw.epoch} {draw.record}")
         caption = rng.choice(row["captions"])
         ids, is_cut = self.tokenizer.pad(self.tokenizer.encode(caption, self.bpe_dropout, rng))
-        return self.transform(row["image"]), torch.tensor(ids), is_cut
+        return image, torch.tensor(ids), is_cut
 
 
 def collate(items: list[tuple[Tensor, Tensor, bool]]) -> Batch:
@@ -180,7 +195,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: CaptionedImages, is_training: bool) -> DataLoader[Any]:
         trainer = self.trainer
-        sampler = Draws(
+        sampler = (Draws if is_training else Once)(
             dataset,
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,

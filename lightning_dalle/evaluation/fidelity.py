@@ -9,7 +9,6 @@ import statistics
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -19,6 +18,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.inception import Features
 from lightning_dalle.evaluation.protocol import FidelityOptions
+from lightning_dalle.evaluation.statistics import share_of
 
 
 def fidelity(generated: Features, reference: Features, options: FidelityOptions) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def fidelity(generated: Features, reference: Features, options: FidelityOptions)
     frechet = _frechet(generated.pool, reference.pool)
     if not math.isfinite(frechet):
         raise UserError(f"FID of {counts['generated']} against {counts['reference']} images is {frechet}: look at them")
-    subset = min(options.kid_subset_size, *counts.values())
+    subset = min(options.kid_subset_size, *(count // 2 for count in counts.values()))  # of all, draws would not differ
     kernel = kid_features_to_metric(
         generated.pool,
         reference.pool,
@@ -62,8 +62,8 @@ def fidelity(generated: Features, reference: Features, options: FidelityOptions)
             "deviation": kernel["kernel_inception_distance_std"],
             "subset_size": subset,
         },
-        "precision": _share(neighbours["precision"], counts["generated"]),
-        "recall": _share(neighbours["recall"], counts["reference"]),
+        "precision": share_of(round(neighbours["precision"] * counts["generated"]), counts["generated"]),
+        "recall": share_of(round(neighbours["recall"] * counts["reference"]), counts["reference"]),
     }
     measured["inception_score"] = _inception_score(generated, options)
     return measured
@@ -108,11 +108,6 @@ def _inception_score(generated: Features, options: FidelityOptions) -> dict[str,
         "deviation": score["inception_score_std"],
         "splits": options.isc_splits,
     }
-
-
-def _share(value: float, count: int) -> dict[str, Any]:
-    interval = binomtest(round(value * count), count).proportion_ci(method="wilson")
-    return {"value": float(value), "interval_95": [round(interval.low, 4), round(interval.high, 4)]}
 
 
 def _caution(counts: dict[str, int]) -> str | None:

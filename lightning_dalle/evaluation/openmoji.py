@@ -132,7 +132,7 @@ def measure_fidelity(
     asked: list[int],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any] | None:
-    """FID and its kin of samples against the real emoji that were asked for, as in configs/protocols/openmoji.yaml.
+    """FID and its kin of samples against the very emoji that were asked for, as they are, without blur.
 
     None where Inception's weights are not at hand: nothing is downloaded for it.
     """
@@ -151,7 +151,7 @@ def measure_fidelity(
         read = read_pictures(named, inception, Preparation(image_size=None), on_progress=on_one)
         features.append(read.features[0])
     return {
-        **fidelity(features[0], features[1], FidelityOptions()),
+        **fidelity(features[0], features[1], FidelityOptions(bootstrap=20)),
         "inception": {"file": weights.name, "sha256": inception.sha256},
     }
 

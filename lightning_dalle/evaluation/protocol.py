@@ -27,7 +27,7 @@ class FidelityOptions:
     kid_subsets: int = 100
     """Draws that KID is the mean of."""
     kid_subset_size: int = 1000
-    """Images in a draw; as many as there are where there are fewer."""
+    """Images in a draw; at most half of either side, so that the draws differ."""
     isc_splits: int = 10
     """Parts that the Inception Score is the mean of (Salimans et al. 2016)."""
     neighbours: int = 3
@@ -37,6 +37,12 @@ class FidelityOptions:
     as long as FID itself: seconds, on a CPU up to a minute."""
     seed: int = 2020
     """Of KID's draws, the order in which the Inception Score splits, the bootstrap and the reference's choice."""
+
+    def __post_init__(self) -> None:
+        least = {"kid_subsets": 1, "kid_subset_size": 2, "isc_splits": 1, "neighbours": 1, "bootstrap": 0}
+        for name, at_least in least.items():
+            if getattr(self, name) < at_least:
+                raise UserError(f"{name} is {getattr(self, name)}, but must be at least {at_least}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 Knows a dVAE, pictures and measures. Knows nothing of training or of how results are shown.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_dalle.data.datamodule import image_transform
+from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.image_sets import Processes, dataset_pictures, folder_pictures, read_pictures
 from lightning_dalle.evaluation.inception import Inception
@@ -39,13 +42,13 @@ def measure(
 ) -> dict[str, Any]:
     """PSNR, SSIM, LPIPS, codebook use, and FID and its kin of reconstructions by argmax codes against the originals.
 
-    Every process reconstructs its own share into the folder, and all return the figures of the whole.
+    Every process reconstructs its own share into the folder, and the first returns the figures of the whole.
 
     Args:
         dvae: in eval mode, on the device to use.
         rows: with the column image; a picture that cannot be read is passed over and counted.
         origin: what the data is called, for messages.
-        folder: where reconstructions are kept, as PNG.
+        folder: where reconstructions are kept, as PNG; of these pictures and this dVAE alone.
         protocol: how both sides are prepared and what is measured.
         inception: the network, on the same device.
         batch_size: images at once.
@@ -66,7 +69,7 @@ def measure(
             try:
                 some.append(transform(rows[i]["image"]))
                 names.append(f"{i:06d}.png")
-            except (OSError, SyntaxError, ValueError) as error:
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 share["skipped"][str(i)] = str(error)
         if some:
             images = torch.stack(some).to(device)
@@ -89,6 +92,10 @@ def measure(
         processes.barrier()
         shares = [torch.load(folder / f"share.{rank}.pt", weights_only=True) for rank in range(processes.world)]
     joined = {name: [value for each in shares for value in each[name]] for name in ("mse", "ssim", "lpips")}
+    if not joined["mse"]:
+        raise UserError(f"none of the {len(rows)} pictures of {origin} can be read")
+    if not all(math.isfinite(value) for value in joined["mse"]):
+        raise UserError("the dVAE's reconstructions are no numbers: it diverged in training")
     counts = torch.stack([counts for each in shares for counts in each["codes"]]).sum(0)
     skipped = {name: reason for each in shares for name, reason in each["skipped"].items()}
 
@@ -98,6 +105,8 @@ def measure(
         )
 
     generated, reference = read(folder_pictures(folder)), read(dataset_pictures(rows, origin))
+    if processes.rank > 0:
+        return {}  # the figures are the first process's to take
     return {
         "psnr_db": psnr(joined["mse"]),
         "ssim": mean(joined["ssim"]),

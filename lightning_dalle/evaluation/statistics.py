@@ -13,12 +13,17 @@ from scipy.stats import binomtest
 
 def share(hits: Sequence[bool]) -> dict[str, Any]:
     """A share of hits with its 95 % interval (Wilson)."""
-    test = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+    return share_of(sum(hits), len(hits))
+
+
+def share_of(hits: int, count: int) -> dict[str, Any]:
+    """The same, of a number of hits."""
+    test = binomtest(hits, count).proportion_ci(method="wilson")
     return {
-        "value": round(sum(hits) / len(hits), 4),
+        "value": round(hits / count, 4),
         "interval_95": [round(test.low, 4), round(test.high, 4)],
-        "hits": sum(hits),
-        "of": len(hits),
+        "hits": hits,
+        "of": count,
     }
 
 

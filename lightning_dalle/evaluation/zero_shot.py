@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from datasets import Image as EncodedImage
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.fidelity import fidelity
@@ -83,7 +83,7 @@ def _listed(path: Path) -> list[Prompt]:
                 f"a list of captions has the columns image_id and prompt, but {path} has "
                 f"{', '.join(table.fieldnames or ['none'])}"
             )
-        prompts = [Prompt(row["prompt"].strip(), row["image_id"].lstrip("0")) for row in table if row["prompt"]]
+        prompts = [Prompt(row["prompt"].strip(), row["image_id"]) for row in table if row["prompt"]]
     if not prompts:
         raise UserError(f"{path} lists no caption")
     return prompts
@@ -117,9 +117,8 @@ def draw_pictures(
     Raises:
         UserError: if candidates are to be ranked without a scorer.
     """
+    check_scorer(drawing, scorer)
     sizes = drawing.candidates
-    if scorer is None and sizes != (1,):
-        raise UserError(f"the best of {sizes[-1]} candidates is to be kept, but no scorer is given to rank them")
     for size in sizes:
         (folder / f"best_of_{size}").mkdir(parents=True, exist_ok=True)
     total = len(prompts) * drawing.samples_per_caption
@@ -155,6 +154,14 @@ def draw_pictures(
     processes.barrier()
 
 
+def check_scorer(drawing: Drawing, scorer: Scorer | None) -> None:
+    """Raises a UserError if candidates are to be ranked without a scorer."""
+    if scorer is None and drawing.candidates != (1,):
+        raise UserError(
+            f"the best of {drawing.candidates[-1]} candidates is to be kept, but no scorer is given to rank them"
+        )
+
+
 class _Best(NamedTuple):
     candidate: int
     image: Tensor
@@ -180,6 +187,7 @@ def _best(
 
 def measure(
     folder: Path,
+    count: int,
     rows: Dataset,
     origin: str,
     protocol: Protocol,
@@ -193,6 +201,7 @@ def measure(
 
     Args:
         folder: of `draw_pictures`.
+        count: pictures that it drew.
         rows: of the split, whose pictures are the reference.
         origin: what the data is called, for messages.
         protocol: what is measured.
@@ -200,7 +209,10 @@ def measure(
         batch_size: pictures read at once.
         cache_dir: where features are kept.
         on_progress: told how many pictures of how many are read, of each set anew.
-        processes: that share the work.
+        processes: that share the work; all but the first return no figures.
+
+    Raises:
+        UserError: if pictures are missing, or too few for the measures.
     """
     reference_rows = choose_reference(rows, protocol)
 
@@ -215,6 +227,15 @@ def measure(
     for size in protocol.drawing.candidates:
         drawn = folder / f"best_of_{size}"
         generated = read(folder_pictures(drawn))
+        wanted = {f"{i:06d}.png" for i in range(count)}
+        if set(generated.names) != wanted:
+            lost = sorted(wanted - set(generated.names)) or sorted(set(generated.names) - wanted)
+            raise UserError(
+                f"{drawn} should hold {count} readable pictures, but has {len(generated.names)}: remove "
+                f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''} there, and they are drawn again"
+            )
+        if processes.rank > 0:
+            continue  # the figures are the first process's to take
         scores = [float(text) for text in (texts_of(drawn / name).get("score") for name in generated.names) if text]
         by_candidates[str(size)] = {
             "score": mean(scores) if scores else None,
@@ -235,6 +256,13 @@ def measure(
     }
 
 
+def places(rows: Dataset, prompts: list[Prompt]) -> list[int | None]:
+    """Which row shows what a prompt's real picture shows; leading zeros of a number do not count."""
+    names = rows["id"][:] if "id" in rows.column_names else [str(i) for i in range(len(rows))]
+    found = {name.lstrip("0"): i for i, name in enumerate(names)}
+    return [None if prompt.picture is None else found.get(prompt.picture.lstrip("0")) for prompt in prompts]
+
+
 def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
     """The reference pictures: all of a split, or as many as the protocol says, chosen by its seed."""
     if protocol.reference_count is None or protocol.reference_count >= len(rows):
@@ -253,15 +281,6 @@ def _content_hashes(rows: Dataset) -> Iterator[bytes]:
     for row in rows.select_columns("image").cast_column("image", EncodedImage(decode=False)):
         content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
         yield hashlib.sha256(content).digest()
-
-
-def weights_digest(*models: nn.Module) -> str:
-    """Hash of all weights and buffers: the same model gives the same, whatever file it came from."""
-    digest = hashlib.sha256()
-    for model in models:
-        for name, tensor in model.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def first_pictures(folder: Path, size: int, count: int) -> list[Image.Image]:

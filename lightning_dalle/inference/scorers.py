@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.errors import UserError
 
 
@@ -21,20 +23,32 @@ class Scorer(Protocol):
         ...
 
 
-class OpenCLIP:
+def identity(scorer: Scorer | None) -> str | None:
+    """What scores depend on besides image and caption: the class and, where it says them, its model and weights."""
+    if scorer is None:
+        return None
+    kind = f"{type(scorer).__module__}.{type(scorer).__qualname__}"
+    return f"{kind} {getattr(scorer, 'identity', '')}".strip()
+
+
+class OpenCLIP(nn.Module):
     """Cosine similarity of image and caption under a CLIP of open_clip's (paper, section 2.6).
 
     Args:
         model: open_clip's name of the architecture, such as ViT-B-32.
         weights: open_clip's name of pretrained weights (downloaded once), or a local file.
-        device: cpu, cuda, ..., or auto for the GPU if there is one.
 
     Raises:
         UserError: if open_clip knows no such model, or the weights cannot be had.
     """
 
-    def __init__(self, model: str, weights: str, device: str = "auto") -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: str, weights: str) -> None:
         import open_clip
+
+        super().__init__()
 
         if model not in open_clip.list_models():
             raise UserError(f"open_clip has no model {model}; it has {', '.join(open_clip.list_models()[:8])}, ...")
@@ -42,9 +56,8 @@ class OpenCLIP:
             raise UserError(
                 f"there is no file of CLIP weights at {weights}, and open_clip has none of that name for {model}"
             )
-        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self.clip = open_clip.create_model(model, pretrained=weights, device=self.device).eval()
+            self.clip = open_clip.create_model(model, pretrained=weights).eval().requires_grad_(False)
         except Exception as error:  # of the network, of the file or of weights that do not fit: it raises anything
             reason = str(error).partition("\n")[0]
             raise UserError(f"the CLIP weights {weights} of {model} cannot be had: {reason}") from error
@@ -52,13 +65,15 @@ class OpenCLIP:
         config = open_clip.get_model_preprocess_cfg(self.clip)
         size = config["size"]
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-        self.mean = torch.tensor(config["mean"]).view(3, 1, 1)
-        self.std = torch.tensor(config["std"]).view(3, 1, 1)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1))
+        self.identity = f"{model} {weights_digest(self.clip)}"
 
     @torch.no_grad()
     def score(self, images: Tensor, caption: str) -> Tensor:
         """Cosines (n,), in [-1, 1]; images are resized bicubically to CLIP's size."""
-        resized = torch.nn.functional.interpolate(images.cpu(), self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        image = self.clip.encode_image(((resized - self.mean) / self.std).to(self.device), normalize=True)  # (n, d)
-        text = self.clip.encode_text(self.tokenizer([caption]).to(self.device), normalize=True)  # (1, d)
+        images = images.to(self.mean.device)
+        resized = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        image = self.clip.encode_image((resized - self.mean) / self.std, normalize=True)  # (n, d)
+        text = self.clip.encode_text(self.tokenizer([caption]).to(self.mean.device), normalize=True)  # (1, d)
         return (image @ text.T)[:, 0].float().cpu()

@@ -3,37 +3,38 @@
 Knows the Trainer's hooks and its logger. The figures come from `evaluation`, the pictures from `inference`.
 """
 
+import contextlib
 import hashlib
 import json
-import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, ImageOps
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_dalle import machine
-from lightning_dalle.data.datamodule import CaptionedImageDataModule, Source, image_transform
+from lightning_dalle.checkpoints import read_checkpoint, weights_digest
+from lightning_dalle.data.datamodule import CaptionedImageDataModule, Source
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import reconstruction, zero_shot
-from lightning_dalle.evaluation.image_sets import Processes
+from lightning_dalle.evaluation.image_sets import Processes, dataset_pictures
 from lightning_dalle.evaluation.inception import Inception, find_weights
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.inference.pipeline import TextToImage
-from lightning_dalle.inference.scorers import Scorer
-from lightning_dalle.pictures import captioned_grid, progress, to_array, to_pil
+from lightning_dalle.inference.scorers import Scorer, identity
+from lightning_dalle.pictures import captioned_grid, progress, to_array
 from lightning_dalle.plots import sweep
 from lightning_dalle.records import commit, sha256, write_whole
+from lightning_dalle.tables import markdown, rows
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
-
-log = logging.getLogger(__name__)
 
 
 class Evaluation(Callback):
@@ -43,9 +44,10 @@ class Evaluation(Callback):
         protocol: what is measured and how.
         every_n_validations: evaluate in a fit too, at every n-th validation; 0 evaluates in `test` alone.
         source: of the reference pictures and captions; the run's own data if not given.
+        trained_on: what the checkpoint was trained on, to count the reference pictures among it; a fit knows it, and
+            `test` leaves the count out if it is not given.
         inception: the Inception weights; $LIGHTNING_DALLE_INCEPTION, or torch hub's cache, if not given.
-        samples_dir: where pictures are kept, in a folder named by a hash of the weights and of all that they depend on:
-            an evaluation that was interrupted goes on where it was.
+        samples_dir: where pictures are kept, in a folder named by a hash of the weights and of all that they depend on.
         results_dir: where `test` files its results; a fit's go beside its logs.
         cache_dir: where Inception's features are kept.
         batch_size: pictures made or read at once.
@@ -58,6 +60,7 @@ class Evaluation(Callback):
         protocol: Protocol,
         every_n_validations: int = 0,
         source: Source | None = None,
+        trained_on: Source | None = None,
         inception: Path | None = None,
         samples_dir: Path = Path("evals/samples"),
         results_dir: Path = Path("evals/results"),
@@ -65,14 +68,30 @@ class Evaluation(Callback):
         batch_size: int = 64,
     ) -> None:
         self.protocol, self.every_n_validations, self.source = protocol, every_n_validations, source
+        self.trained_on = trained_on
         self.inception, self.samples_dir, self.results_dir = inception, samples_dir, results_dir
         self.cache_dir, self.batch_size = cache_dir.expanduser(), batch_size
         self.validations = 0
-        self.reference: tuple[Dataset, str, int | None] | None = None
+        self.shared: int | None = None
+        self.is_shared_known = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "test" or self.every_n_validations:
-            self.inception = find_weights(self.inception)  # a mistake is told before anything is drawn
+        if stage == "test" or (stage == "fit" and self.every_n_validations):  # a mistake is told before hours of work
+            self.inception = find_weights(self.inception)
+            self.check(self.reference(trainer)[0])
+
+    def check(self, split: Dataset) -> None:
+        """Raises a UserError if the protocol cannot be kept with these reference pictures and captions."""
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(protocol=self.protocol.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validations = state_dict["validations"]
 
     def on_validation_batch_end(
         self,
@@ -98,42 +117,44 @@ class Evaluation(Callback):
     def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule, results_dir: Path) -> None:
         begun = time.time()
         processes = Processes(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if self.reference is None:  # once: the pictures of the training data are all read for it
-            self.reference = self._reference(datamodule)
-        split, origin, shared = self.reference
+        log_dir = Path(trainer.log_dir or ".")  # asks the other processes: all must
+        split, origin = self.reference(trainer)
         assert self.inception is not None
         inception = Inception(self.inception).to(pl_module.device)
-        writer = None
-        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            writer = trainer.logger.experiment
-        figures = self._figures(pl_module, split, origin, inception, processes, writer, trainer)
+        figures, show = self._figures(pl_module, split, origin, inception, processes)
         if not trainer.is_global_zero:
             return
+        is_test = trainer.state.fn == "test"
         checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path and Path(trainer.ckpt_path).is_file() else None
-        config = Path(trainer.log_dir or ".") / "config.yaml"
+        step = read_checkpoint(checkpoint)["global_step"] if is_test and checkpoint else trainer.global_step
+        config = log_dir / "config.yaml"
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items()} if is_test else {}
         result = {
             "kind": self.kind,
             "protocol": asdict(self.protocol),
             **figures,
-            "reference_pictures_in_training_data": shared,
-            "measured_by_the_model": {name: float(value) for name, value in trainer.callback_metrics.items()},
-            "step": trainer.global_step,
+            "reference_pictures_in_training_data": self._count_shared(trainer, split),
+            "measured_by_the_model": measured,
+            "step": step,
             "checkpoint": {"file": checkpoint.name, "sha256": sha256(checkpoint)} if checkpoint else None,
             "inception": {"file": self.inception.name, "sha256": inception.sha256},
-            "config": {"file": str(config), "sha256": sha256(config)} if config.is_file() else None,
+            "config": yaml.safe_load(config.read_text()) if config.is_file() else None,
             "commit": commit(),
             "machine": machine.describe(),
             "seconds": round(time.time() - begun, 1),
         }
         results_dir.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y-%m-%d_%H%M%S")
-        file = results_dir / f"{stamp}_{self.protocol.name}_{self.kind}_{trainer.global_step}.json"
+        file = results_dir / f"{stamp}_{self.protocol.name}_{self.kind}_{step}.json"
         write_whole(file, json.dumps(result, indent=2, default=str) + "\n")
-        log.info("%s by protocol %s: %s", self.kind, self.protocol.name, file)
+        print(markdown([(file.stem, *row) for row in rows(result)]))
+        print(f"protocol: {json.dumps(result['protocol'], default=str)}\nwritten to {file}")
+        if isinstance(trainer.logger, TensorBoardLogger):
+            show(trainer.logger.experiment, step)
 
-    def _reference(self, datamodule: CaptionedImageDataModule) -> tuple[Dataset, str, int | None]:
-        """The split of the reference, what its data is called, and how much of it was trained on."""
+    def reference(self, trainer: pl.Trainer) -> tuple[Dataset, str]:
+        """The split of the reference, and what its data is called."""
+        datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         source = self.source or datamodule.source
         splits = source.load(datamodule.image_size)
         name = self.protocol.drawing.split
@@ -142,11 +163,22 @@ class Evaluation(Callback):
             raise UserError(
                 f"the protocol {self.protocol.name} reads the split {name}, but {origin} has {', '.join(splits)}"
             )
-        training = datamodule.splits.get("train") if datamodule.splits is not None else None
-        shared = None if training is None else zero_shot.shared_pictures(training, splits[name])
-        if shared:
-            log.warning("%d of the %d reference pictures are in the training data too", shared, len(splits[name]))
-        return splits[name], origin, shared
+        return splits[name], origin
+
+    def _count_shared(self, trainer: pl.Trainer, split: Dataset) -> int | None:
+        """Reference pictures that were trained on; once, since all training pictures are read for it."""
+        if not self.is_shared_known:
+            datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            training = None
+            if self.trained_on is not None:
+                training = self.trained_on.load(datamodule.image_size)["train"]
+            elif trainer.state.fn == "fit" and datamodule.splits is not None:
+                training = datamodule.splits["train"]
+            self.shared = None if training is None else zero_shot.shared_pictures(training, split)
+            self.is_shared_known = True
+            if self.shared:
+                print(f"caution: {self.shared} of the {len(split)} reference pictures are in the training data too")
+        return self.shared
 
     def _folder(self, *depends_on: object) -> Path:
         """Of the pictures of these weights under these settings."""
@@ -160,9 +192,8 @@ class Evaluation(Callback):
         origin: str,
         inception: Inception,
         processes: Processes,
-        writer: SummaryWriter | None,
-        trainer: pl.Trainer,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Callable[[SummaryWriter, int], None]]:
+        """What is filed, in the first process, and what shows it in TensorBoard at a step."""
         raise NotImplementedError
 
 
@@ -170,39 +201,24 @@ class ZeroShotEvaluation(Evaluation):
     """Draws a protocol's captions, keeps the best of each caption's candidates, and scores them (paper, section 3.1).
 
     TensorBoard gets every measure, the first pictures beside the real ones, and FID and the Inception Score over blur
-    radius and over the number of candidates (Fig. 9).
+    radius and over the number of candidates (Fig. 9). An evaluation that was interrupted goes on where it was.
 
     Args:
         protocol: what is measured and how.
-        scorer: tells which candidate is best; needed for more than one, and else the mean score is reported.
-        every_n_validations: evaluate in a fit too, at every n-th validation; 0 evaluates in `test` alone.
-        source: of the reference pictures and captions; the run's own data if not given.
-        inception: the Inception weights; $LIGHTNING_DALLE_INCEPTION, or torch hub's cache, if not given.
-        samples_dir: where pictures are kept, in a folder named by a hash of the weights and of all that they depend on:
-            an evaluation that was interrupted goes on where it was.
-        results_dir: where `test` files its results; a fit's go beside its logs.
-        cache_dir: where Inception's features are kept.
-        batch_size: pictures made or read at once.
+        scorer: tells which candidate is best; needed for more than one. With one candidate its mean score is reported,
+            which for a CLIP is the CLIP score (as a cosine).
+        **kwargs: of `Evaluation`.
     """
 
     kind = "zero_shot"
 
-    def __init__(
-        self,
-        protocol: Protocol,
-        scorer: Scorer | None = None,
-        every_n_validations: int = 0,
-        source: Source | None = None,
-        inception: Path | None = None,
-        samples_dir: Path = Path("evals/samples"),
-        results_dir: Path = Path("evals/results"),
-        cache_dir: Path = Path("~/.cache/lightning_dalle/features"),
-        batch_size: int = 64,
-    ) -> None:
-        super().__init__(
-            protocol, every_n_validations, source, inception, samples_dir, results_dir, cache_dir, batch_size
-        )
+    def __init__(self, protocol: Protocol, scorer: Scorer | None = None, **kwargs: Any) -> None:
+        super().__init__(protocol, **kwargs)
         self.scorer = scorer
+
+    def check(self, split: Dataset) -> None:
+        zero_shot.choose_captions(split, self.protocol.drawing.captions)
+        zero_shot.check_scorer(self.protocol.drawing, self.scorer)
 
     def _figures(
         self,
@@ -211,52 +227,56 @@ class ZeroShotEvaluation(Evaluation):
         origin: str,
         inception: Inception,
         processes: Processes,
-        writer: SummaryWriter | None,
-        trainer: pl.Trainer,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Callable[[SummaryWriter, int], None]]:
         if not isinstance(pl_module, LitDALLE):
             raise UserError(
                 f"pictures of captions are drawn by a DALL-E, but the model is a {type(pl_module).__name__}"
             )
         assert pl_module.dalle is not None
         assert pl_module.dvae is not None
+        if isinstance(self.scorer, torch.nn.Module):
+            self.scorer.to(pl_module.device)
         drawing = self.protocol.drawing
-        attribution = getattr(trainer.datamodule.source, "attribution", None)  # type: ignore[attr-defined]
-        pipeline = TextToImage(pl_module.dalle, pl_module.dvae, pl_module.tokenizer, attribution)
+        pipeline = TextToImage(pl_module.dalle, pl_module.dvae, pl_module.tokenizer, pl_module.attribution)
         prompts = zero_shot.choose_captions(split, drawing.captions)
-        wanted = drawing.captions.count
-        if wanted is not None and len(prompts) < wanted:
-            log.warning("%s asks for %d captions, but there are %d", self.protocol.name, wanted, len(prompts))
-        weights = zero_shot.weights_digest(pl_module.dalle, pl_module.dvae)
-        folder = self._folder(weights, pl_module.tokenizer.to_json(), prompts, asdict(drawing), repr(self.scorer))
+        places = zero_shot.places(split, prompts)
+        weights = weights_digest(pl_module.dalle, pl_module.dvae)
+        ranked_by = identity(self.scorer)
+        folder = self._folder(weights, pl_module.tokenizer.to_json(), prompts, asdict(drawing), ranked_by)
         with progress("Drawing captions") as on_progress:
             zero_shot.draw_pictures(
                 pipeline, prompts, drawing, folder, self.scorer, self.batch_size, on_progress, processes
             )
         with progress("Reading pictures") as on_progress:
             figures = zero_shot.measure(
-                folder, split, origin, self.protocol, inception, self.batch_size, self.cache_dir, on_progress, processes
-            )
-        if writer is not None:
-            self._show(writer, folder, split, prompts, figures, trainer.global_step)
-        return {
+                folder, len(prompts) * drawing.samples_per_caption, split, origin, self.protocol, inception,
+                self.batch_size, self.cache_dir, on_progress, processes,
+            )  # fmt: skip
+        filed = {
             "captions": len(prompts),
+            "captions_asked_for": drawing.captions.count,
+            "captions_with_a_reference_picture": sum(place is not None for place in places),
             **figures,
-            "scorer": None if self.scorer is None else type(self.scorer).__name__,
+            "scorer": ranked_by,
             "samples": str(folder),
             "weights": weights,
         }
 
+        def show(writer: SummaryWriter, step: int) -> None:
+            self._show(writer, step, folder, figures["by_candidates"], split, prompts, places)
+
+        return filed, show
+
     def _show(
         self,
         writer: SummaryWriter,
+        step: int,
         folder: Path,
+        by_candidates: dict[str, Any],
         split: Dataset,
         prompts: list[zero_shot.Prompt],
-        figures: dict[str, Any],
-        step: int,
+        places: list[int | None],
     ) -> None:
-        by_candidates = figures["by_candidates"]
         name = f"zero_shot_{self.protocol.name}"
         for size, measured in by_candidates.items():
             for radius, values in measured["by_blur_radius"].items():
@@ -277,21 +297,26 @@ class ZeroShotEvaluation(Evaluation):
             writer.add_figure(f"{name}/over_candidates", sweep(over_size, "candidates"), step)
         per_caption = self.protocol.drawing.samples_per_caption
         made = zero_shot.first_pictures(folder, int(best), 16 * per_caption)
-        real = dict(zip(split["id"][:], range(len(split)), strict=True)) if "id" in split.column_names else {}
-        rows, captions = [], []
-        for i, prompt in enumerate(prompts[: len(made) // per_caption]):
-            place = real.get(prompt.picture, int(prompt.picture) if not real and prompt.picture else None)
-            shown = made[i * per_caption : (i + 1) * per_caption]
-            blank = Image.new("RGB", shown[0].size, "white")
-            rows.append([*shown, blank if place is None else square(split[place]["image"])])
-            captions.append(prompt.caption)
-        writer.add_image(f"{name}/samples", to_array(captioned_grid(rows, captions, 4)), step, dataformats="HWC")
+        grid = [
+            [*made[i * per_caption : (i + 1) * per_caption], shown(split, place)]
+            for i, place in enumerate(places[: len(made) // per_caption])
+        ]
+        captions = [prompt.caption for prompt in prompts[: len(grid)]]
+        writer.add_image(f"{name}/samples", to_array(captioned_grid(grid, captions, 4)), step, dataformats="HWC")
 
 
 class ReconstructionEvaluation(Evaluation):
-    """What a dVAE keeps of real pictures: rFID and its kin, PSNR, SSIM, LPIPS where its weights are, codebook use."""
+    """What a dVAE keeps of real pictures: rFID and its kin, PSNR, SSIM, LPIPS where its weights are, codebook use.
+
+    Args:
+        protocol: what is measured and how.
+        **kwargs: of `Evaluation`.
+    """
 
     kind = "reconstruction"
+
+    def __init__(self, protocol: Protocol, **kwargs: Any) -> None:
+        super().__init__(protocol, **kwargs)
 
     def _figures(
         self,
@@ -300,36 +325,37 @@ class ReconstructionEvaluation(Evaluation):
         origin: str,
         inception: Inception,
         processes: Processes,
-        writer: SummaryWriter | None,
-        trainer: pl.Trainer,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Callable[[SummaryWriter, int], None]]:
         if not isinstance(pl_module, LitDVAE):
             raise UserError(f"reconstructions are made by a dVAE, but the model is a {type(pl_module).__name__}")
-        rows = zero_shot.choose_reference(split, self.protocol)
-        weights = zero_shot.weights_digest(pl_module.dvae)
-        folder = self._folder(weights, origin, self.protocol.reference_count, pl_module.dvae.config.image_size)
+        originals = zero_shot.choose_reference(split, self.protocol)
+        weights = weights_digest(pl_module.dvae)
+        folder = self._folder(weights, dataset_pictures(originals, origin).digest)
         with progress("Reconstructing pictures") as on_progress:
             figures = reconstruction.measure(
-                pl_module.dvae, rows, origin, folder, self.protocol, inception, self.batch_size, self.cache_dir,
+                pl_module.dvae, originals, origin, folder, self.protocol, inception, self.batch_size, self.cache_dir,
                 on_progress, processes,
             )  # fmt: skip
-        if writer is not None:
+
+        def show(writer: SummaryWriter, step: int) -> None:
             name = f"reconstruction_{self.protocol.name}"
             for measure in ("psnr_db", "ssim", "lpips", "codebook_perplexity"):
                 if figures[measure]["value"] is not None:
-                    writer.add_scalar(f"{name}/{measure}", figures[measure]["value"], trainer.global_step)
+                    writer.add_scalar(f"{name}/{measure}", figures[measure]["value"], step)
             for radius, values in figures["by_blur_radius"].items():
-                writer.add_scalar(f"{name}/rfid_blur_{radius}", values["fid"]["value"], trainer.global_step)
-            transform = image_transform(pl_module.dvae.config.image_size)
-            originals = [to_pil(transform(rows[i]["image"])) for i in range(min(16, len(rows)))]
-            made = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))[:16]]
-            sheet = captioned_grid([originals, made], ["original", "reconstruction"])
-            writer.add_image(f"{name}/pictures", to_array(sheet), trainer.global_step, dataformats="HWC")
-        return {**figures, "samples": str(folder), "weights": weights}
+                writer.add_scalar(f"{name}/rfid_blur_{radius}", values["fid"]["value"], step)
+            made = sorted(folder.glob("*.png"))[:16]
+            pairs = [[shown(originals, int(path.stem)) for path in made], [Image.open(path) for path in made]]
+            sheet = captioned_grid(pairs, ["original", "reconstruction"])
+            writer.add_image(f"{name}/pictures", to_array(sheet), step, dataformats="HWC")
+
+        return {**figures, "samples": str(folder), "weights": weights}, show
 
 
-def square(picture: Image.Image) -> Image.Image:
-    """The middle square of a picture."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.convert("RGB").crop((left, top, left + side, top + side))
+def shown(rows: Dataset, place: int | None) -> Image.Image:
+    """The middle square of a row's picture; white where there is none, or none that can be read."""
+    if place is not None:
+        with contextlib.suppress(OSError, SyntaxError, ValueError):
+            picture = rows[place]["image"].convert("RGB")
+            return ImageOps.fit(picture, (min(picture.size),) * 2)
+    return Image.new("RGB", (32, 32), "white")

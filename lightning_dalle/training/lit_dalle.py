@@ -68,6 +68,7 @@ class LitDALLE(pl.LightningModule):
         self.image_loss_weight, self.caption_dropout = image_loss_weight, caption_dropout
         self.soft_codes, self.code_corruption = soft_codes, code_corruption
         self.optimizer, self.seed = optimizer, seed
+        self.loaded_attribution: str | None = None
         self.dvae: DVAE | None = None
         self.dalle: DALLE | None = None
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "loss_text", "loss_image")})
@@ -132,8 +133,7 @@ class LitDALLE(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.dalle is not None
         assert self.dvae is not None
-        attribution = getattr(self.trainer.datamodule.source, "attribution", None)  # type: ignore[attr-defined]
-        checkpoint.update(dalle_record(self.dalle, self.dvae, self.tokenizer, attribution))
+        checkpoint.update(dalle_record(self.dalle, self.dvae, self.tokenizer, self.attribution))
         # EMAWeightAveraging averages all it finds: the frozen dVAE too, up to rounding. Its own weights are kept.
         weights = checkpoint["state_dict"]
         weights.update({f"dvae.{name}": value for name, value in self.dvae.state_dict().items()})
@@ -141,6 +141,7 @@ class LitDALLE(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "dalle_config" not in checkpoint:
             raise UserError("the checkpoint to go on from holds no DALL-E: it is of another kind of model")
+        self.loaded_attribution = checkpoint["attribution"]
         found = DALLEConfig.from_dict(checkpoint["dalle_config"])
         assert self.dalle is not None
         if found != self.dalle.config:
@@ -150,6 +151,13 @@ class LitDALLE(pl.LightningModule):
     def tokenizer(self) -> CaptionTokenizer:
         """The data's."""
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+
+    @property
+    def attribution(self) -> str | None:
+        """What the licence of the training pictures asks of what is made from them."""
+        if self.trainer.state.fn != "fit":
+            return self.loaded_attribution  # the data at hand is not what the model was trained on
+        return getattr(self.trainer.datamodule.source, "attribution", None)  # type: ignore[attr-defined]
 
     def _codes(self, batch: Batch) -> Int[Tensor, "b i"]:
         assert self.dvae is not None

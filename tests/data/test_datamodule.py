@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 
-from lightning_dalle.data.datamodule import CaptionedImageDataModule, Draw, Draws
+from lightning_dalle.data.datamodule import CaptionedImageDataModule, Draw, Draws, Once
 from lightning_dalle.data.openmoji import OpenMoji
 from lightning_dalle.errors import UserError
 
@@ -112,3 +112,23 @@ def test_several_captions_are_drawn_by_epoch() -> None:
     train = data.dataset("train")
     seen = {(epoch, tuple(train[Draw(epoch, index)][1].tolist())) for epoch in range(4) for index in range(8)}
     assert len({tokens for _, tokens in seen}) == 2
+
+
+def test_an_evaluation_reads_every_record_once_however_many_processes_share_it() -> None:
+    parts = [Once(range(7), num_replicas=3, rank=rank, shuffle=False) for rank in range(3)]  # type: ignore[arg-type]
+    assert [len(part) for part in parts] == [3, 2, 2]
+    assert sorted(draw.record for part in parts for draw in part) == list(range(7))
+
+
+def test_a_picture_that_cannot_be_read_is_named(data: CaptionedImageDataModule) -> None:
+    from datasets import Dataset, Features, Image, List, Value
+
+    rows = Dataset.from_list(
+        [{"image": {"bytes": b"no picture", "path": None}, "captions": ["a cat"]}],
+        features=Features(image=Image(), captions=List(Value("string"))),
+    )
+    broken = datamodule()
+    assert broken.splits is not None
+    broken.splits["val"] = rows
+    with pytest.raises(UserError, match="the picture of record 0 cannot be read"):
+        broken.dataset("val")[Draw(0, 0)]

@@ -16,7 +16,7 @@ from lightning_dalle.evaluation.inception import Features, Inception
 from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
 
 AS_THEY_ARE = Preparation(image_size=None)
-OPTIONS = FidelityOptions(kid_subset_size=100)
+OPTIONS = FidelityOptions(kid_subset_size=60)
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Redness
 from datasets import Dataset
 from datasets import Image as EncodedImage
 from PIL import Image
+from shrunk import Redness
 
+from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.image_sets import Processes
 from lightning_dalle.evaluation.protocol import Captions, Drawing, Protocol
@@ -18,8 +19,8 @@ from lightning_dalle.evaluation.zero_shot import (
     choose_captions,
     choose_reference,
     draw_pictures,
+    places,
     shared_pictures,
-    weights_digest,
 )
 from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.pictures import texts_of
@@ -60,7 +61,14 @@ def test_a_number_of_captions_is_drawn_by_the_seed_alone(rows: Dataset) -> None:
 def test_the_field_s_list_is_read_in_order(rows: Dataset, real_data: Path) -> None:
     prompts = choose_captions(rows, Captions(list=real_data / "coco" / "coco_30k.csv"))
     assert len(prompts) == 30_000
-    assert prompts[0] == Prompt("A bicycle replica with a clock as the front wheel.", "203564")
+    assert prompts[0] == Prompt("A bicycle replica with a clock as the front wheel.", "000000203564")
+
+
+def test_real_pictures_are_found_by_their_number(rows: Dataset) -> None:
+    assert places(rows, [Prompt("a", "0008"), Prompt("b", "10"), Prompt("c", None), Prompt("d", "7")]) == [
+        1, None, None, 0,
+    ]  # fmt: skip
+    assert places(rows.remove_columns("id"), [Prompt("a", "0"), Prompt("b", "2")]) == [0, 2]
 
 
 def test_a_list_with_other_columns_or_none_at_all(rows: Dataset, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.scorers import OpenCLIP
+from lightning_dalle.inference.scorers import OpenCLIP, identity
 
 SMALL = "ViT-S-32-alt"
 
@@ -26,7 +26,7 @@ def test_scores_equal_open_clip_s_own_path(weights: Path) -> None:
     from torchvision.transforms.v2 import functional
 
     images = torch.rand(3, 3, 224, 224)
-    scores = OpenCLIP(SMALL, str(weights), "cpu").score(images, "a cat")
+    scores = OpenCLIP(SMALL, str(weights)).score(images, "a cat")
     model, _, preprocess = open_clip.create_model_and_transforms(SMALL, pretrained=str(weights))
     model.eval()
     pictures = torch.stack([preprocess(functional.to_pil_image(image)) for image in images])
@@ -35,6 +35,16 @@ def test_scores_equal_open_clip_s_own_path(weights: Path) -> None:
         text = model.encode_text(open_clip.get_tokenizer(SMALL)(["a cat"]), normalize=True)
     torch.testing.assert_close(scores, (image @ text.T)[:, 0], atol=2e-3, rtol=0)  # their pictures are of 8 bits
     assert scores.unique().numel() == 3
+
+
+def test_a_scorer_is_known_by_its_weights(weights: Path, tmp_path: Path) -> None:
+    other = torch.load(weights, weights_only=True)
+    other["logit_scale"] += 1
+    torch.save(other, tmp_path / "other.pt")
+    one, again, another = (identity(OpenCLIP(SMALL, str(file))) for file in (weights, weights, tmp_path / "other.pt"))
+    assert one == again
+    assert one != another
+    assert identity(None) is None
 
 
 def test_mistakes_are_sentences(tmp_path: Path) -> None:

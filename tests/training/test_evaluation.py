@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
-from shrunk import shrunk
+from shrunk import add_scorer, shrunk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dalle.cli import main
@@ -31,6 +30,12 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines.append(json.dumps({"file_name": f"{i}.jpg", "description": "\n".join(captions)}))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def scorer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the processes that the tests start."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -52,6 +57,7 @@ def test_a_fit_on_real_photos_evaluates_what_it_draws(coco_run: Path) -> None:
     assert measured["inception_score"]["refused"]
     assert result["reference_pictures_in_training_data"] == 0
     assert result["step"] == 4
+    assert result["captions_with_a_reference_picture"] == 6
     logged = EventAccumulator(str(coco_run / "dalle"), size_guidance={"images": 0}).Reload().Tags()
     assert "zero_shot_coco_in_training/fid_best_of_1_blur_0" in logged["scalars"]
     assert "zero_shot_coco_in_training/samples" in logged["images"]
@@ -119,13 +125,30 @@ def test_results_are_rendered_as_a_table(sweep_run: Path, capsys: pytest.Capture
     assert "6 against 8" in lines[0]
 
 
+def test_a_fit_in_two_processes_evaluates_too(
+    coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path
+) -> None:
+    config = shrunk(
+        Path("configs/coco/dalle.yaml"), tmp_path / "run", real_data / "coco", pool_weights,
+        reference_count=5, drawing={"captions": {"count": 5}},
+    )  # fmt: skip
+    dvae = str(coco_run / "dvae" / "checkpoints" / "last.ckpt")
+    command = [sys.executable, "-m", "lightning_dalle", "fit", "--config", str(config), "--trainer.devices", "2",
+               "--trainer.strategy", "ddp", "--model.dvae_checkpoint", dvae]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert result_of(tmp_path / "run" / "dalle" / "evaluation")["captions"] == 5
+
+
 def test_two_processes_give_what_one_gives(coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path) -> None:
-    smaller = {"blur_radii": [0], "reference_count": 9, "fidelity": {}, "drawing": {"captions": {"count": 7}}}
+    smaller = {"blur_radii": [0], "reference_count": 9, "fidelity": {}}
+    smaller["drawing"] = {"captions": {"count": 7}, "candidates": [1, 2]}
     results = []
     for name, more in (("one", []), ("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp"])):
         command = eval_command(
             coco_run, tmp_path / name / "run", real_data / "coco", pool_weights, *more, **smaller
         )  # fmt: skip
+        add_scorer(tmp_path / name / "run" / "eval.yaml")
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         results.append(result_of(tmp_path / name / "run" / "results"))
@@ -137,31 +160,33 @@ def test_two_processes_give_what_one_gives(coco_run: Path, real_data: Path, pool
     assert ours["images"] == theirs["images"] == {"generated": 7, "reference": 9}
     assert ours["fid"]["value"] == pytest.approx(theirs["fid"]["value"], rel=1e-4)
     assert ours["kid"]["value"] == pytest.approx(theirs["kid"]["value"], rel=1e-4)
+    assert one["by_candidates"]["2"]["score"] == two["by_candidates"]["2"]["score"]
+    for name, value in one["measured_by_the_model"].items():
+        assert two["measured_by_the_model"][name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_an_evaluation_that_was_killed_goes_on(
     coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path
 ) -> None:
     smaller = {"blur_radii": [0], "reference_count": 8, "fidelity": {}, "drawing": {"captions": {"count": 200}}}
+    smaller["drawing"]["candidates"] = [2]
     run = tmp_path / "run"
     command = eval_command(coco_run, run, real_data / "coco", pool_weights, **smaller)
-    settings = yaml.safe_load((run / "eval.yaml").read_text())
-    settings["trainer"]["callbacks"][0]["init_args"]["batch_size"] = 4
-    (run / "eval.yaml").write_text(yaml.safe_dump(settings))
+    add_scorer(run / "eval.yaml", batch_size=4)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 200
-    while len(list(run.glob("samples/*/best_of_1/*.png"))) < 40:
+    while len(list(run.glob("samples/*/best_of_2/*.png"))) < 40:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.time() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before = {path: path.stat().st_mtime_ns for path in run.glob("samples/*/best_of_1/*.png")}
+    before = {path: path.stat().st_mtime_ns for path in run.glob("samples/*/best_of_2/*.png")}
     assert 40 <= len(before) < 200
     assert not list(run.glob("results/*.json"))
 
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-    after = {path: path.stat().st_mtime_ns for path in run.glob("samples/*/best_of_1/*.png")}
+    after = {path: path.stat().st_mtime_ns for path in run.glob("samples/*/best_of_2/*.png")}
     assert len(after) == 200
     assert {path: after[path] for path in before} == before, "a picture was made twice"
     broken = figures(result_of(run / "results"))
