@@ -218,7 +218,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         return {"tokenizer": self.tokenizer.to_json()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.trainer is None or self.trainer.state.fn != "fit":
+        if self.trainer is not None and self.trainer.state.fn != "fit":
             self._tokenizer = CaptionTokenizer.from_json(state_dict["tokenizer"])
             return
         ours, theirs = self.tokenizer.to_json(), state_dict["tokenizer"]

@@ -7,11 +7,13 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from datasets import Dataset
 from PIL import Image, ImageOps
@@ -345,8 +347,9 @@ class ReconstructionEvaluation(Evaluation):
             for radius, values in figures["by_blur_radius"].items():
                 writer.add_scalar(f"{name}/rfid_blur_{radius}", values["fid"]["value"], step)
             made = sorted(folder.glob("*.png"))[:16]
-            pairs = [[shown(originals, int(path.stem)) for path in made], [Image.open(path) for path in made]]
-            sheet = captioned_grid(pairs, ["original", "reconstruction"])
+            real = [shown(originals, int(path.stem)) for path in made]
+            kept = [Image.open(path).convert("RGB") for path in made]
+            sheet = captioned_grid([real, kept], ["original", "reconstruction"])
             writer.add_image(f"{name}/pictures", to_array(sheet), step, dataformats="HWC")
 
         return {**figures, "samples": str(folder), "weights": weights}, show
