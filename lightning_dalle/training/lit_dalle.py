@@ -22,7 +22,7 @@ from lightning_dalle.models.dvae import DVAE, gumbel_noise
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.tokenizer import CaptionTokenizer
-from lightning_dalle.training.optimisation import configure, is_logged, step_generator
+from lightning_dalle.training.optimisation import NewOptimizer, configure, is_logged, step_generator
 
 
 class LitDALLE(pl.LightningModule):
@@ -67,7 +67,7 @@ class LitDALLE(pl.LightningModule):
         self.text_len, self.text_vocab_size = text_len, text_vocab_size
         self.image_loss_weight, self.caption_dropout = image_loss_weight, caption_dropout
         self.soft_codes, self.code_corruption = soft_codes, code_corruption
-        self.optimizer, self.seed = optimizer, seed
+        self.optimizer, self.seed = NewOptimizer(optimizer), seed
         self.loaded_attribution: str | None = None
         self.dvae: DVAE | None = None
         self.dalle: DALLE | None = None
@@ -106,7 +106,8 @@ class LitDALLE(pl.LightningModule):
         if is_logged(self.trainer):
             self.log_dict({f"train/{name}": value for name, value in losses.items()})
             self.log("train/bits_per_code", losses["loss_image"] / math.log(2))
-        self.log("data/captions_cut", batch.is_cut.sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
+        cut = batch.is_cut.sum().float()
+        self.log("data/captions_cut", cut, reduce_fx="sum", on_step=False, on_epoch=True, sync_dist=True)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -18,7 +18,7 @@ from lightning_dalle.evaluation.metrics import CodebookUse
 from lightning_dalle.losses import dvae_loss
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optimisation import configure, is_logged, step_generator
+from lightning_dalle.training.optimisation import NewOptimizer, configure, is_logged, step_generator
 
 
 class LitDVAE(pl.LightningModule):
@@ -49,7 +49,7 @@ class LitDVAE(pl.LightningModule):
         super().__init__()
         self.learning_rate, self.temperature, self.kl_weight = learning_rate, temperature, kl_weight
         self.usage_bonus, self.mse_weight = usage_bonus, mse_weight
-        self.optimizer, self.seed = optimizer, seed
+        self.optimizer, self.seed = NewOptimizer(optimizer), seed
         # Convolutions of few channels are 1.4 times as fast in this layout on a CPU, and as fast as ever on a GPU.
         self.dvae = DVAE(config).to(memory_format=torch.channels_last)
         self.val_psnr = PeakSignalNoiseRatio(data_range=1.0)

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Generator, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_dalle.schedules import CosineAnneal
@@ -26,9 +27,25 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
 
 
-def configure(
-    model: nn.Module, new_optimizer: OptimizerCallable, learning_rate: CosineAnneal
-) -> OptimizerLRSchedulerConfig:
+class NewOptimizer:
+    """An optimizer's constructor that copies of a module share.
+
+    The one that jsonargparse makes holds on to the whole command line, the Trainer and its processes among it, and
+    EMAWeightAveraging copies a module with all that it holds.
+    """
+
+    def __init__(self, new: OptimizerCallable) -> None:
+        self.new = new
+
+    def __call__(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """An optimizer of groups of parameters."""
+        return self.new(groups)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NewOptimizer":
+        return self
+
+
+def configure(model: nn.Module, new_optimizer: NewOptimizer, learning_rate: CosineAnneal) -> OptimizerLRSchedulerConfig:
     """What `configure_optimizers` returns: the optimizer, its learning rate set to the schedule's at every step."""
     optimizer = new_optimizer(decay_groups(model))
     base = optimizer.defaults["lr"]
