@@ -96,5 +96,5 @@ def dalle_loss(
     text = F.cross_entropy(
         text_logits.flatten(0, 1), text_tokens.masked_fill(is_pad, -100).flatten(), ignore_index=-100, reduction="sum"
     ) / (~is_pad).sum().clamp(min=1)
-    image = F.cross_entropy(image_logits.movedim(-1, 1), codes.movedim(-1, 1) if codes.ndim == 3 else codes)
+    image = F.cross_entropy(image_logits.flatten(0, 1), codes.flatten(0, 1))
     return {"loss": (text + image_weight * image) / (1 + image_weight), "loss_text": text, "loss_image": image}

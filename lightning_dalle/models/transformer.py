@@ -71,8 +71,8 @@ class SelfAttention(nn.Module):
         self.n_head = config.n_head
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.project = nn.Linear(config.n_embd, config.n_embd)
-        self.norm_q = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.norm_k = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.norm_q = nn.LayerNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.norm_k = nn.LayerNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b n d"]:

@@ -11,20 +11,75 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Generator, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_dalle.schedules import CosineAnneal
 
 
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters in two groups: weights of matrices, and what is not decayed: gains, biases and embeddings."""
+    """Parameters in three groups: matrices inside a stack of blocks (`is_hidden`), other weights of two and more
+    dimensions, and what is not decayed: gains, biases and embeddings.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        (kept if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)
-    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or id(parameter) in embeddings:
+            kept.append(parameter)
+        else:
+            (hidden if parameter.ndim == 2 and "blocks" in name else decayed).append(parameter)
+    groups = [
+        {"params": hidden, "is_hidden": True},
+        {"params": decayed, "is_hidden": False},
+        {"params": kept, "is_hidden": False, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class MuonAdamW(Optimizer):
+    """Muon (Jordan et al. 2024) for the matrices inside a stack of blocks, AdamW for all else.
+
+    Muon makes all directions of a matrix's momentum alike in size. A step takes longer and learns more, the more so
+    the larger the batch.
+
+    Args:
+        params: groups of `decay_groups`.
+        lr: of AdamW.
+        hidden_lr_ratio: Muon's learning rate over AdamW's.
+        betas: of AdamW.
+        momentum: of Muon.
+        weight_decay: of both.
+    """
+
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        lr: float = 1e-3,
+        hidden_lr_ratio: float = 14.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+    ) -> None:
+        for group in params:
+            group["lr"] = lr * hidden_lr_ratio if group["is_hidden"] else lr
+        hidden, others = ([group for group in params if group["is_hidden"] is which] for which in (True, False))
+        self.muon = Muon(hidden, momentum=momentum, weight_decay=weight_decay)
+        self.adamw = AdamW(others, betas=betas, weight_decay=weight_decay, fused=True)
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {"lr": lr})
+
+    def step(self, closure: Any = None) -> Any:
+        """One step of each; groups and state are this optimizer's, whatever schedule or checkpoint set them."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part, is_hidden in ((self.muon, True), (self.adamw, False)):
+            part.param_groups = [group for group in self.param_groups if group["is_hidden"] is is_hidden]
+            part.state = self.state
+            part.step()
+        return loss
 
 
 class NewOptimizer:

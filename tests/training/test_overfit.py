@@ -64,17 +64,3 @@ def test_dalle_learns_one_batch_by_heart(batch: Batch) -> None:
         optimizer.step()
     assert losses["loss_image"] < 0.05
     assert (dalle(batch.text_tokens, codes).image.argmax(-1) == codes).all()
-
-
-def test_what_is_not_decayed_is_gains_biases_and_embeddings() -> None:
-    config = DALLEConfig(
-        transformer=TransformerConfig(n_layer=2, n_head=2, n_embd=8), text_len=4, text_vocab_size=300, grid=4,
-        codebook_size=32,
-    )  # fmt: skip
-    dalle = DALLE(config)
-    decayed, kept = (group["params"] for group in decay_groups(dalle))
-    names = {id(parameter): name for name, parameter in dalle.named_parameters()}
-    assert len(decayed) + len(kept) == len(names)
-    matrices = ("qkv.weight", "project.weight", "expand.weight", "head.weight")
-    assert all(names[id(parameter)].endswith(matrices) for parameter in decayed)
-    assert not any(names[id(parameter)].endswith(matrices) for parameter in kept)

@@ -1,0 +1,66 @@
+"""What an optimizer is given, and Muon beside AdamW."""
+
+import copy
+
+import torch
+
+from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.transformer import TransformerConfig
+from lightning_dalle.training.optimisation import MuonAdamW, decay_groups
+
+
+def small_dalle() -> DALLE:
+    torch.manual_seed(0)
+    config = DALLEConfig(
+        transformer=TransformerConfig(n_layer=2, n_head=2, n_embd=8), text_len=4, text_vocab_size=300, grid=4,
+        codebook_size=32,
+    )  # fmt: skip
+    return DALLE(config)
+
+
+def test_what_is_not_decayed_is_gains_biases_and_embeddings() -> None:
+    dalle = small_dalle()
+    hidden, heads, kept = (group["params"] for group in decay_groups(dalle))
+    names = {id(parameter): name for name, parameter in dalle.named_parameters()}
+    assert len(hidden) + len(heads) + len(kept) == len(names)
+    matrices = ("qkv.weight", "project.weight", "expand.weight")
+    assert all(names[id(parameter)].endswith(matrices) for parameter in hidden)
+    assert {names[id(parameter)] for parameter in heads} == {"text_head.weight", "image_head.weight"}
+    assert not any(names[id(parameter)].endswith((*matrices, "head.weight")) for parameter in kept)
+
+
+def test_muon_moves_the_hidden_matrices_and_adamw_the_rest() -> None:
+    dalle, by_muon, by_adamw = small_dalle(), small_dalle(), small_dalle()
+    both = MuonAdamW(decay_groups(dalle), lr=1e-2, hidden_lr_ratio=2.0, betas=(0.9, 0.9), weight_decay=0.1)
+    hidden, *others = decay_groups(by_muon)
+    muon = torch.optim.Muon(hidden["params"], lr=2e-2, weight_decay=0.1)
+    adamw = torch.optim.AdamW(decay_groups(by_adamw), lr=1e-2, betas=(0.9, 0.9), weight_decay=0.1)
+    for _ in range(3):
+        for model, optimizer in ((dalle, both), (by_muon, muon), (by_adamw, adamw)):
+            optimizer.zero_grad()
+            for parameter in model.parameters():
+                parameter.grad = torch.sin(torch.arange(parameter.numel())).view_as(parameter).float()
+            optimizer.step()
+    changed = {id(parameter) for parameter in hidden["params"]}
+    assert others
+    for ours, muon_s, adamw_s in zip(dalle.parameters(), by_muon.parameters(), by_adamw.parameters(), strict=True):
+        torch.testing.assert_close(ours, muon_s if id(muon_s) in changed else adamw_s)
+
+
+def test_muon_goes_on_from_its_state() -> None:
+    def stepped(optimizer: MuonAdamW, model: DALLE, steps: int) -> None:
+        for _ in range(steps):
+            for parameter in model.parameters():
+                parameter.grad = parameter.detach().cos()
+            optimizer.step()
+
+    unbroken = small_dalle()
+    optimizer = MuonAdamW(decay_groups(unbroken))
+    stepped(optimizer, unbroken, 2)
+    resumed, state = small_dalle(), copy.deepcopy(optimizer.state_dict())
+    resumed.load_state_dict(unbroken.state_dict())
+    stepped(optimizer, unbroken, 2)
+    later = MuonAdamW(decay_groups(resumed))
+    later.load_state_dict(state)
+    stepped(later, resumed, 2)
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True))
