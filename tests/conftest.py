@@ -1,10 +1,15 @@
 """Shapes and types of every annotated function are checked while the tests run."""
 
+import os
+
+# Tests run two at a time and start processes of their own. Each of them with a thread for every core would wait for
+# the others' at every barrier, some 50 times as long as it computes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from jaxtyping import install_import_hook
 
 install_import_hook("lightning_dalle", "beartype.beartype")  # before the first import of the package
 
-import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
