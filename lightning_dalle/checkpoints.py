@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_dalle.errors import UserError
+from lightning_dalle.models.clip import CLIP, CLIPConfig
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.tokenizer import CaptionTokenizer
@@ -42,6 +43,28 @@ def dalle_record(dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer, attribut
         "attribution": attribution,
         **dvae_record(dvae),
     }
+
+
+def clip_record(config: CLIPConfig) -> dict[str, Any]:
+    """What a checkpoint keeps beside the weights of a CLIP, which it keeps under `clip.`."""
+    return {"clip_config": asdict(config)}
+
+
+def load_clip(path: Path) -> CLIP:
+    """The CLIP of a checkpoint, in eval mode on the CPU, its averaged weights where they were averaged.
+
+    Raises:
+        UserError: if there is no such file, or it is no checkpoint with a CLIP.
+    """
+    checkpoint = read_checkpoint(path)
+    if "clip_config" not in checkpoint:
+        raise UserError(f"a CLIP checkpoint is needed, but {path} holds no CLIP")
+    try:
+        clip = CLIP.new(CLIPConfig(**checkpoint["clip_config"]))
+    except TypeError as error:
+        raise UserError(f"{path} was written by another version of lightning_dalle: {error}") from error
+    _load_weights(clip, checkpoint, "clip.", path)
+    return clip.eval()
 
 
 def load_dvae(path: Path) -> DVAE:

@@ -99,13 +99,16 @@ def _known_names() -> set[str]:
     from pytorch_lightning import Trainer
 
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
+    from lightning_dalle.models.clip import CLIPConfig
     from lightning_dalle.models.dvae import DVAEConfig
     from lightning_dalle.models.transformer import TransformerConfig
     from lightning_dalle.schedules import CosineAnneal
+    from lightning_dalle.training.lit_clip import LitCLIP
     from lightning_dalle.training.lit_dalle import LitDALLE
     from lightning_dalle.training.lit_dvae import LitDVAE
 
-    classes = (Trainer, CaptionedImageDataModule, LitDVAE, LitDALLE, DVAEConfig, TransformerConfig, CosineAnneal)
+    ours = (LitDVAE, LitDALLE, LitCLIP, DVAEConfig, TransformerConfig, CLIPConfig, CosineAnneal)
+    classes = (Trainer, CaptionedImageDataModule, *ours)
     return {name for cls in classes for name in inspect.signature(cls).parameters}
 
 
@@ -119,14 +122,17 @@ def adopt_shape(config: Any, checkpoint: dict[str, Any], path: Path) -> None:
         config.data.text_len, config.data.vocab_size = text.values()
     elif model == "LitDVAE" and "dvae_config" in checkpoint and "dalle_config" not in checkpoint:
         changed = {"config": checkpoint["dvae_config"]}
+    elif model == "LitCLIP" and "clip_config" in checkpoint:
+        changed = {"config": checkpoint["clip_config"]}
     else:
-        kind = "a DALL-E" if "dalle_config" in checkpoint else "a dVAE" if "dvae_config" in checkpoint else "no model"
+        kinds = {"dalle_config": "a DALL-E", "dvae_config": "a dVAE", "clip_config": "a CLIP"}
+        kind = next((kind for key, kind in kinds.items() if key in checkpoint), "no model")
         raise UserError(f"the config's model is a {model}, but {path} holds {kind}: it is of another kind of model")
     from jsonargparse import Namespace
 
     for name, value in changed.items():
         config.model.init_args[name] = Namespace(value) if isinstance(value, dict) else value
-    config.data.image_size = checkpoint["dvae_config"]["image_size"]
+    config.data.image_size = checkpoint["clip_config" if model == "LitCLIP" else "dvae_config"]["image_size"]
 
 
 def lightning(argv: list[str]) -> "LightningCLI":

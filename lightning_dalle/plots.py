@@ -28,3 +28,17 @@ def sweep(measured: dict[str, dict[str, Any]], label: str) -> Figure:
             axis.text(0.5, 0.5, "not measured:\nthese Inception weights\nlack the last layer", ha="center", va="center")
         axis.set(xlabel=label, title=title)
     return figure
+
+
+def scores(measured: dict[str, dict[str, Any]]) -> Figure:
+    """The scorer's mean over the number of candidates that it chose among, with its 95 % interval."""
+    figure = Figure(figsize=(4, 3.2), layout="constrained")
+    axis = figure.subplots()
+    points = [(int(size), values["score"]) for size, values in measured.items()]
+    middle = [score["value"] for _, score in points]
+    spans = [score["interval_95"] or (score["value"],) * 2 for _, score in points]
+    around = [[value - low for value, (low, _) in zip(middle, spans, strict=True)],
+              [high - value for value, (_, high) in zip(middle, spans, strict=True)]]  # fmt: skip
+    axis.errorbar([size for size, _ in points], middle, around, marker="o", capsize=3)
+    axis.set(xlabel="candidates", title="score of the best", xscale="log")
+    return figure

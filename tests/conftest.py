@@ -106,12 +106,12 @@ def picture(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The configs of tests/tiny, trained: a few real steps of both stages, in the folder of the configs."""
+    """The configs of tests/tiny, trained: a few real steps of each stage, in the folder of the configs."""
     from lightning_dalle.cli import main
 
     folder = tmp_path_factory.mktemp("tiny_run")
     files = {}
-    for stage in ("dvae", "dalle"):
+    for stage in ("dvae", "dalle", "clip"):
         files[stage] = folder / f"{stage}.yaml"
         template = (Path(__file__).parent / "tiny" / f"{stage}.yaml").read_text()
         files[stage].write_text(template.replace("SAVE_DIR", str(folder)))

@@ -39,24 +39,26 @@ def test_weights_of_another_shape_are_refused(dvae_checkpoint: Path, tmp_path: P
 
 def pictures(pipeline: TextToImage, batch_size: int, given: Tensor | None = None) -> Tensor:
     requests = [Request("a cat", seed) for seed in range(5)]
-    return torch.stack(list(pipeline(requests, SamplingOptions(), given, batch_size)))
+    return torch.stack(list(pipeline.draw(requests, SamplingOptions(), given, batch_size)))
 
 
 def test_pictures_are_the_same_in_batches_of_any_size(dalle_checkpoint: Path) -> None:
-    pipeline = TextToImage.from_checkpoint(dalle_checkpoint)
+    pipeline = TextToImage.from_pretrained(dalle_checkpoint)
     assert torch.equal(pictures(pipeline, 5), pictures(pipeline, 2))
     assert pictures(pipeline, 5).shape == (5, 3, 16, 16)
 
 
 def test_a_long_prompt_is_cut_and_not_fatal(dalle_checkpoint: Path) -> None:
     with pytest.warns(UserWarning, match="cut to text_len=6"):
-        tokens = TextToImage.from_checkpoint(dalle_checkpoint).tokens(["a cat on a mat"])
+        tokens = TextToImage.from_pretrained(dalle_checkpoint).tokens(["a cat on a mat"])
     assert tokens.shape == (1, 6)
 
 
 def test_progress_counts_codes_to_the_end(dalle_checkpoint: Path) -> None:
     told: list[tuple[int, int]] = []
-    pipeline = TextToImage.from_checkpoint(dalle_checkpoint)
-    list(pipeline([Request("a", 0)] * 3, SamplingOptions(), batch_size=2, on_progress=lambda *now: told.append(now)))
+    pipeline = TextToImage.from_pretrained(dalle_checkpoint)
+    list(
+        pipeline.draw([Request("a", 0)] * 3, SamplingOptions(), batch_size=2, on_progress=lambda *now: told.append(now))
+    )
     assert told[-1] == (48, 48)
     assert [done for done, _ in told] == sorted(done for done, _ in told)

@@ -109,7 +109,11 @@ def test_a_dvae_of_another_grid(
         (["--prompt_file", "nowhere.txt"], "no prompt file at nowhere.txt"),
         ([*PROMPTS, "--image", "nowhere.png"], "no image at nowhere.png"),
         ([*PROMPTS, "--rows", "2"], "rows=2 are to be kept, but no image is given"),
-        ([*PROMPTS, "--count", "0"], "count is 0"),
+        ([*PROMPTS, "--paste", "true"], "the pixels are to be pasted back, but no image is given"),
+        ([*PROMPTS, "--top", "1"], "the best 1 of 4 candidates are to be kept, but there is no CLIP"),
+        ([*PROMPTS, "--clip", "nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt"),
+        ([*PROMPTS, "--clip", "ViT-None:openai"], "open_clip has no model ViT-None"),
+        ([*PROMPTS, "--num_candidates", "0"], "of 0 candidates 0 are to be kept"),
         ([*PROMPTS, "--sampling.temperature", "0"], "temperature is 0.0, but must be above 0"),
     ],
 )
@@ -141,7 +145,16 @@ def test_an_image_that_cannot_be_read(
 
 
 def test_nothing_is_written_over(capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path) -> None:
-    arguments = ["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--count", "2", "--out", str(tmp_path)]
+    arguments = [
+        "generate",
+        "--checkpoint",
+        str(dalle_checkpoint),
+        *PROMPTS,
+        "--num_candidates",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
     main(arguments)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert len([path for path in before if path.suffix == ".png"]) == 3
@@ -154,8 +167,8 @@ def test_a_completed_picture_keeps_its_upper_rows(dalle_checkpoint: Path, pictur
     import json
 
     main(
-        ["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--count", "1", "--out", str(tmp_path / "out"),
-         "--image", str(picture), "--rows", "3"]
+        ["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--num_candidates", "1",
+         "--out", str(tmp_path / "out"), "--image", str(picture), "--rows", "3"]
     )  # fmt: skip
     (record,) = (tmp_path / "out").glob("*.json")
     assert json.loads(record.read_text())["rows_kept"] == 3
@@ -194,7 +207,18 @@ def test_what_is_made_carries_the_attribution_of_the_training_pictures(dalle_che
 
     from PIL import Image
 
-    main(["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--count", "1", "--out", str(tmp_path / "out")])
+    main(
+        [
+            "generate",
+            "--checkpoint",
+            str(dalle_checkpoint),
+            *PROMPTS,
+            "--num_candidates",
+            "1",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     for picture in (tmp_path / "out").glob("*.png"):
         assert Image.open(picture).info["Copyright"] == "Made from cats."
     (record,) = (tmp_path / "out").glob("*.json")

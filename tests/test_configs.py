@@ -25,7 +25,7 @@ def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
     cli = lightning(["fit", "--config", str(path), "--trainer.accelerator", "cpu"])
-    assert type(cli.model).__name__ in ("LitDVAE", "LitDALLE")
+    assert type(cli.model).__name__ in ("LitDVAE", "LitDALLE", "LitCLIP")
     every = cli.trainer.checkpoint_callback._every_n_train_steps  # type: ignore[union-attr]
     assert cli.trainer.max_steps % every == 0, "the last steps would not be saved"
     assert cli.model.learning_rate.num_steps == cli.trainer.max_steps
@@ -44,7 +44,7 @@ def test_test_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_recipe_names_configs_that_are_there(path: Path) -> None:
     recipe = yaml.safe_load(path.read_text())
-    assert set(recipe) <= {"run_dir", "stages", "prompts", "sampling"}
+    assert set(recipe) <= {"run_dir", "stages", "prompts", "sampling", "reranking"}
     SamplingOptions(**recipe.get("sampling", {}))
     for arguments in recipe["stages"].values():
         files = [Path(value) for option, value in itertools.pairwise(arguments) if option == "--config"]

@@ -16,11 +16,14 @@ def generate(
     checkpoint: Path,
     prompts: list[str] | None = None,
     prompt_file: Path | None = None,
-    count: int = 4,
+    num_candidates: int = 4,
+    top: int | None = None,
+    clip: str | None = None,
     seed: int = 0,
     sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
     image: Path | None = None,
     rows: int | None = None,
+    paste: bool = False,
     dvae: Path | None = None,
     out: Path = Path("samples"),
     batch_size: int = 64,
@@ -29,14 +32,18 @@ def generate(
     """Draw pictures of prompts; writes PNGs and a JSON beside each that says how it was made.
 
     Args:
-        checkpoint: of a DALL-E; it carries its tokenizer and its dVAE.
+        checkpoint: of a DALL-E, which carries its tokenizer and its dVAE, or the folder of a recipe's run.
         prompts: what to draw: '["a cat", "a dog"]', or one `--prompts+ "a cat"` after the other.
         prompt_file: a text file of prompts, one a line.
-        count: pictures of each prompt.
-        seed: of the first picture; the next have the seeds after it.
+        num_candidates: pictures that are made of each prompt (512 in the paper).
+        top: pictures that are kept of them, the best by CLIP; all of them if not given.
+        clip: ranks the candidates: a checkpoint of a CLIP trained here, or open_clip's model and weights, such as
+            ViT-B-32:openai. The folder of a recipe's run brings its own.
+        seed: of the first candidate; the next have the seeds after it.
         sampling: how each code is drawn.
         image: a picture to complete: its upper rows are kept.
-        rows: rows of codes that are kept of the picture; half of the grid if not given.
+        rows: rows of codes that are kept of the picture; 15 of 32 of the grid's if not given, as in Fig. 14.
+        paste: put the picture's own pixels back in place of the dVAE's reconstruction of what is kept.
         dvae: another dVAE checkpoint to decode with.
         out: folder for the pictures; it must not hold any of the same name.
         batch_size: pictures made at once.
@@ -45,62 +52,68 @@ def generate(
     wanted = _prompts(prompts, prompt_file)
     if image is not None and not image.is_file():
         raise UserError(f"there is no image at {image}")
-    if rows is not None and image is None:
-        raise UserError(f"rows={rows} are to be kept, but no image is given")
+    if (rows is not None or paste) and image is None:
+        what = "the pixels are to be pasted back" if rows is None else f"rows={rows} are to be kept"
+        raise UserError(f"{what}, but no image is given")
     if out.is_file():
         raise UserError(f"the folder for the pictures is to be {out}, but that is a file")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, but at least 1 picture must be made at once")
-    if count < 1:
-        raise UserError(f"count is {count}, but at least 1 picture must be made")
-    if not checkpoint.is_file():
+    kept = num_candidates if top is None else top
+    if not checkpoint.exists():
         raise UserError(f"there is no checkpoint at {checkpoint}")
-    files = [out / f"{p:04d}_{_slug(prompt)}_{j:04d}.png" for p, prompt in enumerate(wanted) for j in range(count)]
-    written = [*files, *(file.with_suffix(".json") for file in files), out / "samples.png"]
+    files = [
+        [out / f"{p:04d}_{_slug(prompt)}_{rank:04d}.png" for rank in range(kept)] for p, prompt in enumerate(wanted)
+    ]
+    of_all = [file for some in files for file in some]
+    written = [*of_all, *(file.with_suffix(".json") for file in of_all), out / "samples.png"]
     taken = [file for file in written if file.exists()]
     if taken:
         raise UserError(f"{taken[0]} is there already; choose another --out than {out}")
 
     import torch
 
-    from lightning_dalle.inference.pipeline import Request, TextToImage
-    from lightning_dalle.pictures import captioned_grid, progress, save, to_pil
+    from lightning_dalle.inference.pipeline import TextToImage, check_candidates
+    from lightning_dalle.inference.scorers import identity, open_clip_scorer
+    from lightning_dalle.pictures import captioned_grid, progress, save
 
-    pipeline = TextToImage.from_checkpoint(checkpoint, dvae)
-    given = None
-    if image is not None:
-        kept = pipeline.dalle.config.grid // 2 if rows is None else rows
-        given = pipeline.top_rows(_read_image(image, pipeline.dvae.config.image_size), kept)
+    pipeline = TextToImage.from_pretrained(checkpoint, dvae)
+    if clip is not None:
+        pipeline.scorer = open_clip_scorer(clip)
+    check_candidates(num_candidates, kept, pipeline.scorer)
+    given = None if image is None else pipeline.given(_open(image), rows)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         pipeline.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-    requests = [Request(prompt, seed + p * count + j) for p, prompt in enumerate(wanted) for j in range(count)]
     pipeline.tokens(wanted)  # an empty prompt is an error before a folder is made
     out.mkdir(parents=True, exist_ok=True)
-    made = []
+    sheet = []
     with progress("Drawing") as on_progress:
-        for file, request, picture in zip(
-            files, requests, pipeline(requests, sampling, given, batch_size, on_progress), strict=True
-        ):
-            made.append(to_pil(picture))
-            save(made[-1], file, pipeline.attribution)
-            record = {
-                "prompt": request.prompt,
-                "seed": request.seed,
-                "sampling": asdict(sampling),
-                "checkpoint": str(checkpoint),
-                "dvae": None if dvae is None else str(dvae),
-                "image": None if image is None else str(image),
-                "rows_kept": None if given is None else len(given) // pipeline.dalle.config.grid,
-                "attribution": pipeline.attribution,
-            }
-            file.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    rows_of_sheet = [made[i : i + count] for i in range(0, len(made), count)]
-    save(captioned_grid(rows_of_sheet, wanted), out / "samples.png", pipeline.attribution)
-    print(f"{len(made)} pictures in {out}, all of them on {out / 'samples.png'}")
+        made = pipeline.pictures(wanted, num_candidates, kept, seed, sampling, given, paste, batch_size, on_progress)
+        for prompt, some, pictures in zip(wanted, files, made, strict=True):
+            for file, picture in zip(some, pictures, strict=True):
+                save(picture.image, file, pipeline.attribution)
+                record = {
+                    "prompt": prompt,
+                    "seed": picture.seed,
+                    "score": picture.score,
+                    "candidates": num_candidates,
+                    "ranked_by": identity(pipeline.scorer),
+                    "sampling": asdict(sampling),
+                    "checkpoint": str(checkpoint),
+                    "dvae": None if dvae is None else str(dvae),
+                    "image": None if image is None else str(image),
+                    "rows_kept": None if given is None else len(given.codes) // pipeline.dalle.config.grid,
+                    "pixels_pasted": paste,
+                    "attribution": pipeline.attribution,
+                }
+                file.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+            sheet.append([picture.image for picture in pictures])
+    save(captioned_grid(sheet, wanted), out / "samples.png", pipeline.attribution)
+    print(f"{len(of_all)} pictures in {out}, all of them on {out / 'samples.png'}")
 
 
 def _prompts(prompts: list[str] | None, prompt_file: Path | None) -> list[str]:
@@ -130,13 +143,11 @@ def _slug(prompt: str) -> str:
     return "".join(char if char.isalnum() else "_" for char in prompt.lower())[:40]
 
 
-def _read_image(path: Path, size: int) -> Any:
+def _open(path: Path) -> Any:
     from PIL import Image
-
-    from lightning_dalle.data.datamodule import image_transform
 
     try:
         with Image.open(path) as picture:
-            return image_transform(size)(picture)
+            return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL is known to raise
         raise UserError(f"{path} cannot be read as an image: {error}") from error

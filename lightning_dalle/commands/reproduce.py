@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.inference.options import Reranking, SamplingOptions
 from lightning_dalle.records import commit, sha256, write_whole
 
 
@@ -20,25 +20,36 @@ def reproduce(
     stages: dict[str, list[str]],
     prompts: int = 200,
     sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
+    reranking: Reranking | None = None,
 ) -> None:
     """Run a recipe's stages on OpenMoji through `fit`, then measure; goes on where an earlier run was interrupted.
 
     Args:
         run_dir: folder of the whole run: a folder for each stage, samples.png and report.json.
-        stages: for dvae and dalle, in this order, the arguments of `fit`; {run_dir} in them stands for the folder.
+        stages: for dvae, dalle and, to rerank, clip, in this order, the arguments of `fit`; {run_dir} in them stands
+            for the folder.
         prompts: held-out compositions that are drawn and measured, one sample each.
         sampling: how the samples are drawn.
+        reranking: how the best of many candidates is measured; needs a stage clip.
     """
-    if list(stages) != ["dvae", "dalle"]:
-        raise UserError(f"a recipe has the stages dvae and dalle, but this one has {', '.join(stages) or 'none'}")
+    if list(stages) not in (["dvae", "dalle"], ["dvae", "dalle", "clip"]):
+        raise UserError(
+            f"a recipe has the stages dvae, dalle and perhaps clip, but this one has {', '.join(stages) or 'none'}"
+        )
+    if reranking is not None and "clip" not in stages:
+        raise UserError("candidates are to be reranked, but the recipe has no stage clip")
     finished: dict[str, Any] = {}
-    after: str | None = None
     for name, arguments in stages.items():
         fit = [argument.replace("{run_dir}", str(run_dir)) for argument in arguments]
+        after = finished["dvae"]["checkpoint"] if name == "dalle" else None
         finished[name] = run_stage(name, fit, run_dir, after)
-        after = finished[name]["checkpoint"]
     report_file = run_dir / "report.json"
-    recipe = {"stages": finished, "prompts": prompts, "sampling": asdict(sampling)}
+    recipe = {
+        "stages": finished,
+        "prompts": prompts,
+        "sampling": asdict(sampling),
+        "reranking": None if reranking is None else json.loads(json.dumps(asdict(reranking))),
+    }
     if report_file.exists() and json.loads(report_file.read_text())["recipe"] == recipe:
         print(f"report: finished already, see {report_file}")
         return
@@ -47,6 +58,7 @@ def reproduce(
     from lightning_dalle.checkpoints import load_dvae
     from lightning_dalle.evaluation import openmoji
     from lightning_dalle.inference.pipeline import TextToImage
+    from lightning_dalle.inference.scorers import TrainedCLIP
     from lightning_dalle.pictures import progress, save
 
     begun = time.time()
@@ -55,13 +67,20 @@ def reproduce(
     emoji = openmoji.Emoji(dvae.config.image_size)
     reconstruction = openmoji.measure_dvae(dvae, emoji)
     with progress("Drawing held-out compositions") as on_progress:
-        pipeline = TextToImage.from_checkpoint(checkpoints["dalle"])
+        pipeline = TextToImage.from_pretrained(checkpoints["dalle"])
         composition, asked, samples = openmoji.measure_dalle(pipeline, emoji, prompts, sampling, on_progress)
     save(openmoji.sheet(emoji, asked, samples), run_dir / "samples.png", pipeline.attribution)
     (run_dir / "samples").mkdir(exist_ok=True)
     for n, (i, sample) in enumerate(zip(asked, samples, strict=True)):
         texts = {"caption": emoji.captions[i], "seed": str(n)}
         save(sample, run_dir / "samples" / f"{n:06d}.png", pipeline.attribution, texts)
+    clip = None
+    if "clip" in stages:
+        pipeline.scorer = TrainedCLIP(checkpoints["clip"])
+        clip = openmoji.measure_clip(pipeline.scorer.clip, emoji)
+    if reranking is not None:
+        with progress("Drawing candidates") as on_progress:
+            composition["reranked"] = openmoji.measure_reranking(pipeline, emoji, reranking, on_progress)
     before_fidelity = time.time()
     with progress("Reading pictures for FID") as on_progress:
         composition["fidelity"] = openmoji.measure_fidelity(samples, emoji, asked, on_progress)
@@ -70,6 +89,7 @@ def reproduce(
         "recipe": recipe,
         "reconstruction": reconstruction,
         "composition": composition,
+        "clip": clip,
         "commit": commit(),
         "machine": machine.describe(),
         "seconds": round(before_fidelity - begun, 1),
@@ -77,7 +97,7 @@ def reproduce(
         "attribution": pipeline.attribution,
     }
     write_whole(report_file, json.dumps(result, indent=2) + "\n")
-    print(json.dumps({"reconstruction": reconstruction, "composition": composition}, indent=2))
+    print(json.dumps({"reconstruction": reconstruction, "composition": composition, "clip": clip}, indent=2))
     print(f"finished: look at {run_dir / 'samples.png'}, {report_file} and tensorboard --logdir {run_dir}")
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
+from lightning_dalle.data.transforms import image_transform
 from lightning_dalle.errors import UserError
 from lightning_dalle.tokenizer import CaptionTokenizer
 
@@ -44,6 +45,8 @@ class Batch(NamedTuple):
     """Caption tokens, padded."""
     is_cut: Bool[Tensor, " b"]
     """Whether the caption was longer than text_len."""
+    captions: list[str]
+    """As they were written, for a model with a tokenizer of its own."""
 
 
 class Draw(NamedTuple):
@@ -72,8 +75,10 @@ class Once(Draws):
         return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
-class CaptionedImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool]]):
-    """Records as (image, tokens); a caption with several choices and the BPE dropout are drawn by epoch and index."""
+class CaptionedImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool, str]]):
+    """Records as (image, tokens, whether cut, caption); which of several captions it is, and the BPE dropout, are drawn
+    by epoch and index.
+    """
 
     def __init__(
         self, rows: Dataset, transform: v2.Transform, tokenizer: CaptionTokenizer, bpe_dropout: float, seed: int
@@ -84,7 +89,7 @@ class CaptionedImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, bool]:
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, bool, str]:
         try:
             row = self.rows[draw.record]
             image = self.transform(row["image"])
@@ -93,26 +98,13 @@ class CaptionedImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool]]):
         rng = random.Random(f"{self.seed} {draw.epoch} {draw.record}")
         caption = rng.choice(row["captions"])
         ids, is_cut = self.tokenizer.pad(self.tokenizer.encode(caption, self.bpe_dropout, rng))
-        return image, torch.tensor(ids), is_cut
+        return image, torch.tensor(ids), is_cut, caption
 
 
-def collate(items: list[tuple[Tensor, Tensor, bool]]) -> Batch:
+def collate(items: list[tuple[Tensor, Tensor, bool, str]]) -> Batch:
     """Stacks records."""
-    images, text_tokens, is_cut = zip(*items, strict=True)
-    return Batch(torch.stack(images), torch.stack(text_tokens), torch.tensor(is_cut))
-
-
-def image_transform(image_size: int) -> v2.Transform:
-    """A PIL image of any size and mode to float in [0, 1], its middle square."""
-    return v2.Compose(
-        [
-            v2.RGB(),
-            v2.Resize(image_size, antialias=True),
-            v2.CenterCrop(image_size),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-        ]
-    )
+    images, text_tokens, is_cut, captions = zip(*items, strict=True)
+    return Batch(torch.stack(images), torch.stack(text_tokens), torch.tensor(is_cut), list(captions))
 
 
 class CaptionedImageDataModule(pl.LightningDataModule):

@@ -1,4 +1,4 @@
-"""Measures that torchmetrics does not have: codebook use, and which real picture a made one is nearest to.
+"""Measures that torchmetrics does not have: codebook use, pairs found again, the real picture nearest to a made one.
 
 Knows tensors. Knows nothing of models, files or logs.
 """
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 
 def perplexity(counts: Int[Tensor, " k"]) -> Float[Tensor, ""]:
@@ -34,6 +35,41 @@ class CodebookUse(Metric):
     def dead(self) -> Int[Tensor, ""]:
         """Codes that were not used once."""
         return (self.counts == 0).sum()
+
+
+class Retrieval(Metric):
+    """Which share of images finds its own caption among all, as the first or among the first five, and the other way
+    round. One that is as near as the own counts as nearer: a model that gives all the same finds nothing.
+    """
+
+    full_state_update = False
+    images: list[Tensor]
+    texts: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("images", [], dist_reduce_fx="cat")
+        self.add_state("texts", [], dist_reduce_fx="cat")
+
+    def update(self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> None:
+        """Unit vectors of pairs."""
+        self.images.append(images.float())
+        self.texts.append(texts.float())
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        images, texts = dim_zero_cat(self.images), dim_zero_cat(self.texts)
+        found: dict[str, Tensor] = {}
+        for name, asked, among in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+            rank = torch.cat([_ranks(asked, among, start) for start in range(0, len(asked), 1024)])
+            found |= {f"{name}_r{k}": (rank <= k).float().mean() for k in (1, 5)}
+        return found
+
+
+def _ranks(asked: Float[Tensor, "n d"], among: Float[Tensor, "n d"], start: int) -> Int[Tensor, " m"]:
+    """How many are at least as near as the own one, itself counted, for a chunk of those that ask."""
+    cosines = asked[start : start + 1024] @ among.T  # (m, n)
+    own = cosines.gather(1, torch.arange(start, start + len(cosines), device=cosines.device)[:, None])
+    return (cosines >= own).sum(dim=1)
 
 
 def nearest(

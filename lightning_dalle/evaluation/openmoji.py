@@ -3,6 +3,7 @@
 Knows the OpenMoji splits, models and measures. Knows nothing of training or of where the numbers go.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -13,17 +14,20 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lightning_dalle.data.datamodule import image_transform
 from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.data.transforms import image_transform
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.image_sets import Pictures, read_pictures
 from lightning_dalle.evaluation.inception import Inception, weights_at_hand
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
-from lightning_dalle.evaluation.metrics import CodebookUse, nearest
+from lightning_dalle.evaluation.metrics import CodebookUse, Retrieval, nearest
 from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
-from lightning_dalle.evaluation.statistics import psnr, share
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.evaluation.statistics import mean, psnr, share, share_of
+from lightning_dalle.inference.options import Reranking, SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
+from lightning_dalle.inference.ranking import Candidate, best_of, scored
+from lightning_dalle.inference.scorers import identity
+from lightning_dalle.models.clip import CLIP
 from lightning_dalle.models.dvae import DVAE
 from lightning_dalle.pictures import captioned_grid, to_pil
 
@@ -104,12 +108,9 @@ def measure_dalle(
     Returns:
         the numbers, the indices of the emoji asked for, and the samples.
     """
-    held_out = emoji.of("compositions")
-    order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))[:num_prompts]
-    asked = [held_out[i] for i in order]
+    asked = _asked(emoji, num_prompts, seed)
     requests = [Request(emoji.captions[i], seed + n) for n, i in enumerate(asked)]
-    samples = torch.stack(list(pipeline(requests, sampling, on_progress=on_progress))).cpu()
-    found = nearest(samples, emoji.images).tolist()
+    samples = torch.stack(list(pipeline.draw(requests, sampling, on_progress=on_progress))).cpu()
     numbers = {
         "protocol": {
             "data": "OpenMoji, split compositions",
@@ -120,10 +121,72 @@ def measure_dalle(
             "seed": seed,
             "right": f"nearest in Euclidean distance of pixels among all {len(emoji.rows)} captioned emoji",
         },
-        "right_emoji": share([emoji.picture[i] == emoji.picture[j] for i, j in zip(found, asked, strict=True)]),
-        "right_skin_tone": share([emoji.tones[i] == emoji.tones[j] for i, j in zip(found, asked, strict=True)]),
+        **_right(samples, asked, emoji),
     }
     return numbers, asked, [to_pil(sample) for sample in samples]
+
+
+def measure_clip(clip: CLIP, emoji: Emoji, count: int = 200) -> dict[str, Any]:
+    """Do pictures of `val`, which it was not trained on, find their captions among as many, and captions theirs?"""
+    val = emoji.of("val")[:count]
+    found = Retrieval()
+    with torch.inference_mode():
+        found.update(clip.embed_images(emoji.images[val]), clip.embed_texts([emoji.captions[i] for i in val]))
+    return {
+        "protocol": {"data": "OpenMoji, split val", "pictures": len(val), "ties": "count against"},
+        **{name: share_of(round(float(value) * len(val)), len(val)) for name, value in found.compute().items()},
+    }
+
+
+def measure_reranking(
+    pipeline: TextToImage,
+    emoji: Emoji,
+    options: Reranking,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The same of the best of many candidates, by the number of candidates, in nested sets (paper, Fig. 9c)."""
+    asked = _asked(emoji, options.prompts, seed)
+    most = options.candidates[-1]
+    requests = [Request(emoji.captions[i], seed + n * most + j) for n, i in enumerate(asked) for j in range(most)]
+    images = pipeline.draw(requests, options.sampling, batch_size=256, on_progress=on_progress)
+    best: dict[int, list[Candidate]] = {size: [] for size in options.candidates}
+    for i in asked:
+        candidates = scored(itertools.islice(images, most), emoji.captions[i], pipeline.scorer, most)
+        for size, candidate in best_of(candidates, options.candidates):
+            best[size].append(candidate)
+    return {
+        "protocol": {
+            "data": "OpenMoji, split compositions",
+            "prompts": len(asked),
+            "ranked_by": identity(pipeline.scorer),
+            "sampling": asdict(options.sampling),
+            "seed": seed,
+        },
+        "by_candidates": {
+            str(size): {
+                **_right(torch.stack([one.image for one in some]).cpu(), asked, emoji),
+                "score": mean([one.score or 0.0 for one in some]),
+            }
+            for size, some in best.items()
+        },
+    }
+
+
+def _asked(emoji: Emoji, count: int, seed: int) -> list[int]:
+    """Held-out compositions, the first of an order that depends on the seed alone."""
+    held_out = emoji.of("compositions")
+    order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))[:count]
+    return [held_out[i] for i in order]
+
+
+def _right(samples: Float[Tensor, "n 3 h w"], asked: list[int], emoji: Emoji) -> dict[str, Any]:
+    """Is the nearest real emoji the one asked for, and of its skin tone?"""
+    found = list(zip(nearest(samples, emoji.images).tolist(), asked, strict=True))
+    return {
+        "right_emoji": share([emoji.picture[i] == emoji.picture[j] for i, j in found]),
+        "right_skin_tone": share([emoji.tones[i] == emoji.tones[j] for i, j in found]),
+    }
 
 
 def measure_fidelity(

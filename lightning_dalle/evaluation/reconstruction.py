@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lightning_dalle.data.datamodule import image_transform
+from lightning_dalle.data.transforms import image_transform
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.image_sets import Processes, dataset_pictures, folder_pictures, read_pictures

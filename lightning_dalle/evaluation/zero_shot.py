@@ -6,16 +6,15 @@ Knows a pipeline, a scorer and files. Knows nothing of training or of how result
 
 import csv
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from datasets import Dataset
 from datasets import Image as EncodedImage
 from PIL import Image
-from torch import Tensor
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.fidelity import fidelity
@@ -31,6 +30,7 @@ from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Captions, Drawing, Protocol
 from lightning_dalle.evaluation.statistics import mean
 from lightning_dalle.inference.pipeline import Request, TextToImage
+from lightning_dalle.inference.ranking import best_of, scored
 from lightning_dalle.inference.scorers import Scorer
 from lightning_dalle.pictures import save, texts_of, to_pil
 
@@ -139,13 +139,14 @@ def draw_pictures(
         def on_code(codes: int, of: int, begun: int = begun, count: int = len(part)) -> None:
             on_progress(int((begun + count * codes / of) * sizes[-1]), len(mine) * sizes[-1])
 
-        images = pipeline(requests, drawing.sampling, batch_size=batch_size, on_progress=on_code)
+        images = pipeline.draw(requests, drawing.sampling, batch_size=batch_size, on_progress=on_code)
         for i in part:
             caption = prompts[i // drawing.samples_per_caption].caption
-            for size, best in _best(images, caption, sizes, scorer, batch_size):
+            candidates = scored(itertools.islice(images, sizes[-1]), caption, scorer, batch_size)
+            for size, best in best_of(candidates, sizes):
                 texts = {
                     "caption": caption,
-                    "seed": str(drawing.seed + i * sizes[-1] + best.candidate),
+                    "seed": str(drawing.seed + i * sizes[-1] + best.number),
                     **({} if best.score is None else {"score": repr(best.score)}),
                 }
                 save(to_pil(best.image), folder / f"best_of_{size}" / f"{i:06d}.png", pipeline.attribution, texts)
@@ -160,29 +161,6 @@ def check_scorer(drawing: Drawing, scorer: Scorer | None) -> None:
         raise UserError(
             f"the best of {drawing.candidates[-1]} candidates is to be kept, but no scorer is given to rank them"
         )
-
-
-class _Best(NamedTuple):
-    candidate: int
-    image: Tensor
-    score: float | None
-
-
-def _best(
-    images: Iterator[Tensor], caption: str, sizes: tuple[int, ...], scorer: Scorer | None, batch_size: int
-) -> Iterator[tuple[int, _Best]]:
-    """The best of the first n images for each n; holds a batch of images at most."""
-    if scorer is None:
-        yield 1, _Best(0, next(images), None)
-        return
-    best: _Best | None = None
-    for start in range(0, sizes[-1], batch_size):
-        some = [next(images) for _ in range(min(batch_size, sizes[-1] - start))]
-        for j, score in enumerate(scorer.score(torch.stack(some), caption).tolist()):
-            if best is None or best.score is None or score > best.score:
-                best = _Best(start + j, some[j], score)
-            if start + j + 1 in sizes:
-                yield start + j + 1, best
 
 
 def measure(

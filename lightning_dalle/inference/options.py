@@ -1,6 +1,6 @@
-"""How codes are sampled, as a value. Imports no torch, so that `generate --help` answers at once."""
+"""How codes are sampled and candidates chosen, as values. Imports no torch, so that `--help` answers at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightning_dalle.errors import UserError
 
@@ -28,3 +28,19 @@ class SamplingOptions:
             raise UserError(f"top_k is {self.top_k}, but must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}, but must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reranking:
+    """How it is measured what choosing among many candidates is worth."""
+
+    prompts: int = 200
+    """Captions that are drawn."""
+    candidates: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """Sizes of nested sets of candidates, rising, of which the best is taken (Fig. 9c)."""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    """How the candidates are drawn: livelier than one sample alone, since they have to differ."""
+
+    def __post_init__(self) -> None:
+        if not self.candidates or self.candidates[0] < 1 or list(self.candidates) != sorted(set(self.candidates)):
+            raise UserError(f"candidates are {self.candidates}, but must be rising numbers from 1 on")

@@ -3,20 +3,26 @@
 Knows models, a tokenizer and pixels. Knows nothing of training.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from lightning_dalle.checkpoints import check_fit, load_dalle, load_dvae
+from lightning_dalle.data.transforms import image_transform
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.inference.ranking import best_first, scored
 from lightning_dalle.inference.sampling import sample
+from lightning_dalle.inference.scorers import Scorer, TrainedCLIP
 from lightning_dalle.models.dalle import DALLE
 from lightning_dalle.models.dvae import DVAE
+from lightning_dalle.pictures import to_pil
 from lightning_dalle.tokenizer import CaptionTokenizer
 
 
@@ -27,32 +33,69 @@ class Request(NamedTuple):
     seed: int
 
 
+class Picture(NamedTuple):
+    """One picture that was made."""
+
+    image: Image.Image
+    seed: int
+    """The same prompt and seed make it again."""
+    score: float | None
+    """How well it fits its prompt, if there is a scorer; higher is better."""
+
+
+class Given(NamedTuple):
+    """The upper part of a picture that is to be completed."""
+
+    codes: Int[Tensor, " n"]
+    """Of whole rows of the grid."""
+    pixels: Float[Tensor, "3 r w"]
+    """In [0, 1], of the same rows."""
+
+
 class TextToImage:
-    """A DALL-E, its dVAE and its tokenizer, in eval mode on one device.
+    """A DALL-E, its dVAE and its tokenizer, in eval mode on one device, and what ranks its candidates.
 
     Args:
         dalle: the transformer.
         dvae: decodes the codes that the transformer was trained on.
         tokenizer: the one that the transformer was trained with.
         attribution: what the licence of the training pictures asks of what is made from them.
+        scorer: ranks candidates; None leaves them in the order of their seeds.
     """
 
-    def __init__(self, dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer, attribution: str | None = None) -> None:
-        self.dalle, self.dvae, self.tokenizer, self.attribution = dalle, dvae, tokenizer, attribution
+    def __init__(
+        self,
+        dalle: DALLE,
+        dvae: DVAE,
+        tokenizer: CaptionTokenizer,
+        attribution: str | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self.dalle, self.dvae, self.tokenizer = dalle, dvae, tokenizer
+        self.attribution, self.scorer = attribution, scorer
 
     @classmethod
-    def from_checkpoint(cls, path: Path, dvae: Path | None = None) -> "TextToImage":
-        """Opens a DALL-E checkpoint, with another dVAE of the same grid and codebook if one is given.
+    def from_pretrained(cls, path: Path | str, dvae: Path | None = None) -> "TextToImage":
+        """Opens a DALL-E, with another dVAE of the same grid and codebook if one is given.
+
+        Args:
+            path: its checkpoint, or the folder of a recipe's run, whose CLIP then ranks the candidates.
+            dvae: checkpoint of a dVAE.
 
         Raises:
             UserError: if a file is missing or of the wrong kind, or the two do not fit.
         """
-        loaded = load_dalle(path)
-        if dvae is None:
-            return cls(*loaded)
-        other = load_dvae(dvae)
-        check_fit(loaded.dalle, other, dvae)
-        return cls(*loaded._replace(dvae=other))
+        path = Path(path)
+        stages = {stage: path / stage / "checkpoints" / "last.ckpt" for stage in ("dalle", "clip")}
+        if path.is_dir() and not stages["dalle"].is_file():
+            raise UserError(f"{path} is no finished run of a recipe: there is no {stages['dalle']}")
+        loaded = load_dalle(stages["dalle"] if path.is_dir() else path)
+        if dvae is not None:
+            other = load_dvae(dvae)
+            check_fit(loaded.dalle, other, dvae)
+            loaded = loaded._replace(dvae=other)
+        has_clip = path.is_dir() and stages["clip"].is_file()
+        return cls(*loaded, scorer=TrainedCLIP(stages["clip"]) if has_clip else None)
 
     @property
     def device(self) -> torch.device:
@@ -61,8 +104,9 @@ class TextToImage:
 
     def to(self, device: torch.device | str) -> "TextToImage":
         """Moves the models, and returns itself."""
-        self.dalle.to(device)
-        self.dvae.to(device)
+        for model in (self.dalle, self.dvae, self.scorer):
+            if isinstance(model, torch.nn.Module):
+                model.to(device)
         return self
 
     def tokens(self, prompts: list[str]) -> Int[Tensor, "b t"]:
@@ -91,8 +135,77 @@ class TextToImage:
             raise UserError(f"rows to keep are {rows}, but must be from 1 to {grid - 1}, of a grid of {grid}")
         return self.dvae.encode(image[None].to(self.device))[0, :rows].flatten()
 
-    @torch.no_grad()
+    def given(self, image: Image.Image, rows: int | None = None) -> Given:
+        """The upper rows of any picture, cut to its middle square; 15 of 32 rows if not said, as in Fig. 14.
+
+        Raises:
+            UserError: if no row is left to complete.
+        """
+        grid = self.dvae.config.grid
+        rows = max(1, 15 * grid // 32) if rows is None else rows
+        pixels = image_transform(self.dvae.config.image_size)(image)
+        return Given(self.top_rows(pixels, rows), pixels[:, : rows * self.dvae.config.downsampling])
+
     def __call__(
+        self,
+        prompt: str,
+        num_candidates: int = 1,
+        top: int | None = None,
+        seed: int = 0,
+        options: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
+        given: Given | None = None,
+        paste: bool = False,
+        batch_size: int = 64,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Picture]:
+        """The best pictures of a prompt, best first: of the seeds from `seed` on, a candidate for each.
+
+        Args:
+            prompt: what to draw.
+            num_candidates: pictures that are made.
+            top: pictures that are kept, all if not said; fewer need a scorer.
+            seed: of the first candidate.
+            options: how codes are drawn.
+            given: what every picture begins with, from `given`.
+            paste: puts the pixels of what is given back, in place of the dVAE's reconstruction of them.
+            batch_size: pictures made at once.
+            on_progress: told how many codes of how many are drawn.
+
+        Raises:
+            UserError: if the prompt is empty, or some candidates are to be kept without a scorer to choose them.
+        """
+        (made,) = self.pictures([prompt], num_candidates, top, seed, options, given, paste, batch_size, on_progress)
+        return made
+
+    def pictures(
+        self,
+        prompts: list[str],
+        num_candidates: int = 1,
+        top: int | None = None,
+        seed: int = 0,
+        options: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
+        given: Given | None = None,
+        paste: bool = False,
+        batch_size: int = 64,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Iterator[list[Picture]]:
+        """The same of several prompts in turn, the n-th with the seeds from `seed + n * num_candidates` on."""
+        top = num_candidates if top is None else top
+        check_candidates(num_candidates, top, self.scorer)
+        each = [prompt for prompt in prompts for _ in range(num_candidates)]
+        requests = [Request(prompt, seed + i) for i, prompt in enumerate(each)]
+        codes = None if given is None else given.codes
+        images = self.draw(requests, options, codes, batch_size, on_progress)
+        if given is not None and paste:
+            rest = slice(given.pixels.shape[1], None)
+            images = (torch.cat([given.pixels.to(image.device), image[:, rest]], dim=1) for image in images)
+        for n, prompt in enumerate(prompts):
+            mine = itertools.islice(images, num_candidates)
+            best = best_first(scored(mine, prompt, self.scorer, batch_size), top)
+            yield [Picture(to_pil(c.image), seed + n * num_candidates + c.number, c.score) for c in best]
+
+    @torch.no_grad()
+    def draw(
         self,
         requests: list[Request],
         options: SamplingOptions,
@@ -128,7 +241,15 @@ class TextToImage:
                 None if given is None else given.expand(len(part), -1),
                 on_code,
             )
-            for (
-                one
-            ) in codes:  # alone, since the last bits of a convolution depend on the size of its batch on some CPUs
+            for one in codes:  # alone, since the last bits of a convolution depend on its batch on some CPUs
                 yield self.dvae.decode(one[None])[0]
+
+
+def check_candidates(num_candidates: int, top: int, scorer: Scorer | None) -> None:
+    """Raises a UserError if some candidates are to be kept, and nothing can tell which."""
+    if num_candidates < 1 or not 1 <= top <= num_candidates:
+        raise UserError(f"of {num_candidates} candidates {top} are to be kept, but it must be from 1 to all of them")
+    if top < num_candidates and scorer is None:
+        raise UserError(
+            f"the best {top} of {num_candidates} candidates are to be kept, but there is no CLIP to rank them"
+        )

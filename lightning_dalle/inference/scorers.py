@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dalle.checkpoints import weights_digest
+from lightning_dalle.checkpoints import load_clip, weights_digest
 from lightning_dalle.errors import UserError
+from lightning_dalle.models.clip import CLIP
 
 
 @runtime_checkable
@@ -31,8 +31,38 @@ def identity(scorer: Scorer | None) -> str | None:
     return f"{kind} {getattr(scorer, 'identity', '')}".strip()
 
 
-class OpenCLIP(nn.Module):
-    """Cosine similarity of image and caption under a CLIP of open_clip's (paper, section 2.6).
+class CLIPScorer(nn.Module):
+    """Cosine similarity of image and caption under a CLIP (paper, section 2.6)."""
+
+    def __init__(self, clip: CLIP, name: str) -> None:
+        super().__init__()
+        self.clip = clip.eval().requires_grad_(False)
+        self.identity = f"{name} {weights_digest(clip.network)}"
+
+    @torch.no_grad()
+    def score(self, images: Tensor, caption: str) -> Tensor:
+        """Cosines (n,), in [-1, 1]."""
+        image = self.clip.embed_images(images.to(self.clip.mean.device))  # (n, d)
+        text = self.clip.embed_texts([caption])  # (1, d)
+        return (image @ text.T)[:, 0].float().cpu()
+
+
+class TrainedCLIP(CLIPScorer):
+    """A CLIP that was trained here.
+
+    Args:
+        checkpoint: of a LitCLIP.
+
+    Raises:
+        UserError: if it is not there or holds no CLIP.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(load_clip(checkpoint), "CLIP")
+
+
+class OpenCLIP(CLIPScorer):
+    """A pretrained CLIP of open_clip's.
 
     Args:
         model: open_clip's name of the architecture, such as ViT-B-32.
@@ -42,13 +72,8 @@ class OpenCLIP(nn.Module):
         UserError: if open_clip knows no such model, or the weights cannot be had.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: str, weights: str) -> None:
         import open_clip
-
-        super().__init__()
 
         if model not in open_clip.list_models():
             raise UserError(f"open_clip has no model {model}; it has {', '.join(open_clip.list_models()[:8])}, ...")
@@ -57,23 +82,21 @@ class OpenCLIP(nn.Module):
                 f"there is no file of CLIP weights at {weights}, and open_clip has none of that name for {model}"
             )
         try:
-            self.clip = open_clip.create_model(model, pretrained=weights).eval().requires_grad_(False)
+            network = open_clip.create_model(model, pretrained=weights)
         except Exception as error:  # of the network, of the file or of weights that do not fit: it raises anything
             reason = str(error).partition("\n")[0]
             raise UserError(f"the CLIP weights {weights} of {model} cannot be had: {reason}") from error
-        self.tokenizer = open_clip.get_tokenizer(model)
-        config = open_clip.get_model_preprocess_cfg(self.clip)
-        size = config["size"]
-        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1))
-        self.identity = f"{model} {weights_digest(self.clip)}"
+        preprocess = open_clip.get_model_preprocess_cfg(network)
+        super().__init__(CLIP(network, open_clip.get_tokenizer(model), preprocess), model)
 
-    @torch.no_grad()
-    def score(self, images: Tensor, caption: str) -> Tensor:
-        """Cosines (n,), in [-1, 1]; images are resized bicubically to CLIP's size."""
-        images = images.to(self.mean.device)
-        resized = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        image = self.clip.encode_image((resized - self.mean) / self.std, normalize=True)  # (n, d)
-        text = self.clip.encode_text(self.tokenizer([caption]).to(self.mean.device), normalize=True)  # (1, d)
-        return (image @ text.T)[:, 0].float().cpu()
+
+def open_clip_scorer(name: str) -> CLIPScorer:
+    """What `--clip` names: a checkpoint of a LitCLIP, or open_clip's model and weights, as ViT-B-32:openai.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    model, colon, weights = name.partition(":")
+    if Path(name).is_file() or not colon:
+        return TrainedCLIP(Path(name))
+    return OpenCLIP(model, weights)

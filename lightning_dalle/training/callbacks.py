@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.inference.options import SamplingOptions
-from lightning_dalle.inference.pipeline import Request, TextToImage
+from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.pictures import captioned_grid, to_array, to_pil
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
@@ -101,8 +101,7 @@ class SampleGrid(Callback):
         assert pl_module.dalle is not None
         assert pl_module.dvae is not None
         pipeline = TextToImage(pl_module.dalle, pl_module.dvae, pl_module.tokenizer)
-        requests = [Request(prompt, seed) for prompt in self.prompts for seed in range(self.num_samples)]
-        made = [to_pil(image) for image in pipeline(requests, self.options)]
-        rows = [made[i : i + self.num_samples] for i in range(0, len(made), self.num_samples)]
+        made = pipeline.pictures(self.prompts, self.num_samples, options=self.options)
+        rows = [[picture.image for picture in pictures] for pictures in made]
         sheet = captioned_grid(rows, self.prompts, columns=2)
         writer.add_image("samples", to_array(sheet), trainer.global_step, dataformats="HWC")

@@ -32,7 +32,7 @@ from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.inference.scorers import Scorer, identity
 from lightning_dalle.pictures import captioned_grid, progress, to_array
-from lightning_dalle.plots import sweep
+from lightning_dalle.plots import scores, sweep
 from lightning_dalle.records import commit, sha256, write_whole
 from lightning_dalle.tables import markdown, rows
 from lightning_dalle.training.lit_dalle import LitDALLE
@@ -202,8 +202,9 @@ class Evaluation(Callback):
 class ZeroShotEvaluation(Evaluation):
     """Draws a protocol's captions, keeps the best of each caption's candidates, and scores them (paper, section 3.1).
 
-    TensorBoard gets every measure, the first pictures beside the real ones, and FID and the Inception Score over blur
-    radius and over the number of candidates (Fig. 9). An evaluation that was interrupted goes on where it was.
+    TensorBoard gets every measure, the first pictures beside the real ones, FID and the Inception Score over blur
+    radius and over the number of candidates (Fig. 9), and with candidates the score over their number and the best of
+    each number side by side (Fig. 6). An evaluation that was interrupted goes on where it was.
 
     Args:
         protocol: what is measured and how.
@@ -289,6 +290,7 @@ class ZeroShotEvaluation(Evaluation):
                         )
             if measured["score"] is not None:
                 writer.add_scalar(f"{name}/score_best_of_{size}", measured["score"]["value"], step)
+        per_caption = self.protocol.drawing.samples_per_caption
         best = list(by_candidates)[-1]
         over_radius = by_candidates[best]["by_blur_radius"]
         if len(over_radius) > 1:
@@ -297,7 +299,12 @@ class ZeroShotEvaluation(Evaluation):
             first = next(iter(over_radius))
             over_size = {size: measured["by_blur_radius"][first] for size, measured in by_candidates.items()}
             writer.add_figure(f"{name}/over_candidates", sweep(over_size, "candidates"), step)
-        per_caption = self.protocol.drawing.samples_per_caption
+            writer.add_figure(f"{name}/score_over_candidates", scores(by_candidates), step)
+            captions = [prompt.caption for prompt in prompts[:8]]
+            columns = [zero_shot.first_pictures(folder, int(size), 8 * per_caption) for size in by_candidates]
+            ranked = [[column[i * per_caption] for column in columns] for i in range(len(captions))]
+            sheet = captioned_grid(ranked, [f"{c}: best of {', '.join(by_candidates)}" for c in captions], 2)
+            writer.add_image(f"{name}/best_of", to_array(sheet), step, dataformats="HWC")  # Fig. 6
         made = zero_shot.first_pictures(folder, int(best), 16 * per_caption)
         grid = [
             [*made[i * per_caption : (i + 1) * per_caption], shown(split, place)]

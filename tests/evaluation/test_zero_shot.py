@@ -36,7 +36,7 @@ def rows() -> Dataset:
 
 @pytest.fixture
 def pipeline(dalle_checkpoint: Path) -> TextToImage:
-    return TextToImage.from_checkpoint(dalle_checkpoint)
+    return TextToImage.from_pretrained(dalle_checkpoint)
 
 
 def test_unique_captions_are_the_first_of_each(rows: Dataset) -> None:
@@ -116,13 +116,13 @@ def test_what_is_there_is_not_drawn_again(
     first = {path.name: path.read_bytes() for path in (tmp_path / "best_of_1").iterdir()}
     (tmp_path / "best_of_1" / "000001.png").unlink()
     drawn: list[str] = []
-    call = TextToImage.__call__
+    draw = TextToImage.draw
 
     def noted(self: TextToImage, requests: list, *args: object, **kwargs: object) -> object:
         drawn.extend(request.prompt for request in requests)
-        return call(self, requests, *args, **kwargs)  # type: ignore[arg-type]
+        return draw(self, requests, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(TextToImage, "__call__", noted)
+    monkeypatch.setattr(TextToImage, "draw", noted)
     draw_pictures(pipeline, PROMPTS, Drawing(), tmp_path)
     assert drawn == ["a dog"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "best_of_1").iterdir()} == first
@@ -169,7 +169,7 @@ def test_as_many_reference_pictures_as_the_protocol_says(rows: Dataset) -> None:
 
 
 def test_the_digest_is_of_the_weights(pipeline: TextToImage, dalle_checkpoint: Path) -> None:
-    again = TextToImage.from_checkpoint(dalle_checkpoint)
+    again = TextToImage.from_pretrained(dalle_checkpoint)
     assert weights_digest(pipeline.dalle) == weights_digest(again.dalle)
     with torch.no_grad():
         again.dalle.start[0] += 1

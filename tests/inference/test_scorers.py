@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.scorers import OpenCLIP, identity
+from lightning_dalle.inference.scorers import OpenCLIP, identity, open_clip_scorer
 
 SMALL = "ViT-S-32-alt"
 
@@ -21,20 +21,31 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_scores_equal_open_clip_s_own_path(weights: Path) -> None:
+def test_scores_equal_open_clip_s_own(weights: Path) -> None:
+    import open_clip
+
+    images = torch.rand(3, 3, 224, 224)
+    scores = open_clip_scorer(f"{SMALL}:{weights}").score(images, "a cat")
+    model, _, preprocess = open_clip.create_model_and_transforms(SMALL, pretrained=str(weights))
+    normalize = preprocess.transforms[-1]
+    with torch.no_grad():
+        image = model.eval().encode_image(normalize(images), normalize=True)
+        text = model.encode_text(open_clip.get_tokenizer(SMALL)(["a cat"]), normalize=True)
+    torch.testing.assert_close(scores, (image @ text.T)[:, 0], atol=1e-5, rtol=0)
+    assert scores.unique().numel() == 3
+
+
+def test_pictures_of_another_size_are_resized_as_open_clip_does(weights: Path) -> None:
     import open_clip
     from torchvision.transforms.v2 import functional
 
-    images = torch.rand(3, 3, 224, 224)
-    scores = OpenCLIP(SMALL, str(weights)).score(images, "a cat")
+    image = functional.resize(torch.rand(1, 3, 8, 8), [256, 256], antialias=True)[0]
+    ours = OpenCLIP(SMALL, str(weights)).score(image[None], "a cat")
     model, _, preprocess = open_clip.create_model_and_transforms(SMALL, pretrained=str(weights))
-    model.eval()
-    pictures = torch.stack([preprocess(functional.to_pil_image(image)) for image in images])
     with torch.no_grad():
-        image = model.encode_image(pictures, normalize=True)
+        theirs = model.eval().encode_image(preprocess(functional.to_pil_image(image))[None], normalize=True)
         text = model.encode_text(open_clip.get_tokenizer(SMALL)(["a cat"]), normalize=True)
-    torch.testing.assert_close(scores, (image @ text.T)[:, 0], atol=2e-3, rtol=0)  # their pictures are of 8 bits
-    assert scores.unique().numel() == 3
+    torch.testing.assert_close(ours, (theirs @ text.T)[:, 0], atol=2e-3, rtol=0)  # their pictures are of 8 bits
 
 
 def test_a_scorer_is_known_by_its_weights(weights: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-@pytest.mark.parametrize("stage", ["dvae", "dalle"])
+@pytest.mark.parametrize("stage", ["dvae", "dalle", "clip"])
 def test_a_run_stopped_and_resumed_equals_an_unbroken_one_to_the_bit(
     tiny_run: dict[str, Path], stage: str, tmp_path: Path
 ) -> None:
@@ -73,10 +73,18 @@ def test_tensorboard_shows_the_dvae(tiny_run: dict[str, Path]) -> None:
 def test_tensorboard_shows_the_dalle(tiny_run: dict[str, Path]) -> None:
     found = tags(tiny_run["dvae"].parent / "dalle")
     assert set(found["scalars"]) >= {
-        "train/loss", "train/loss_text", "train/loss_image", "train/bits_per_code", "lr-AdamW/pg1", "val/loss",
+        "train/loss", "train/loss_text", "train/loss_image", "train/bits_per_code", "lr-MuonAdamW/pg1", "val/loss",
         "val/loss_text", "val/loss_image", "val/bits_per_code", "data/captions_cut", "train/device/samples_per_sec",
     }  # fmt: skip
     assert found["images"] == ["samples"]
+
+
+def test_tensorboard_shows_the_clip(tiny_run: dict[str, Path]) -> None:
+    found = tags(tiny_run["clip"].parent / "clip")
+    assert set(found["scalars"]) >= {
+        "train/loss", "train/logit_scale", "lr-AdamW/pg1", "val/image_to_text_r1", "val/image_to_text_r5",
+        "val/text_to_image_r1", "val/text_to_image_r5", "train/device/samples_per_sec",
+    }  # fmt: skip
 
 
 def test_validate_test_and_predict_read_the_checkpoint(tiny_run: dict[str, Path]) -> None:
@@ -104,9 +112,12 @@ def recipe(tiny_run: dict[str, Path], folder: Path) -> list[str]:
         "dvae": ["--config", str(tiny_run["dvae"]), "--trainer.max_steps", "60"],
         "dalle": ["--config", str(tiny_run["dalle"]), "--trainer.max_steps", "60",
                   "--model.dvae_checkpoint", "{run_dir}/dvae/checkpoints/last.ckpt"],
+        "clip": ["--config", str(tiny_run["clip"]), "--trainer.max_steps", "60"],
     }  # fmt: skip
+    settings = {"run_dir": str(folder / "run"), "stages": stages, "prompts": 8}
+    settings["reranking"] = {"prompts": 4, "candidates": [1, 3]}
     file = folder / "recipe.yaml"
-    file.write_text(yaml.safe_dump({"run_dir": str(folder / "run"), "stages": stages, "prompts": 8}, sort_keys=False))
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
     return [sys.executable, "-m", "lightning_dalle", "reproduce", "--config", str(file)]
 
 
@@ -135,7 +146,8 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(
     assert load(run / "dvae/checkpoints/last.ckpt")["global_step"] == 60
     assert not (run / "report.json").exists()
 
-    start_and_kill_when(lambda: (run / "dalle/finished.json").exists())  # while the report is made
+    start_and_kill_when(lambda: (run / "clip/checkpoints/last.ckpt").exists())
+    start_and_kill_when(lambda: (run / "clip/finished.json").exists())  # while the report is made
     assert not (run / "report.json").exists()
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -156,6 +168,11 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(
     if fidelity is not None:
         assert fidelity["images"] == {"generated": 8, "reference": 8}
     assert (run / "samples.png").exists()
+    reranked = report["composition"]["reranked"]
+    assert {size: measured["right_emoji"]["of"] for size, measured in reranked["by_candidates"].items()} == {
+        "1": 4, "3": 4,
+    }  # fmt: skip
+    assert report["clip"]["image_to_text_r1"]["of"] == 200
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "report: finished already" in again.stdout
 
