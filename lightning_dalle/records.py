@@ -1,6 +1,7 @@
 """What is written beside every number, and how: hashes, the commit, files that are there whole or not at all."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,6 +27,6 @@ def commit() -> str | None:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.rename(path)

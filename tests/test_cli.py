@@ -153,14 +153,16 @@ def test_nothing_is_written_over(capsys: pytest.CaptureFixture[str], dalle_check
         "--num_candidates",
         "2",
         "--out",
-        str(tmp_path),
+        str(tmp_path / "out"),
     ]
     main(arguments)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    written = [tmp_path / "out.png", *(tmp_path / "out").iterdir()]
+    before = {path: path.read_bytes() for path in written}
     assert len([path for path in before if path.suffix == ".png"]) == 3
     assert len([path for path in before if path.suffix == ".json"]) == 2
     assert "is there already" in failure(capsys, *arguments)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in written} == before
+    assert set((tmp_path / "out").iterdir()) == set(written[1:])
 
 
 def test_a_completed_picture_keeps_its_upper_rows(dalle_checkpoint: Path, picture: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def generate(
         rows: rows of codes that are kept of the picture; 15 of 32 of the grid's if not given, as in Fig. 14.
         paste: put the picture's own pixels back in place of the dVAE's reconstruction of what is kept.
         dvae: another dVAE checkpoint to decode with.
-        out: folder for the pictures; it must not hold any of the same name.
+        out: folder for the pictures; it must not hold any of the same name. All of them on one sheet are beside it.
         batch_size: pictures made at once.
         device: cpu, cuda, ..., or auto for the GPU if there is one.
     """
@@ -66,7 +66,8 @@ def generate(
         [out / f"{p:04d}_{_slug(prompt)}_{rank:04d}.png" for rank in range(kept)] for p, prompt in enumerate(wanted)
     ]
     of_all = [file for some in files for file in some]
-    written = [*of_all, *(file.with_suffix(".json") for file in of_all), out / "samples.png"]
+    overview = out.parent / f"{out.name}.png"  # not among the pictures, which may be evaluated as they are
+    written = [*of_all, *(file.with_suffix(".json") for file in of_all), overview]
     taken = [file for file in written if file.exists()]
     if taken:
         raise UserError(f"{taken[0]} is there already; choose another --out than {out}")
@@ -112,8 +113,8 @@ def generate(
                 }
                 file.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
             sheet.append([picture.image for picture in pictures])
-    save(captioned_grid(sheet, wanted), out / "samples.png", pipeline.attribution)
-    print(f"{len(of_all)} pictures in {out}, all of them on {out / 'samples.png'}")
+    save(captioned_grid(sheet, wanted), overview, pipeline.attribution)
+    print(f"{len(of_all)} pictures in {out}, all of them on {overview}")
 
 
 def _prompts(prompts: list[str] | None, prompt_file: Path | None) -> list[str]:

@@ -54,6 +54,8 @@ def reproduce(
         print(f"report: finished already, see {report_file}")
         return
 
+    import torch
+
     from lightning_dalle import machine
     from lightning_dalle.checkpoints import load_dvae
     from lightning_dalle.evaluation import openmoji
@@ -63,11 +65,12 @@ def reproduce(
 
     begun = time.time()
     checkpoints = {name: run_dir / name / "checkpoints" / "last.ckpt" for name in stages}
-    dvae = load_dvae(checkpoints["dvae"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dvae = load_dvae(checkpoints["dvae"]).to(device)
     emoji = openmoji.Emoji(dvae.config.image_size)
     reconstruction = openmoji.measure_dvae(dvae, emoji)
     with progress("Drawing held-out compositions") as on_progress:
-        pipeline = TextToImage.from_pretrained(checkpoints["dalle"])
+        pipeline = TextToImage.from_pretrained(checkpoints["dalle"]).to(device)
         composition, asked, samples = openmoji.measure_dalle(pipeline, emoji, prompts, sampling, on_progress)
     save(openmoji.sheet(emoji, asked, samples), run_dir / "samples.png", pipeline.attribution)
     (run_dir / "samples").mkdir(exist_ok=True)
@@ -76,7 +79,7 @@ def reproduce(
         save(sample, run_dir / "samples" / f"{n:06d}.png", pipeline.attribution, texts)
     clip = None
     if "clip" in stages:
-        pipeline.scorer = TrainedCLIP(checkpoints["clip"])
+        pipeline.scorer = TrainedCLIP(checkpoints["clip"]).to(device)
         clip = openmoji.measure_clip(pipeline.scorer.clip, emoji)
     if reranking is not None:
         with progress("Drawing candidates") as on_progress:

@@ -59,10 +59,11 @@ def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
     val = emoji.of("val")
     originals = emoji.images[val]
     with torch.inference_mode():
-        codes = torch.cat([dvae.encode(part) for part in originals.split(64)])
-        made = torch.cat([dvae.decode(part) for part in codes.split(64)])
+        device = next(dvae.parameters()).device
+        codes = torch.cat([dvae.encode(part.to(device)) for part in originals.split(64)])
+        made = torch.cat([dvae.decode(part) for part in codes.split(64)]).cpu()
     use = CodebookUse(dvae.config.codebook_size)
-    use.update(codes)
+    use.update(codes.cpu())
     patches = kmeans_reconstructions(
         emoji.images[emoji.of("train")], originals, dvae.config.downsampling, dvae.config.codebook_size
     )
@@ -131,7 +132,10 @@ def measure_clip(clip: CLIP, emoji: Emoji, count: int = 200) -> dict[str, Any]:
     val = emoji.of("val")[:count]
     found = Retrieval()
     with torch.inference_mode():
-        found.update(clip.embed_images(emoji.images[val]), clip.embed_texts([emoji.captions[i] for i in val]))
+        found.update(
+            clip.embed_images(emoji.images[val].to(clip.mean.device)),
+            clip.embed_texts([emoji.captions[i] for i in val]),
+        )
     return {
         "protocol": {"data": "OpenMoji, split val", "pictures": len(val), "ties": "count against"},
         **{name: share_of(round(float(value) * len(val)), len(val)) for name, value in found.compute().items()},
@@ -144,15 +148,16 @@ def measure_reranking(
     options: Reranking,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     seed: int = 0,
+    batch_size: int = 64,
 ) -> dict[str, Any]:
     """The same of the best of many candidates, by the number of candidates, in nested sets (paper, Fig. 9c)."""
     asked = _asked(emoji, options.prompts, seed)
     most = options.candidates[-1]
     requests = [Request(emoji.captions[i], seed + n * most + j) for n, i in enumerate(asked) for j in range(most)]
-    images = pipeline.draw(requests, options.sampling, batch_size=256, on_progress=on_progress)
+    images = pipeline.draw(requests, options.sampling, batch_size=batch_size, on_progress=on_progress)
     best: dict[int, list[Candidate]] = {size: [] for size in options.candidates}
     for i in asked:
-        candidates = scored(itertools.islice(images, most), emoji.captions[i], pipeline.scorer, most)
+        candidates = scored(itertools.islice(images, most), emoji.captions[i], pipeline.scorer, batch_size)
         for size, candidate in best_of(candidates, options.candidates):
             best[size].append(candidate)
     return {

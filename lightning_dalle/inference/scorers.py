@@ -66,7 +66,8 @@ class OpenCLIP(CLIPScorer):
 
     Args:
         model: open_clip's name of the architecture, such as ViT-B-32.
-        weights: open_clip's name of pretrained weights (downloaded once), or a local file.
+        weights: open_clip's name of pretrained weights (downloaded once), or a local file. Files of OpenAI's weights
+            need a model whose name ends in -quickgelu.
 
     Raises:
         UserError: if open_clip knows no such model, or the weights cannot be had.
@@ -81,13 +82,16 @@ class OpenCLIP(CLIPScorer):
             raise UserError(
                 f"there is no file of CLIP weights at {weights}, and open_clip has none of that name for {model}"
             )
+        # Some weights want another activation than the architecture of that name has; open_clip only warns.
+        is_quick = bool((open_clip.get_pretrained_cfg(model, weights) or {}).get("quick_gelu"))
         try:
-            network = open_clip.create_model(model, pretrained=weights)
+            tokenizer = open_clip.get_tokenizer(model)
+            network = open_clip.create_model(model, pretrained=weights, force_quick_gelu=is_quick)
         except Exception as error:  # of the network, of the file or of weights that do not fit: it raises anything
             reason = str(error).partition("\n")[0]
             raise UserError(f"the CLIP weights {weights} of {model} cannot be had: {reason}") from error
         preprocess = open_clip.get_model_preprocess_cfg(network)
-        super().__init__(CLIP(network, open_clip.get_tokenizer(model), preprocess), model)
+        super().__init__(CLIP(network, tokenizer, preprocess), model)
 
 
 def open_clip_scorer(name: str) -> CLIPScorer:

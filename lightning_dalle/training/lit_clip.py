@@ -46,13 +46,15 @@ class LitCLIP(pl.LightningModule):
         # Every process computes the loss of all, with gradients through the gather: DDP's mean of them is that loss's.
         contrastive = ClipLoss(gather_with_grad=True, rank=self.global_rank, world_size=self.trainer.world_size)
         images, texts = self.clip.embed_images(batch.images), self.clip.embed_texts(batch.captions)
-        loss: Tensor = contrastive(images.float(), texts.float(), scale.exp())
+        with torch.autocast(self.device.type, enabled=False):  # near 100, logits in bf16 are 0.5 apart
+            loss: Tensor = contrastive(images.float(), texts.float(), scale.exp())
         if is_logged(self.trainer):
             self.log_dict({"train/loss": loss, "train/logit_scale": scale.exp()})
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Keeps the logits from growing without end."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Keeps the logits from growing without end, before a checkpoint or an average sees them."""
+        super().optimizer_step(*args, **kwargs)
         scale = self.clip.network.logit_scale
         assert isinstance(scale, Tensor)
         with torch.no_grad():

@@ -2,11 +2,15 @@
 
 import copy
 
+import pytest
 import torch
 
+from lightning_dalle.errors import UserError
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.models.transformer import TransformerConfig
-from lightning_dalle.training.optimisation import MuonAdamW, decay_groups
+from lightning_dalle.training import optimisation
+from lightning_dalle.training.optimisation import MuonAdamW, decay_groups, orthogonalised
 
 
 def small_dalle() -> DALLE:
@@ -29,12 +33,13 @@ def test_what_is_not_decayed_is_gains_biases_and_embeddings() -> None:
     assert not any(names[id(parameter)].endswith((*matrices, "head.weight")) for parameter in kept)
 
 
-def test_muon_moves_the_hidden_matrices_and_adamw_the_rest() -> None:
+def test_muon_moves_the_hidden_matrices_and_adamw_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimisation, "has_native_bf16", lambda device: True)  # as torch's Muon takes for granted
     dalle, by_muon, by_adamw = small_dalle(), small_dalle(), small_dalle()
     both = MuonAdamW(decay_groups(dalle), lr=1e-2, hidden_lr_ratio=2.0, betas=(0.9, 0.9), weight_decay=0.1)
     hidden, *others = decay_groups(by_muon)
     muon = torch.optim.Muon(hidden["params"], lr=2e-2, weight_decay=0.1)
-    adamw = torch.optim.AdamW(decay_groups(by_adamw), lr=1e-2, betas=(0.9, 0.9), weight_decay=0.1)
+    adamw = torch.optim.AdamW(decay_groups(by_adamw), lr=1e-2, betas=(0.9, 0.9), weight_decay=0.1, fused=True)
     for _ in range(3):
         for model, optimizer in ((dalle, both), (by_muon, muon), (by_adamw, adamw)):
             optimizer.zero_grad()
@@ -44,7 +49,25 @@ def test_muon_moves_the_hidden_matrices_and_adamw_the_rest() -> None:
     changed = {id(parameter) for parameter in hidden["params"]}
     assert others
     for ours, muon_s, adamw_s in zip(dalle.parameters(), by_muon.parameters(), by_adamw.parameters(), strict=True):
-        torch.testing.assert_close(ours, muon_s if id(muon_s) in changed else adamw_s)
+        torch.testing.assert_close(ours, muon_s if id(muon_s) in changed else adamw_s, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_singular_values_come_near_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape) * 1e-3
+    made = orthogonalised(matrix, dtype)
+    values = torch.linalg.svdvals(made.float())
+    assert 0.5 < values.min() <= values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    assert (made.float() * (u @ v)).sum() > 0.8 * values.numel(), "the directions stay"
+
+
+def test_a_model_without_such_matrices() -> None:
+    dvae = DVAE(DVAEConfig(image_size=16, codebook_size=4, n_group=2, n_block=1, n_hid=4, n_init=4))
+    with pytest.raises(UserError, match="this model has none: take AdamW"):
+        MuonAdamW(decay_groups(dvae))
 
 
 def test_muon_goes_on_from_its_state() -> None:
