@@ -91,7 +91,8 @@ def generate(
         raise UserError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     pipeline.tokens(wanted)  # an empty prompt is an error before a folder is made
     out.mkdir(parents=True, exist_ok=True)
-    sheet = []
+    sheet: list[list[Any]] = []
+    titles: list[str] = []
     with progress("Drawing") as on_progress:
         made = pipeline.pictures(wanted, num_candidates, kept, seed, sampling, given, paste, batch_size, on_progress)
         for prompt, some, pictures in zip(wanted, files, made, strict=True):
@@ -112,8 +113,9 @@ def generate(
                     "attribution": pipeline.attribution,
                 }
                 file.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-            sheet.append([picture.image for picture in pictures])
-    save(captioned_grid(sheet, wanted), overview, pipeline.attribution)
+            sheet += [[picture.image for picture in pictures[i : i + 8]] for i in range(0, kept, 8)]
+            titles += [prompt, *[""] * (len(sheet) - len(titles) - 1)]
+    save(captioned_grid(sheet, titles), overview, pipeline.attribution)
     print(f"{len(of_all)} pictures in {out}, all of them on {overview}")
 
 
