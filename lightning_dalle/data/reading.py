@@ -1,0 +1,110 @@
+"""An undecoded picture to RGB, whatever it was: the one place that opens what strangers have made.
+
+Knows files and their bytes. Knows nothing of captions, of the size that is wanted or of training.
+"""
+
+import contextlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
+"""What is opened, tried in this order. Pillow knows more, but hands some of them, such as EPS, to other programs."""
+
+MAX_PIXELS = 89_478_485
+"""A quarter of a GiB of RGB, which is where Pillow begins to warn of decompression bombs."""
+
+
+class Unreadable(ValueError):
+    """A record that cannot be trained on.
+
+    Args:
+        reason: a few words that are the same for all such records, to be counted by.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def read_picture(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture in RGB and upright: turned as EXIF says, transparency laid on white, of an animation the first frame.
+
+    Args:
+        image: the column of a `datasets.Image(decode=False)`: "bytes", or else the "path" of a file or a URL.
+        max_pixels: a picture of more is refused by its header, before it is decoded. Pillow refuses twice `MAX_PIXELS`.
+
+    Raises:
+        Unreadable: with one of the reasons "without a picture", "zero bytes", "too many pixels", "unreadable picture".
+    """
+    picture = _opened(image, max_pixels)
+    try:
+        picture.load()
+    except Exception as error:  # Pillow's decoders raise anything on broken files
+        raise Unreadable("unreadable picture") from error
+    # If it fails, what is broken is the EXIF, as it often is on the web: the pixels are well.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
+    try:
+        return rgb(picture)
+    except Exception as error:
+        raise Unreadable("unreadable picture") from error
+
+
+def picture_size(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height as they are stored, before a quarter turn that EXIF may ask for; no pixel is decoded.
+
+    Raises:
+        Unreadable: as `read_picture` does, as far as the header tells.
+    """
+    return _opened(image, max_pixels).size
+
+
+def _opened(image: Mapping[str, Any] | None, max_pixels: int) -> Image.Image:
+    content = _content(image)
+    if not content:
+        raise Unreadable("zero bytes")
+    try:
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise Unreadable("too many pixels") from error
+    except Exception as error:  # as above
+        raise Unreadable("unreadable picture") from error
+    if picture.width * picture.height > max_pixels:
+        raise Unreadable("too many pixels")
+    return picture
+
+
+def _content(image: Mapping[str, Any] | None) -> bytes:
+    if image is not None and image["bytes"] is not None:
+        return image["bytes"]
+    if image is None or not image["path"]:
+        raise Unreadable("without a picture")
+    path = image["path"]
+    try:
+        if "://" not in path:
+            return Path(path).read_bytes()
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise Unreadable("without a picture") from error
+    except Exception as error:  # file systems, and those of the network, raise anything
+        raise Unreadable("unreadable picture") from error
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB: transparency laid on white, 16 bits scaled to 8; of RGB the very same."""
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 rather than scale
+        sixteen = np.asarray(picture).clip(0, 65535)
+        return Image.fromarray((sixteen >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("floats, of which nobody knows what is white")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -1,0 +1,34 @@
+"""What of a caption's column is text, whatever is written there."""
+
+from typing import Any
+
+import pytest
+
+from lightning_dalle.data.captions import caption_list
+
+
+@pytest.mark.parametrize(
+    ("written", "captions"),
+    [
+        ("a bird\n\n a red bird ", ["a bird", "a red bird"]),
+        (["a", None, " ", 7, ["b"]], ["a"]),
+        (("a", "a\nb"), ["a", "a b"]),
+        (None, []),
+        ([], []),
+        (7, []),
+        (float("nan"), []),
+        ({"caption": "a"}, []),
+        (b"caf\xc3\xa9", ["café"]),
+        (b"a \xff\xfe cat", ["a cat"]),
+        ("a \ufffd cat", ["a cat"]),
+        ("a\x00cat\x1b[0m\x7f", ["a cat [0m"]),
+        (["half \ud83d a pair"], ["half a pair"]),
+        (["tab\tand\u00a0space"], ["tab and space"]),
+        (["👩\u200d🚀 at work"], ["👩\u200d🚀 at work"]),
+        ("\u0000\u0001", []),
+    ],
+    ids=repr,
+)
+def test_captions_as_they_are_written_down(written: Any, captions: list[str]) -> None:
+    assert caption_list(written) == captions
+    assert caption_list(captions) == captions
