@@ -1,0 +1,146 @@
+"""What is kept of a record, and why the others are not: filters applied and their rejections counted.
+
+Knows records and filters. Knows nothing of where records come from or what becomes of them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+
+from lightning_dalle.data.captions import LONGEST, caption_list
+from lightning_dalle.data.filters import (
+    CaptionFilter,
+    CaptionFlood,
+    Filter,
+    Floods,
+    PictureFilter,
+    RecordFilter,
+    TooLong,
+    count_captions,
+)
+from lightning_dalle.data.reading import Unreadable, picture_size, read_picture
+
+Record = Mapping[str, Any]
+"""At least `image`, undecoded: its "bytes" or "path", and `captions`, a list of texts."""
+
+RECIPE = 1
+"""Part of the name that verdicts are cached under: change what is kept with the same filters, change the number."""
+
+_PAGE = TooLong(max_characters=LONGEST)
+
+MANY = 10_000
+"""Rows from which on it pays to start processes."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A record that is not trained on."""
+
+    reason: str
+
+
+class Screening:
+    """Filters, and what no filter is needed for: a record without a caption or a readable picture is always rejected.
+
+    Captions are judged before pictures and pictures before records, each in the order of the filters. A record with
+    several captions keeps those that pass; if none does, it is rejected for what took the last.
+    """
+
+    def __init__(self, filters: Sequence[Filter] = ()) -> None:
+        self.filters = filters
+        # Told apart once: to ask a protocol takes longer than most filters do.
+        self._of_captions = [judge for judge in (_PAGE, *filters) if isinstance(judge, CaptionFilter)]
+        self._of_pictures = [judge for judge in filters if isinstance(judge, PictureFilter)]
+        self._of_records = [judge for judge in filters if isinstance(judge, RecordFilter)]
+
+    def screen(self, record: Record) -> Record | Rejection:
+        """The record with the captions that are left, or why it is rejected; of its picture only the header is read."""
+        captions = caption_list(record["captions"])
+        if not captions:
+            return Rejection("without a caption")
+        for of_captions in self._of_captions:
+            captions = [caption for caption in captions if not of_captions.rejects_caption(caption)]
+            if not captions:
+                return Rejection(of_captions.reason)
+        try:
+            width, height = picture_size(record["image"])
+        except Unreadable as error:
+            return Rejection(error.reason)
+        for of_pictures in self._of_pictures:
+            if of_pictures.rejects_picture(width, height):
+                return Rejection(of_pictures.reason)
+        for of_records in self._of_records:
+            if of_records.rejects_record(record):
+                return Rejection(of_records.reason)
+        return {**record, "captions": captions}
+
+    def screen_rows(self, rows: Dataset, workers: int = 0) -> tuple[Dataset, Counter[str]]:
+        """The rows that are kept, and the number of those rejected by reason.
+
+        Every picture that would be kept is decoded once, so that training meets none that it cannot read. The
+        verdicts are cached beside the rows by the fingerprints of rows and filters.
+
+        Args:
+            rows: with the columns image, undecoded, and captions.
+            workers: processes that share the work where there is much of it.
+        """
+        verdicts = rows.map(
+            _verdict,
+            fn_kwargs={"screening": self._told(rows), "recipe": RECIPE},
+            remove_columns=rows.column_names,
+            features=Features(captions=List(Value("string")), reason=Value("string")),
+            num_proc=workers if workers and len(rows) > MANY else None,
+            desc="Screening",
+        )
+        reasons = verdicts["reason"][:]
+        kept = [index for index, reason in enumerate(reasons) if reason is None]
+        # Side by side: no picture is written again.
+        screened = concatenate_datasets([rows.remove_columns("captions"), verdicts.select_columns("captions")], axis=1)
+        return screened.select(kept), Counter(reason for reason in reasons if reason is not None)
+
+    def verdict(self, record: Record) -> Record | Rejection:
+        """As `screen`, with the picture decoded to its end."""
+        screened = self.screen(record)
+        if not isinstance(screened, Rejection):
+            try:
+                read_picture(record["image"])
+            except Unreadable as error:
+                return Rejection(error.reason)
+        return screened
+
+    def check_stream(self) -> None:
+        """Looks for the files that streamed data need.
+
+        Raises:
+            UserError: if a filter has counts to be told by, but no file of them.
+        """
+        for judge in self.filters:
+            if isinstance(judge, CaptionFlood):
+                _ = judge.floods
+
+    def _told(self, rows: Dataset) -> "Screening":
+        """The same with the floods themselves in the place of who asks for them: those of a file, or else among these
+        rows. The verdicts are cached by what the filters hold, and a file's name stays when its counts change.
+        """
+        counts: Counter[str] | None = None
+        told: list[Filter] = []
+        for judge in self.filters:
+            if not isinstance(judge, CaptionFlood):
+                told.append(judge)
+            elif judge.file is not None:
+                told.append(judge.floods)
+            else:
+                counts = count_captions(map(caption_list, rows["captions"])) if counts is None else counts
+                told.append(Floods.of(counts, judge.max_count))
+        return Screening(told)
+
+
+def _verdict(record: Record, screening: Screening, recipe: int) -> dict[str, Any]:
+    """The captions that are left and no reason, or no captions and the reason."""
+    verdict = screening.verdict(record)
+    if isinstance(verdict, Rejection):
+        return {"captions": [], "reason": verdict.reason}
+    return {"captions": verdict["captions"], "reason": None}
