@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, List, Value, load_from_disk
 
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 _TONE = re.compile(r" (light|medium-light|medium|medium-dark|dark) skin tone")
@@ -54,7 +54,7 @@ class OpenMoji:
     cache_dir: Path = Path("~/.cache/lightning_dalle")
     """Where the rasterised pictures are kept (a few MB)."""
 
-    def load(self, image_size: int) -> DatasetDict:
+    def load(self, image_size: int) -> DatasetDict | IterableDatasetDict:
         """The splits at a size in pixels, rasterised once, then read from the cache.
 
         Columns: image, captions, base ("man surfing"), tones (["dark"]) and picture, a hash of the pixels.

@@ -1,106 +1,145 @@
 """Captioned pictures from every local form, and what is wrong with them said in a sentence."""
 
-import io
-import json
 import logging
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-from datasets import Dataset, Features, List, Value
-from datasets import Image as EncodedImage
-from PIL import Image
+from forms import FORMS, Photo, csv_of_paths, image_folder, pairs, squares, tars
 
-from lightning_dalle.data.captioned import CaptionedPictures, caption_list
+from lightning_dalle.data.captioned import CaptionedPictures, complete
+from lightning_dalle.data.reading import read_picture
 from lightning_dalle.errors import UserError
 
-CAPTIONS = [["a red square", "a square"], ["a green square"]]
+SPLITS = {"train": squares(4), "validation": squares(3, first=4)}
 
 
-def encoded(colour: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (12, 8), (colour, 0, 0)).save(file, "PNG")
-    return file.getvalue()
+def load(path: Path, **options: Any) -> Any:
+    return CaptionedPictures(path=str(path), **options).load(32)
 
 
-def image_folder(root: Path) -> None:
-    for split in ("train", "validation"):
-        folder = root / split
-        folder.mkdir(parents=True)
-        lines = []
-        for i, captions in enumerate(CAPTIONS):
-            (folder / f"{i}.png").write_bytes(encoded(i))
-            lines.append(json.dumps({"file_name": f"{i}.png", "image_id": 100 + i, "captions": captions}))
-        (folder / "metadata.jsonl").write_text("\n".join(lines))
-
-
-def parquet(root: Path) -> None:
-    root.mkdir()
-    features = Features(image=EncodedImage(), captions=List(Value("string")), image_id=Value("int64"))
-    rows = [
-        {"image": {"bytes": encoded(i), "path": None}, "captions": captions, "image_id": 100 + i}
-        for i, captions in enumerate(CAPTIONS)
-    ]
-    for split in ("train", "validation"):
-        Dataset.from_list(rows, features=features).to_parquet(root / f"{split}.parquet")
-
-
-def web_dataset(root: Path) -> None:
-    root.mkdir()
-    for split in ("train", "validation"):
-        with tarfile.open(root / f"{split}-0000.tar", "w") as tar:
-            for i, captions in enumerate(CAPTIONS):
-                meta = json.dumps({"captions": captions, "image_id": 100 + i}).encode()
-                for name, content in ((f"{i:06d}.png", encoded(i)), (f"{i:06d}.json", meta)):
-                    entry = tarfile.TarInfo(name)
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
-
-
-@pytest.mark.parametrize("write", [image_folder, parquet, web_dataset])
-def test_every_form_gives_the_same_records_by_its_path_alone(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    write(tmp_path / "data")
-    splits = CaptionedPictures(path=str(tmp_path / "data")).load(32)
-    assert set(splits) == {"train", "val"}
-    for split in splits.values():
-        assert split["captions"][:] == CAPTIONS
-        assert split["id"][:] == ["100", "101"]
-        assert [image.convert("RGB").getpixel((0, 0)) for image in split["image"]] == [(0, 0, 0), (1, 0, 0)]
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_records_by_its_path_alone(form: str, streamed: bool, tmp_path: Path) -> None:
+    FORMS[form](tmp_path / "data", SPLITS)
+    splits = load(tmp_path / "data", streamed=streamed)
+    assert list(splits) == ["train", "val"]
+    for split, photos in zip(splits.values(), SPLITS.values(), strict=True):
+        rows = list(split)
+        assert sorted(tuple(row["captions"]) for row in rows) == sorted(tuple(photo.captions) for photo in photos)
+        for row in rows:
+            [photo] = [photo for photo in photos if photo.captions == row["captions"]]
+            assert row["id"].rpartition("/")[2] == photo.id
+            picture = read_picture(row["image"]) if streamed else row["image"]
+            assert picture.getpixel((0, 0)) == (int(photo.id) - 100, 0, 0)
 
 
 def test_real_coco(real_data: Path) -> None:
-    splits = CaptionedPictures(path=str(real_data / "coco")).load(128)
+    splits = load(real_data / "coco")
     assert {name: len(split) for name, split in splits.items()} == {"train": 130, "val": 200}
     assert splits["val"][0]["id"] == "632"
     assert len(splits["val"][0]["captions"]) == 5
 
 
+def test_real_cc12m_is_read_whole_and_streamed_alike(real_data: Path) -> None:
+    path = real_data / "webtext" / "cc12m_sample_32.tar"
+    whole, streamed = load(path), load(path, streamed=True)
+    assert [len(split) for split in whole.values()] == [31, 1]
+    for split in ("train", "val"):
+        assert list(whole[split]["captions"]) == [row["captions"] for row in streamed[split]]
+        assert list(whole[split]["id"]) == [row["id"] for row in streamed[split]]
+
+
+def test_one_file_is_enough(tmp_path: Path) -> None:
+    csv_of_paths(tmp_path, {"all": squares(4)})
+    tars(tmp_path / "tars", {"all": squares(9)})
+    assert sum(len(split) for split in load(tmp_path / "all.csv").values()) == 4
+    assert sum(len(split) for split in load(tmp_path / "tars" / "all-0001.tar").values()) == 3
+    url = f"file://{tmp_path}/tars/all-{{0000..0002}}.tar"
+    assert sum(len(split) for split in load(url).values()) == 9
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_folder_without_splits_gets_a_val_that_is_the_same_everywhere(streamed: bool, tmp_path: Path) -> None:
+    pairs(tmp_path, {".": squares(100)})
+    splits = load(tmp_path, streamed=streamed)
+    ids = {name: {row["id"] for row in split} for name, split in splits.items()}
+    assert ids["val"] == {"140", "154", "155", "170", "189"}
+    assert len(ids["train"] | ids["val"]) == 100
+    assert not ids["train"] & ids["val"]
+
+
+def test_a_single_pair_is_val_for_want_of_another(tmp_path: Path) -> None:
+    pairs(tmp_path, {".": squares(2)})
+    assert {name: len(split) for name, split in load(tmp_path).items()} == {"train": 1, "val": 1}
+
+
+def test_the_names_of_pictures_are_no_names_of_splits(tmp_path: Path) -> None:
+    train = [Photo(photo.content, photo.captions, f"test dog {photo.id}") for photo in squares(3)]
+    pairs(tmp_path, {"train": train, "val": squares(2)})
+    assert {name: len(split) for name, split in load(tmp_path).items()} == {"train": 3, "val": 2}
+
+
+def test_changed_files_are_read_again(tmp_path: Path) -> None:
+    pairs(tmp_path, {"train": squares(3)})
+    load(tmp_path)
+    (tmp_path / "train" / "101.txt").write_text("something else entirely")
+    assert ["something else entirely"] in [*load(tmp_path)["train"]["captions"], *load(tmp_path)["val"]["captions"]]
+
+
+def test_broken_tars_are_read_as_far_as_they_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tars(tmp_path, {"train": squares(30), "val": squares(3)})
+    whole = (tmp_path / "train-0001.tar").read_bytes()
+    (tmp_path / "train-0001.tar").write_bytes(whole[: 3 * 2048 + 522])  # in the middle of the fourth picture
+    (tmp_path / "train-0002.tar").write_bytes(b"no tar")
+    with tarfile.open(tmp_path / "train-0003.tar", "w") as tar:  # JSON that is none, text that is no UTF-8
+        for name, content in (("1.json", b"{"), ("1.jpg", b"x"), ("2.json", b"[1]"), ("2.txt", b"\xff\xfe")):
+            (tmp_path / "content").write_bytes(content)
+            tar.add(tmp_path / "content", name)
+    rows = list(load(tmp_path, streamed=True)["train"])
+    assert [len(row["captions"]) for row in rows][:10] == [2] * 10
+    assert len(rows) == 10 + 3 + 2
+    assert [row["captions"] for row in rows[-2:]] == [[], []]
+    assert sum("is read as far as it goes" in message for message in caplog.messages) == 2
+
+
 def test_records_without_a_picture_or_a_caption_are_counted_and_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    image_folder(tmp_path)
+    image_folder(tmp_path, SPLITS)
     with (tmp_path / "train" / "metadata.jsonl").open("a") as file:
-        file.write('\n{"file_name": "lost.png", "captions": ["a cat"]}\n{"file_name": "0.png", "captions": [" "]}')
+        file.write('\n{"file_name": "lost.png", "captions": ["a"]}\n{"file_name": "100.jpg", "captions": [" "]}')
     with caplog.at_level(logging.WARNING):
-        splits = CaptionedPictures(path=str(tmp_path)).load(32)
-    assert len(splits["train"]) == 2
-    assert "split train: passed over 1 without a picture, 1 without a caption, of 4 records" in caplog.text
+        rows = complete(load(tmp_path)["train"], "the data")
+    assert len(rows) == 4
+    assert "the data: passed over 1 without a picture, 1 without a caption, of 6 records" in caplog.text
 
 
-def test_mistakes_are_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_mistakes_are_sentences(streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    image_folder(tmp_path / "data")
-    path = str(tmp_path / "data")
-    with pytest.raises(UserError, match=r"captions is to be the column text, but .* has captions, image, image_id"):
-        CaptionedPictures(path=path, captions="text").load(32)
-    with pytest.raises(UserError, match=r"splits are to be test, but .* has train, validation"):
-        CaptionedPictures(path=path, splits={"val": "test"}).load(32)
+    image_folder(tmp_path / "data", SPLITS)
+    csv_of_paths(tmp_path / "table", SPLITS)
+    tars(tmp_path / "tars", SPLITS)
+
+    def mistake(match: str, path: str, **options: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            load(tmp_path / path, streamed=streamed, **options)
+
+    mistake("captions is to be the column text, but .* has captions, image, image_id", "data", captions="text")
+    mistake(
+        "captions is the column image_id of .* holds int64; there are file_name, Caption", "table", captions="image_id"
+    )
+    mistake(
+        "image is to be the column png, but .* has __key__, jpg, json, json.captions, json.image_id",
+        "tars",
+        image="png",
+    )
+    mistake("splits are to be test, but .* has train, validation", "data", splits={"val": "test"})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"cannot be read from .*empty \(the local folder\)"):
-        CaptionedPictures(path=str(tmp_path / "empty")).load(32)
-
-
-def test_captions_as_they_are_written_down() -> None:
-    assert caption_list("a bird\n\n a red bird ") == ["a bird", "a red bird"]
-    assert caption_list(["a", None, " "]) == ["a"]
-    assert caption_list(None) == []
+    (tmp_path / "empty" / "notes.md").touch()
+    mistake(r"pictures with a .txt of the same name: .*empty has 1 \.md", "empty")
+    mistake(r"cannot be read from .*nowhere \(no local folder or file, and the hub's\)", "nowhere")
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    mistake(r"cannot be read from .*broken.parquet \(local, as .parquet\)", "broken.parquet")

@@ -1,0 +1,169 @@
+"""What a path holds, found by looking: tables, WebDataset tars, images beside their metadata or beside their captions.
+
+Knows files and the shapes of folders. Knows nothing of which column is which.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from datasets import load_dataset, load_dataset_builder
+
+from lightning_dalle.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PICTURES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+METADATA = {"metadata.jsonl", "metadata.csv", "metadata.parquet"}
+TABLES: dict[str, tuple[str, dict[str, Any]]] = {
+    ".parquet": ("parquet", {}),
+    ".csv": ("csv", {"encoding_errors": "ignore"}),
+    ".tsv": ("csv", {"sep": "\t", "encoding_errors": "ignore"}),
+    ".jsonl": ("json", {}),
+}
+SPLIT_WORDS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+PAIRS_IN_A_SHARD = 1000
+
+
+def find(path: str) -> tuple[str, Any]:
+    """The form of a path, and its files by split where we read them ourselves.
+
+    Forms are "tars" (of urls), "pairs" (of pictures), "imagefolder", a suffix of `TABLES`, and "hub".
+
+    Raises:
+        UserError: if a folder holds none of them.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        return ("tars" if local.suffix == ".tar" else local.suffix), {"train": [str(local)]}
+    if "://" in path:
+        return "tars", by_split(expand(path), path)
+    if not local.is_dir():
+        return "hub", None
+    files = sorted(file for file in local.rglob("*") if file.is_file() and not file.name.startswith("."))
+    suffixes = Counter(file.suffix.lower() for file in files)
+    if any(file.name in METADATA for file in files):
+        return "imagefolder", None
+    for suffix, form in {".tar": "tars", **{suffix: suffix for suffix in TABLES}}.items():
+        if suffix in suffixes:
+            return form, by_split([str(file) for file in files if file.suffix.lower() == suffix], str(local))
+    texts = {file.with_suffix("") for file in files if file.suffix == ".txt"}
+    pairs = [str(file) for file in files if file.suffix.lower() in PICTURES and file.with_suffix("") in texts]
+    if pairs:
+        return "pairs", by_split(pairs, str(local), by_folder=True)
+    found = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(5))
+    raise UserError(
+        "the captioned pictures cannot be read from a folder without metadata.jsonl, .tar, "
+        f"{', '.join(TABLES)}, or pictures with a .txt of the same name: {path} has {found or 'no files'}"
+    )
+
+
+def open_table(form: str, path: str, files: dict[str, list[str]] | None, streamed: bool) -> Any:
+    """What `datasets` opens, as it opens it."""
+    if form in TABLES:
+        builder, options = TABLES[form]
+        return load_dataset(builder, data_files=files, streaming=streamed, **options)
+    if form == "imagefolder":
+        return load_dataset("imagefolder", data_dir=str(Path(path).expanduser()), streaming=streamed)
+    return load_dataset(path, streaming=streamed)
+
+
+def hub_tars(path: str) -> dict[str, list[str]] | None:
+    """URLs of a hub dataset's tars by split, if it is of tars: our reader forgives what the library's stops at."""
+    builder = load_dataset_builder(path)
+    if builder.name != "webdataset":
+        return None
+    return {str(split): list(urls) for split, urls in builder.config.data_files.items()}
+
+
+def by_split(files: Iterable[str], root: str, by_folder: bool = False) -> dict[str, list[str]]:
+    """Files by the split that a word in their path below the root names; train where none does.
+
+    Args:
+        files: their paths or URLs.
+        root: where they are.
+        by_folder: whether only the first folder counts, since the names of files are words of their own.
+    """
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        folder, _, rest = file.removeprefix(root).lstrip("/").partition("/")
+        named = (folder if rest else "") if by_folder else f"{folder}/{rest}"
+        words = set(re.findall("[a-z]+", named.lower()))
+        split = next((split for split, known in SPLIT_WORDS.items() if words & known), "train")
+        splits.setdefault(split, []).append(file)
+    return splits
+
+
+def expand(url: str) -> list[str]:
+    """URLs of "https://host/{00000..00099}.tar"; any other is itself."""
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", url)
+    if braces is None:
+        return [url]
+    first, last = braces.groups()
+    return [
+        url[: braces.start()] + str(number).zfill(len(first)) + url[braces.end() :]
+        for number in range(int(first), int(last) + 1)
+    ]
+
+
+def stamp(files: Iterable[str]) -> str:
+    """Changes when a local file does: part of the name that its records are cached under."""
+    stats = [(file, Path(file).stat()) for file in files if Path(file).exists()]
+    return hashlib.sha256(repr([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]).encode()).hexdigest()
+
+
+def samples(url: str) -> Iterator[dict[str, Any]]:
+    """Of a tar, the files of each base name as one row: JSON parsed, pictures undecoded, all else as bytes.
+
+    `__key__` is the base name below that of the tar. A tar that breaks off is read as far as it goes, and named.
+    """
+    try:
+        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+            entries = ((*_split_name(entry.name), entry) for entry in tar if entry.isfile())
+            for key, group in groupby(entries, key=lambda entry: entry[0]):
+                row: dict[str, Any] = {"__key__": f"{PurePosixPath(url).stem}/{key}"}
+                for _, field, entry in group:
+                    content = tar.extractfile(entry).read()  # type: ignore[union-attr]
+                    row[field] = _decoded(field, content)
+                yield row
+    except (OSError, tarfile.TarError, EOFError) as error:
+        log.warning("%s is read as far as it goes: %s", url, error)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Base name with its folders, and the extension from the first dot of the file's name on."""
+    folder, slash, file = name.rpartition("/")
+    base, _, field = file.partition(".")
+    return folder + slash + base, field.lower()
+
+
+def _decoded(field: str, content: bytes) -> Any:
+    if field.endswith("json"):
+        try:
+            return json.loads(content)
+        except ValueError:
+            return None
+    if f".{field.rpartition('.')[2]}" in PICTURES:
+        return {"bytes": content, "path": None}
+    return content
+
+
+def pairs(pictures: Iterable[str], root: Path) -> Iterator[dict[str, Any]]:
+    """Pictures with the captions in the text of the same name, one on each line, called by their path in the root."""
+    for picture in pictures:
+        path = Path(picture)
+        captions = path.with_suffix(".txt").read_bytes()
+        name = path.relative_to(root).with_suffix("").as_posix()
+        yield {"image": {"bytes": None, "path": picture}, "captions": captions, "id": name}

@@ -1,0 +1,113 @@
+"""Several sources as one, in whatever proportion.
+
+Knows sources and weights. Knows nothing of how records are read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, concatenate_datasets
+from datasets import Image as EncodedImage
+
+from lightning_dalle.data.draws import Draw, Draws
+from lightning_dalle.data.source import Source
+from lightning_dalle.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Source of several sources' records, all of them streamed or none.
+
+    Training draws from each source in proportion to its weight, and from each every record once before any comes again.
+    Without streaming an epoch is as many draws as there are records in all. Other splits are those of the sources,
+    one after the other.
+    """
+
+    sources: list[Source]
+    """What is mixed."""
+    weights: list[float]
+    """One for each source; only their proportions matter."""
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.sources) or min(self.weights, default=0) <= 0:
+            raise UserError(
+                f"a mixture of {len(self.sources)} sources needs as many weights above 0, not {self.weights}"
+            )
+
+    def load(self, image_size: int) -> DatasetDict | IterableDatasetDict:
+        """The splits, with the columns image (undecoded), captions and id; rows also have `source`, its number."""
+        found = [source.load(image_size) for source in self.sources]
+        streamed = [isinstance(splits, IterableDatasetDict) for splits in found]
+        if any(streamed) != all(streamed):
+            raise UserError(
+                f"the sources of a mixture are all to be streamed or none, but {sum(streamed)} of {len(found)} are"
+            )
+        lacking = [str(i) for i, splits in enumerate(found) if "train" not in splits]
+        if lacking and any("train" in splits for splits in found):
+            raise UserError(
+                f"every source of a mixture needs a split train, but {', '.join(lacking)} (from 0) has none"
+            )
+        names = dict.fromkeys(name for splits in found for name in splits)
+        if all(streamed):
+            return IterableDatasetDict({name: concatenate_datasets(self._having(name, found)) for name in names})
+        numbered = [{name: _numbered(rows, i) for name, rows in splits.items()} for i, splits in enumerate(found)]
+        return DatasetDict({name: concatenate_datasets(self._having(name, numbered)) for name in names})
+
+    def parts(self, split: str, image_size: int) -> list[IterableDataset]:
+        """A streamed split of every source that has it."""
+        return self._having(split, [source.load(image_size) for source in self.sources])
+
+    def _having(self, split: str, found: Sequence[Any]) -> list[Any]:
+        return [splits[split] for splits in found if split in splits]
+
+
+def _numbered(rows: Dataset, source: int) -> Dataset:
+    """Columns that are the same for all sources."""
+    if "id" not in rows.column_names:
+        rows = rows.add_column("id", [str(i) for i in range(len(rows))])
+    rows = rows.select_columns(["image", "captions", "id"]).cast_column("image", EncodedImage(decode=False))
+    return rows.add_column("source", [source] * len(rows))
+
+
+class MixedDraws(Draws):
+    """The draws of an epoch from a mixture's rows: as many as there are, in the proportion of the weights.
+
+    A source's draws go on through its permutations from epoch to epoch. A draw's epoch is the number of the
+    permutation, so that a record that comes twice in an epoch of the mixture is drawn anew.
+
+    Args:
+        rows: with the column `source`.
+        weights: of the sources.
+        **kwargs: of a `DistributedSampler`.
+    """
+
+    def __init__(self, rows: Dataset, weights: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(rows, **kwargs)
+        origins = torch.tensor(rows["source"][:])
+        self.members = [(origins == source).nonzero().flatten() for source in range(len(weights))]
+        empty = [str(source) for source, members in enumerate(self.members) if not len(members)]
+        if empty:
+            raise UserError(f"no record is kept of the mixture's source {' and '.join(empty)} (from 0)")
+        ends = (torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights) * len(rows)).round().long()
+        self.shares = ends.diff(prepend=torch.zeros(1, dtype=torch.long)).tolist()
+
+    def draws(self) -> Iterator[Draw]:
+        draws = [draw for source in range(len(self.members)) for draw in self._of(source)]
+        order = torch.randperm(len(draws), generator=self._generator(-1, self.epoch))[: self.total_size]
+        for i in order[self.rank :: self.num_replicas].tolist():
+            yield draws[i]
+
+    def _of(self, source: int) -> Iterator[Draw]:
+        members, share = self.members[source], self.shares[source]
+        start, stop = self.epoch * share, (self.epoch + 1) * share
+        for permutation in range(start // len(members), -(-stop // len(members))):
+            order = members[torch.randperm(len(members), generator=self._generator(source, permutation))]
+            offset = permutation * len(members)
+            for record in order[max(0, start - offset) : stop - offset].tolist():
+                yield Draw(permutation, record)
+
+    def _generator(self, source: int, number: int) -> torch.Generator:
+        seed = hash((self.seed, source, number))  # of integers, the same in every process
+        return torch.Generator().manual_seed(seed % 2**63)
