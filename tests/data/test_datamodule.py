@@ -3,9 +3,13 @@
 import pytest
 import torch
 from datasets import DatasetDict
+from PIL import Image
 
-from lightning_dalle.data.datamodule import CaptionedImageDataModule, Draw, Draws, Once
+from lightning_dalle.data.datamodule import CaptionedImageDataModule
+from lightning_dalle.data.draws import Draw, Draws, Once
+from lightning_dalle.data.mixture import Mixture
 from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.data.transforms import to_image
 from lightning_dalle.errors import UserError
 
 
@@ -23,8 +27,11 @@ def data() -> CaptionedImageDataModule:
 
 
 def test_a_batch_is_images_and_padded_tokens(data: CaptionedImageDataModule) -> None:
-    batch = next(iter(data.train_dataloader()))
+    loaded = next(iter(data.train_dataloader()))
+    assert loaded.images.dtype == torch.uint8, "a float takes four times as long to get to a device"
+    batch = data.on_after_batch_transfer(loaded, 0)
     assert batch.images.shape == (8, 3, 32, 32)
+    assert batch.images.is_contiguous()
     assert 0 <= batch.images.min() < batch.images.max() <= 1
     assert batch.text_tokens.shape == (8, 24)
     assert batch.text_tokens.max() < 512 + 24
@@ -125,10 +132,23 @@ def test_a_picture_that_cannot_be_read_is_named(data: CaptionedImageDataModule) 
 
     rows = Dataset.from_list(
         [{"image": {"bytes": b"no picture", "path": None}, "captions": ["a cat"]}],
-        features=Features(image=Image(), captions=List(Value("string"))),
+        features=Features(image=Image(decode=False), captions=List(Value("string"))),
     )
     broken = datamodule()
     assert broken.splits is not None
     broken.splits["val"] = rows
     with pytest.raises(UserError, match="the picture of record 0 cannot be read"):
         broken.dataset("val")[Draw(0, 0)]
+
+
+def test_look_alikes_need_rows_of_one_source() -> None:
+    mixed = Mixture(sources=[OpenMoji(), OpenMoji()], weights=[1.0, 1.0])
+    data = CaptionedImageDataModule(mixed, image_size=32, batch_size=8, text_len=8, vocab_size=300, look_alikes=4)
+    with pytest.raises(UserError, match=r"look_alikes=4 needs the captions of all rows of one source, but .* mixture"):
+        data.setup("fit")
+    with pytest.raises(UserError, match="look_alikes is -1, but must be at least 0"):
+        datamodule(look_alikes=-1)
+
+
+def test_a_transparent_picture_is_on_white() -> None:
+    assert to_image(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), 8).min() == 1

@@ -1,0 +1,139 @@
+"""Streamed records: split between readers without overlap, shuffled, and gone on with exactly where they were left.
+
+Knows shards and seeds. Knows nothing of pictures, captions or tensors.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from datasets import IterableDataset
+
+from lightning_dalle.errors import UserError
+
+Record = Mapping[str, Any]
+
+CHUNK = 32
+"""Records that are taken from `datasets` at once."""
+
+
+class Position(NamedTuple):
+    """Where a reader is. The library's own shuffle buffer is lost on a resume; this one is filled again, from where it
+    was filled, and what was drawn of it is passed over.
+    """
+
+    epoch: int = 0
+    """Passes over the data that are behind it."""
+    unit: int = 0
+    record: int = 0
+    """Of the buffer's first record: the unit among the reader's, and the number in its shard."""
+    drawn: int = 0
+    """Records of the buffer that are behind it."""
+
+
+class Reader:
+    """The records that one of several readers takes from a streamed split, pass after pass.
+
+    In every pass each record goes to exactly one reader. Shards are dealt out in an order that changes with the pass.
+    Where there are fewer shards than readers, several read the same shard and each takes every so-manieth record of it:
+    still each record once, but a shard is read more than once.
+
+    Args:
+        rows: the split.
+        index: of this reader.
+        count: readers there are, those of all processes.
+        seed: of the order of shards and records; none keeps the order that they are stored in.
+        buffer: records that are held, undecoded, and drawn from at random before the next are read.
+    """
+
+    def __init__(self, rows: IterableDataset, index: int, count: int, seed: int | None, buffer: int) -> None:
+        self.rows, self.index, self.count, self.seed, self.buffer = rows, index, count, seed, buffer
+        self.position = Position()
+
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
+        """Records, each with the number of its pass, without end; `position` is that after the last one.
+
+        Raises:
+            UserError: if a whole pass has nothing for this reader.
+        """
+        while True:
+            before = self.position
+            for record in self.one_pass():
+                yield self.position.epoch, record
+            if self.position == before == Position(before.epoch):
+                raise UserError(
+                    f"the streamed data has {self.rows.num_shards} shards and is read by {self.count} readers "
+                    f"(num_workers times processes), but has no record for reader {self.index}"
+                )
+            self.position = Position(self.position.epoch + 1)
+
+    def one_pass(self) -> Iterator[Record]:
+        """What is left of the pass that the position is in."""
+        epoch, _, _, drawn = self.position
+        rows = self._rows(*self.position[:3])
+        while block := list(itertools.islice(rows, self.buffer)):
+            unit, record, _ = block[0]
+            if self.seed is not None:
+                random.Random(f"{self.seed} {epoch} {self.index} {unit} {record}").shuffle(block)
+            for i in range(drawn, len(block)):
+                self.position = Position(epoch, unit, record, i + 1)
+                yield block[i][2]
+            drawn = 0
+
+    def _rows(self, epoch: int, unit: int, record: int) -> Iterator[tuple[int, int, Record]]:
+        """Unit, number and content of the records of a pass from one of them on, in the order that they are read in."""
+        for place, (shard, first, step) in enumerate(self._units(epoch)[unit:], start=unit):
+            skipped = record if place == unit else 0
+            for number, row in enumerate(self._shard(shard, skipped), start=skipped):
+                if number % step == first:
+                    yield place, number, row if row.get("id") else {**row, "id": f"{shard}-{number}"}
+
+    def _units(self, epoch: int) -> list[tuple[int, int, int]]:
+        """This reader's shards in a pass, each with the first and the step of the records that it takes there."""
+        sharers = math.ceil(self.count / self.rows.num_shards)
+        units = [(shard, first, sharers) for first in range(sharers) for shard in range(self.rows.num_shards)]
+        if self.seed is not None:
+            random.Random(f"{self.seed} {epoch}").shuffle(units)
+        return units[self.index :: self.count]
+
+    def _shard(self, shard: int, skipped: int) -> Iterator[Record]:
+        rows = self.rows.shard(self.rows.num_shards, shard)
+        # By `iter`, which unlike `__iter__` does not deal out the one shard among the workers once more.
+        for chunk in (rows.skip(skipped) if skipped else rows).iter(CHUNK):
+            columns = list(chunk)
+            for values in zip(*chunk.values(), strict=True):
+                yield dict(zip(columns, values, strict=True))
+
+
+class Stream:
+    """Several readers as one: of which the next record comes is drawn by their weights.
+
+    Args:
+        readers: one for each source.
+        weights: how often each is drawn.
+        seed: of the choice.
+    """
+
+    def __init__(self, readers: Sequence[Reader], weights: Sequence[float], seed: int) -> None:
+        self.readers, self.weights, self.seed = readers, weights, seed
+        self.choices = 0
+
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
+        sources = [iter(reader) for reader in self.readers]
+        while True:
+            rng = random.Random(f"{self.seed} {self.readers[0].index} {self.choices}")
+            [source] = rng.choices(sources, self.weights)
+            self.choices += 1
+            yield next(source)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, in numbers."""
+        return {"choices": self.choices, "positions": [list(reader.position) for reader in self.readers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes there."""
+        self.choices = state["choices"]
+        for reader, position in zip(self.readers, state["positions"], strict=True):
+            reader.position = Position(*position)
