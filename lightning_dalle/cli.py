@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lightning_dalle.commands.data import report
 from lightning_dalle.commands.evaluate import evaluate
 from lightning_dalle.commands.generate import generate
+from lightning_dalle.commands.overlap import overlap
 from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.commands.results import results
 from lightning_dalle.errors import UserError
@@ -26,6 +28,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "evaluate": evaluate,
     "results": results,
+    "data report": report,
+    "data overlap": overlap,
 }
 
 EXPECTED_WARNINGS = (
@@ -41,14 +45,16 @@ USAGE = """usage: python -m lightning_dalle COMMAND [options]
 
 DALL-E (Ramesh et al. 2021) as a PyTorch Lightning experiment repo.
 
-  reproduce   run a recipe: every stage of training, then samples and a report
-  generate    draw pictures of prompts with a trained model
-  evaluate    score a folder of pictures against another: FID, KID, precision, recall, IS
-  results     print what has been measured as a table
-  fit         train one model              (Lightning's, as are those below)
-  validate    validate one model
-  test        test one model: configs/*/eval.yaml score its pictures or reconstructions
-  predict     run one model over the data
+  reproduce     run a recipe: every stage of training, then samples and a report
+  generate      draw pictures of prompts with a trained model
+  evaluate      score a folder of pictures against another: FID, KID, precision, recall, IS
+  results       print what has been measured as a table
+  data report   print what every filter rejects of the data, before anything is trained
+  data overlap  find near-duplicates of an evaluation set in the training data
+  fit           train one model              (Lightning's, as are those below)
+  validate      validate one model
+  test          test one model: configs/*/eval.yaml score its pictures or reconstructions
+  predict       run one model over the data
 
 python -m lightning_dalle COMMAND --help tells the options of each."""
 
@@ -60,18 +66,30 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
+    words = next((n for n in (1, 2) if " ".join(argv[:n]) in verbs), 0)
     try:
-        if argv[0] not in verbs:
+        if not words:
             raise UserError(f"there is no command {argv[0]!r}; there are {', '.join(verbs)}")
-        if argv[0] in COMMANDS:
-            from jsonargparse import auto_cli
-
-            auto_cli(COMMANDS[argv[0]], args=argv[1:], as_positional=False)
+        name = " ".join(argv[:words])
+        if name in COMMANDS:
+            command(COMMANDS[name], argv[words:])
         else:
             lightning(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def command(function: Callable[..., None], argv: list[str]) -> None:
+    """Runs a function whose parameters are the options; `--config` is a file of them, if it is not one itself."""
+    from jsonargparse import ArgumentParser, auto_cli
+
+    if "config" not in inspect.signature(function).parameters:
+        auto_cli(function, args=argv, as_positional=False)
+        return
+    parser = ArgumentParser(description=inspect.getdoc(function).partition("\n")[0])  # type: ignore[union-attr]
+    parser.add_function_arguments(function, as_group=False)
+    function(**parser.instantiate(parser.parse_args(argv)))
 
 
 def sentence(message: str) -> str:
@@ -106,8 +124,9 @@ def _known_names() -> set[str]:
     from lightning_dalle.training.lit_clip import LitCLIP
     from lightning_dalle.training.lit_dalle import LitDALLE
     from lightning_dalle.training.lit_dvae import LitDVAE
+    from lightning_dalle.training.stand_ins import StandIns
 
-    ours = (LitDVAE, LitDALLE, LitCLIP, DVAEConfig, TransformerConfig, CLIPConfig, CosineAnneal)
+    ours = (LitDVAE, LitDALLE, LitCLIP, StandIns, DVAEConfig, TransformerConfig, CLIPConfig, CosineAnneal)
     classes = (Trainer, CaptionedImageDataModule, *ours)
     return {name for cls in classes for name in inspect.signature(cls).parameters}
 
@@ -144,7 +163,7 @@ def lightning(argv: list[str]) -> "LightningCLI":
 
     from lightning_dalle.checkpoints import read_checkpoint
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
-    from lightning_dalle.training.callbacks import batch_size
+    from lightning_dalle.training.callbacks import TrainingData, batch_size
 
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
@@ -167,7 +186,14 @@ def lightning(argv: list[str]) -> "LightningCLI":
                 if self.subcommand != "fit":
                     adopt_shape(self.config[self.subcommand], checkpoint, Path(path))
 
-    callbacks = [LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=10)]
+        def before_predict(self) -> None:
+            if type(self.model).predict_step is LightningModule.predict_step:
+                raise UserError(
+                    f"predict writes the codes of a dVAE, but the model is a {type(self.model).__name__}: "
+                    "`generate` draws pictures"
+                )
+
+    callbacks = [LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=10), TrainingData()]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     return CLI(
         LightningModule,

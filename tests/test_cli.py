@@ -21,7 +21,7 @@ def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return error
 
 
-@pytest.mark.parametrize("command", ["", "--help", "generate --help", "reproduce --help"])
+@pytest.mark.parametrize("command", ["", "--help", "generate --help", "reproduce --help", "data overlap --help"])
 def test_help_answers_without_torch(command: str) -> None:
     code = (
         "import sys; from lightning_dalle.cli import main\n"

@@ -1,26 +1,32 @@
-"""What TensorBoard shows besides scalars: reconstructions, codebook use and samples.
+"""What TensorBoard shows besides scalars: the data, reconstructions, codebook use and samples.
 
 Knows the Trainer's hooks and its logger. The pictures come from `pictures`, the samples from `inference`.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 
 from lightning_dalle.data.datamodule import Batch
+from lightning_dalle.data.encoded import EncodedBatch
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.pictures import captioned_grid, to_array, to_pil
+from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
 
 
-def batch_size(batch: Batch) -> int:
+def batch_size(batch: Batch | EncodedBatch) -> int:
     """Records in a batch, for Lightning's ThroughputMonitor."""
-    return len(batch.images)
+    return len(batch.text_tokens)
 
 
 def _writer(trainer: pl.Trainer) -> Any:
@@ -28,6 +34,72 @@ def _writer(trainer: pl.Trainer) -> Any:
     if trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger):
         return None
     return trainer.logger.experiment if trainer.is_global_zero else None
+
+
+class TrainingData(Callback):
+    """The data as the model sees it: a grid of the first batch, each picture (of codes, what they decode to) below its
+    tokens as text; after each epoch a histogram of the captions' lengths in tokens; and the number of rejected records
+    by reason.
+
+    Rows are rejected before the first step; streamed records on the way, counted since this fit began.
+
+    Args:
+        num_images: pictures of the first batch that are shown.
+    """
+
+    def __init__(self, num_images: int = 16) -> None:
+        self.num_images = num_images
+        self.rejected = Counter[str]()
+        """Of this process, from streamed data."""
+        self.lengths: Tensor | None = None
+        """How many captions of this epoch and process have each number of tokens, 0 to text_len."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        self._write_rejected(trainer, datamodule.rejected.get("train", {}))
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch | EncodedBatch, batch_idx: int
+    ) -> None:
+        tokenizer: CaptionTokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        writer = _writer(trainer)
+        if writer is not None and self.lengths is None:
+            pictures = [[to_pil(image)] for image in self._images(batch, pl_module)]
+            captions = [tokenizer.decode(ids) for ids in batch.text_tokens[: self.num_images].tolist()]
+            sheet = captioned_grid(pictures, captions, columns=4, side=160)
+            writer.add_image("data/batch", to_array(sheet), trainer.global_step, dataformats="HWC")
+        if self.lengths is None:
+            self.lengths = torch.zeros(tokenizer.text_len + 1, dtype=torch.long, device=batch.text_tokens.device)
+        lengths = (batch.text_tokens < tokenizer.vocab_size).sum(1)
+        # By comparison, not by bincount, which would wait for a GPU.
+        self.lengths += (lengths[:, None] == torch.arange(len(self.lengths), device=lengths.device)).sum(0)
+        if isinstance(batch, Batch):
+            self.rejected.update(batch.rejected)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        everywhere: list[Any] = [self.rejected] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(everywhere, self.rejected)
+        self._write_rejected(trainer, sum(everywhere, Counter[str]()))
+        writer = _writer(trainer)
+        if writer is not None and self.lengths is not None:
+            counts = self.lengths.cpu()
+            lengths = torch.arange(len(counts)).repeat_interleave(counts)
+            writer.add_histogram("data/caption_tokens", lengths, trainer.global_step, bins=min(len(counts), 512))
+            self.lengths.zero_()
+
+    def _images(self, batch: Batch | EncodedBatch, pl_module: pl.LightningModule) -> Float[Tensor, "n 3 h w"]:
+        if isinstance(batch, Batch):
+            return batch.images[: self.num_images]
+        assert isinstance(pl_module, LitDALLE)
+        assert pl_module.dvae is not None
+        with torch.inference_mode():
+            return pl_module.dvae.decode(batch.codes[: self.num_images])
+
+    def _write_rejected(self, trainer: pl.Trainer, rejected: Mapping[str, int]) -> None:
+        writer = _writer(trainer)
+        for reason, count in rejected.items() if writer is not None else ():
+            writer.add_scalar(f"data/rejected/{reason}", count, trainer.global_step)
 
 
 class Reconstructions(Callback):
@@ -89,7 +161,7 @@ class SampleGrid(Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: Batch | EncodedBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

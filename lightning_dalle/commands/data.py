@@ -1,0 +1,164 @@
+"""`data report`: what is in the data, and what each filter costs, before anything is trained.
+
+Knows configs and where reports are written.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_dalle.errors import UserError
+from lightning_dalle.records import commit, write_whole
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from rich.table import Table
+
+    from lightning_dalle.data.datamodule import CaptionedImageDataModule
+    from lightning_dalle.data.screening import Screening
+
+
+def report(
+    config: Path,
+    data: dict[str, Any] | None = None,
+    limit: int | None = None,
+    out: Path | None = None,
+    floods: Path | None = None,
+) -> None:
+    """Print how many records of each split every filter rejects, and how many are kept.
+
+    Every picture is decoded once. Splits that are not streamed are screened as a fit screens them, which then finds the
+    verdicts in the cache.
+
+    Args:
+        config: of a fit, or the keys of its data alone.
+        data: keys of the data to set otherwise, such as `--data.source.init_args.path my/pictures`.
+        limit: most records of each split to look at, its first ones; streamed data may have no end.
+        out: file for the counts as JSON.
+        floods: file for the captions that more records of the split train share than the filter CaptionFlood lets
+            pass, with their counts: streamed data are filtered by it.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}, but at least 1 record must be looked at")
+    datamodule = read_datamodule(config, data or {})
+
+    from rich.console import Console
+
+    from lightning_dalle.data.screening import Screening
+
+    screening = Screening(datamodule.filters or ())
+    splits = datamodule.source.load(datamodule.image_size)
+    if any("codes" in rows.column_names for rows in splits.values()):
+        raise UserError(f"the data of {config} are codes, whose pictures were screened before they were encoded")
+    if floods is not None:
+        write_floods(floods, splits, limit, screening)
+    counted = {name: count(rows, limit, screening) for name, rows in splits.items()}
+    Console().print(table(counted, screening))
+    if out is not None:
+        result = {
+            "config": str(config),
+            "limit": limit,
+            "filters": [repr(judge) for judge in screening.filters],
+            "splits": {
+                name: {"records": records, "rejected": dict(rejected), "kept": records - rejected.total()}
+                for name, (records, rejected) in counted.items()
+            },
+            "commit": commit(),
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, json.dumps(result, indent=2) + "\n")
+        print(f"written to {out}")
+
+
+def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageDataModule":
+    """The datamodule of a fit's config, without its model or Trainer.
+
+    Raises:
+        UserError: if there is no such file, or its keys are not those of the data.
+    """
+    import yaml
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    from lightning_dalle.data.datamodule import CaptionedImageDataModule
+
+    try:
+        settings = yaml.safe_load(config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"the config {config} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"the config {config} should hold the keys of a fit or of its data, but holds {settings!r}")
+    settings = settings.get("data", settings)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CaptionedImageDataModule, "data")
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in overrides.items()}
+    arguments = [f"--data.{name}={text}" for name, text in texts.items()]
+    try:
+        parsed = parser.parse_args(arguments, namespace=parser.parse_object({"data": settings}, defaults=False))
+        datamodule: CaptionedImageDataModule = parser.instantiate(parsed).data
+    except ArgumentError as error:
+        raise UserError(f"the data of {config}: {' '.join(str(error).split())}") from error
+    return datamodule
+
+
+def count(rows: "Dataset | IterableDataset", limit: int | None, screening: "Screening") -> tuple[int, Counter[str]]:
+    """The number of records, and of those rejected by reason."""
+    from datasets import Dataset
+    from datasets import Image as EncodedImage
+    from rich.progress import track
+
+    from lightning_dalle.data.screening import Rejection
+    from lightning_dalle.data.streams import Reader
+
+    if isinstance(rows, Dataset):
+        some = rows if limit is None else rows.take(limit)
+        return len(some), screening.screen_rows(some.cast_column("image", EncodedImage(decode=False)))[1]
+    screening.check_stream()
+    records, rejected = 0, Counter[str]()
+    stream = itertools.islice(Reader(rows, index=0, count=1, seed=None, buffer=1).one_pass(), limit)
+    for record in track(stream, description="Screening", total=limit, transient=True):
+        records += 1
+        verdict = screening.verdict(record)
+        if isinstance(verdict, Rejection):
+            rejected[verdict.reason] += 1
+    return records, rejected
+
+
+def write_floods(file: Path, splits: Mapping[str, Any], limit: int | None, screening: "Screening") -> None:
+    """Counts the captions of the training split, and writes down those that are too many."""
+    from lightning_dalle.data.captions import caption_list
+    from lightning_dalle.data.filters import CaptionFlood, Floods, count_captions
+
+    if "train" not in splits:
+        raise UserError(f"floods are counted in the split train, but the source has {', '.join(splits)}")
+    judge = next((judge for judge in screening.filters if isinstance(judge, CaptionFlood)), CaptionFlood())
+    records = itertools.islice(splits["train"].select_columns("captions"), limit)
+    counts = count_captions(caption_list(record["captions"]) for record in records)
+    found = Floods.of(counts, judge.max_count).counts
+    text = json.dumps({"more_than": judge.max_count, "captions": found}, ensure_ascii=False, indent=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text + "\n")
+    print(f"{len(found)} captions of more than {judge.max_count} records, written to {file}")
+
+
+def table(counted: Mapping[str, tuple[int, Counter[str]]], screening: "Screening") -> "Table":
+    """A column for each split, a line for each reason, with the share of all records."""
+    from rich.table import Table
+
+    def cells(numbers: Iterable[int]) -> list[str]:
+        return [f"{n:,} ({n / max(records, 1):.1%})" for n, (records, _) in zip(numbers, counted.values(), strict=True)]
+
+    rejected = [counts for _, counts in counted.values()]
+    found = itertools.chain.from_iterable(rejected)
+    sheet = Table("rejected for", title="What each filter costs")
+    for split in counted:
+        sheet.add_column(split, justify="right")
+    for reason in dict.fromkeys([*(judge.reason for judge in screening.filters), *found]):
+        sheet.add_row(reason, *cells(counts[reason] for counts in rejected))
+    sheet.add_section()
+    sheet.add_row("kept", *cells(records - counts.total() for records, counts in counted.values()))
+    sheet.add_row("records", *cells(records for records, _ in counted.values()))
+    return sheet
