@@ -4,6 +4,8 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,8 +27,15 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write a file by, which takes the name of `path` when all is written."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    yield partial
+    partial.rename(path)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.rename(path)
+    with whole(path) as partial:
+        partial.write_text(text)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
-from lightning_dalle.checkpoints import dalle_record, load_dvae
+from lightning_dalle.checkpoints import dalle_record, load_dvae, weights_digest
 from lightning_dalle.data.datamodule import Batch
+from lightning_dalle.data.encoded import EncodedBatch, EncodedPictures
 from lightning_dalle.errors import UserError
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
@@ -41,7 +42,7 @@ class LitDALLE(pl.LightningModule):
         caption_dropout: probability of training on no caption, for classifier-free guidance; 0 in the paper.
         soft_codes: train on codes that are drawn from the encoder's distribution at every step, with that distribution
             as the target, rather than on its argmax. It regularises a model that is large for its data; the paper's is
-            not, and leaves it out (section 2.2).
+            not, and leaves it out (section 2.2). Needs pictures: codes that were encoded beforehand are the argmax.
         code_corruption: probability of reading another picture's code instead of the own one, in training; 0 in the
             paper. It teaches to go on from codes that were sampled wrong, and to trust the caption.
         optimizer: takes parameter groups; its learning rate is set by the schedule.
@@ -92,6 +93,15 @@ class LitDALLE(pl.LightningModule):
     def setup(self, stage: str) -> None:
         self.configure_model()
         assert self.dvae is not None
+        source = self.trainer.datamodule.source  # type: ignore[attr-defined]
+        if isinstance(source, EncodedPictures):
+            if self.soft_codes and stage == "fit":
+                raise UserError(
+                    f"soft_codes draws from the encoder's distribution, but {source.path} holds its likeliest codes "
+                    "alone: set soft_codes to false, or train from the pictures"
+                )
+            config = self.dvae.config
+            source.check(weights_digest(self.dvae), config.grid, config.codebook_size, self.dvae_checkpoint)
         image_size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
         if self.dvae.config.image_size != image_size:
             raise UserError(
@@ -99,8 +109,12 @@ class LitDALLE(pl.LightningModule):
                 f"was trained with image_size={self.dvae.config.image_size}"
             )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        codes, targets = self._drawn_codes(batch, batch_idx) if self.soft_codes else (self._codes(batch),) * 2
+    def training_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> Tensor:
+        if self.soft_codes:
+            assert isinstance(batch, Batch)
+            codes, targets = self._drawn_codes(batch, batch_idx)
+        else:
+            codes = targets = self._codes(batch)
         text_tokens = self._drop_captions(batch.text_tokens, batch_idx)
         losses = self._losses(text_tokens, self._corrupt(codes, batch_idx), targets)
         if is_logged(self.trainer):
@@ -110,12 +124,12 @@ class LitDALLE(pl.LightningModule):
         self.log("data/captions_cut", cut, reduce_fx="sum", on_step=False, on_epoch=True, sync_dist=True)
         return losses["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> None:
         codes = self._codes(batch)
         losses = self._losses(batch.text_tokens, codes, codes)
         for name, metric in self.val_losses.items():
             assert isinstance(metric, MeanMetric)
-            metric.update(losses[name], weight=len(batch.images))
+            metric.update(losses[name], weight=len(batch.text_tokens))
             self.log(f"val/{name}", metric, prog_bar=name == "loss")
 
     def on_validation_epoch_end(self) -> None:
@@ -160,7 +174,9 @@ class LitDALLE(pl.LightningModule):
             return self.loaded_attribution  # the data at hand is not what the model was trained on
         return getattr(self.trainer.datamodule.source, "attribution", None)  # type: ignore[attr-defined]
 
-    def _codes(self, batch: Batch) -> Int[Tensor, "b i"]:
+    def _codes(self, batch: Batch | EncodedBatch) -> Int[Tensor, "b i"]:
+        if isinstance(batch, EncodedBatch):
+            return batch.codes.flatten(1)
         assert self.dvae is not None
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # codes are the same in any precision
             return self.dvae.encode(batch.images).flatten(1)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Int
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -13,6 +14,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 
 from lightning_dalle.checkpoints import dvae_record
 from lightning_dalle.data.datamodule import Batch
+from lightning_dalle.data.encoded import needs_pictures
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.metrics import CodebookUse
 from lightning_dalle.losses import dvae_loss
@@ -24,8 +26,10 @@ from lightning_dalle.training.optimisation import NewOptimizer, configure, is_lo
 class LitDVAE(pl.LightningModule):
     """Maximises the ELB of images under relaxed codes (paper, section 2.1).
 
+    The shape and the schedules are the paper's where none are given.
+
     Args:
-        config: shape of the dVAE.
+        config: shape of the dVAE; all verbs but a fit take it from the checkpoint.
         learning_rate: by optimizer step (1e-4 to 1.25e-6 over 1,200,000 in the paper).
         temperature: of the relaxation, by optimizer step (1 to 1/16 over 150,000 in the paper).
         kl_weight: beta, by optimizer step (0 to 6.6 over 5,000 in the paper).
@@ -37,10 +41,10 @@ class LitDVAE(pl.LightningModule):
 
     def __init__(
         self,
-        config: DVAEConfig,
-        learning_rate: CosineAnneal,
-        temperature: CosineAnneal,
-        kl_weight: CosineAnneal,
+        config: DVAEConfig = DVAEConfig(),  # noqa: B008 (frozen, as are the schedules)
+        learning_rate: CosineAnneal = CosineAnneal(start=1e-4, end=1.25e-6, num_steps=1_200_000),  # noqa: B008
+        temperature: CosineAnneal = CosineAnneal(start=1.0, end=1 / 16, num_steps=150_000),  # noqa: B008
+        kl_weight: CosineAnneal = CosineAnneal(start=0.0, end=6.6, num_steps=5_000),  # noqa: B008
         usage_bonus: float = 0.0,
         mse_weight: float = 0.0,
         optimizer: OptimizerCallable = AdamW,
@@ -55,6 +59,9 @@ class LitDVAE(pl.LightningModule):
         self.val_psnr = PeakSignalNoiseRatio(data_range=1.0)
         self.val_use = CodebookUse(config.codebook_size)
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "loss_pixels", "kl")})
+
+    def setup(self, stage: str) -> None:
+        needs_pictures(self.trainer.datamodule.source)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
@@ -85,9 +92,10 @@ class LitDVAE(pl.LightningModule):
 
     test_step = validation_step
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Codes (b, g, g)."""
-        return self.dvae.encode(batch.images)
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Int[Tensor, "b g g"]:
+        """Codes as the transformer's training makes them, in fp32 whatever the precision."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.dvae.encode(batch.images)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure(self.dvae, self.optimizer, self.learning_rate)

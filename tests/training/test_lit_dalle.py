@@ -39,7 +39,7 @@ def test_codes_are_read_as_they_are_without_corruption() -> None:
 def test_soft_codes_are_drawn_from_the_distribution_that_is_the_target(dvae: DVAE) -> None:
     module = lit()
     module.dvae = dvae
-    batch = Batch(torch.rand(64, 3, 16, 16), torch.zeros(64, 6).long(), torch.zeros(64).bool(), ["a"] * 64)
+    batch = Batch(torch.rand(64, 3, 16, 16), torch.zeros(64, 6).long(), torch.zeros(64).bool(), ["a"] * 64, ["0"] * 64)
     codes, targets = module._drawn_codes(batch, batch_idx=0)
     assert_close(targets, dvae.encoder_logits(batch.images).softmax(1).flatten(2).movedim(1, 2))
     drawn = torch.nn.functional.one_hot(codes, 11).float().mean((0, 1))

@@ -1,0 +1,148 @@
+"""Steps per second of the transformer's training from codes, against the same run from pixels.
+
+    python -m benchmarks.encoded
+    python -m benchmarks.encoded --case paper_dvae --steps 4 --pairs 3
+
+Fits from pixels and from codes take turns in one process, each with all that the config asks for; of each the seconds
+between the end of its second step and of its last are counted. The dVAE is untrained and the codes are random, which
+changes no time. The ratios of the pairs and their median are printed, and appended to benchmarks/results/encoded.jsonl
+with the machine.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import auto_cli
+from pytorch_lightning import Callback
+
+from lightning_dalle import machine
+from lightning_dalle.checkpoints import dvae_record, weights_digest
+from lightning_dalle.cli import lightning
+from lightning_dalle.data.encoded import Encoding, code_type, write_shard
+from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.models.dvae import DVAE, DVAEConfig
+from lightning_dalle.records import commit
+
+RESULTS = Path("benchmarks/results/encoded.jsonl")
+
+
+class Stopwatch(Callback):
+    """The time at the end of every step: on the wall, and the process's own on the CPU, which counts no waiting."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.times.append((time.perf_counter(), time.process_time()))
+
+    def rate(self, clock: int) -> float:
+        """Steps per second of one of the clocks, without the first two steps, which allocate."""
+        return (len(self.times) - 2) / (self.times[-1][clock] - self.times[1][clock])
+
+
+def quickstart_dvae() -> DVAEConfig:
+    config = yaml.safe_load(Path("configs/openmoji/quickstart_dvae.yaml").read_text())
+    return DVAEConfig(image_size=32, **config["model"]["init_args"]["config"])
+
+
+def write_codes(folder: Path, dvae: DVAE) -> None:
+    """Random codes of the emoji, as the dVAE's."""
+    rows = OpenMoji().load(dvae.config.image_size)
+    encoding = Encoding(
+        dvae=weights_digest(dvae), grid=dvae.config.grid, codebook_size=dvae.config.codebook_size,
+        image_size=dvae.config.image_size, augmentation="None", crops={"train": 1, "val": 1},
+        records={split: len(rows[split]) for split in ("train", "val")}, shard_size=4096, source="OpenMoji()",
+        filters="[]", seed=0, attribution=OpenMoji.attribution, made_on={},
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    for shard in encoding.shards:
+        shape = (len(shard.records), encoding.grid, encoding.grid)
+        codes = rng.integers(encoding.codebook_size, size=shape, dtype=code_type(encoding.codebook_size))
+        write_shard(folder, shard, encoding, rows[shard.split], codes)
+
+
+def encoded(case: Literal["quickstart", "paper_dvae"] = "quickstart", pairs: int = 5, steps: int = 60) -> None:
+    """Compares training from codes with training from pixels.
+
+    Args:
+        case: the quickstart, or its transformer on the 32x32 codes of the paper's dVAE at 256 pixels in batches of 2.
+        pairs: fits of each kind.
+        steps: of each fit.
+    """
+    dvae = DVAE(quickstart_dvae() if case == "quickstart" else DVAEConfig())
+    watches: dict[str, list[Any]] = {"pixels": [], "codes": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint, codes = folder / "dvae.ckpt", folder / "codes"
+        codes.mkdir()
+        weights = {f"dvae.{key}": value for key, value in dvae.state_dict().items()}
+        torch.save({"state_dict": weights, **dvae_record(dvae)}, checkpoint)
+        write_codes(codes, dvae)
+        fit = [
+            "fit", "--config", "configs/openmoji/quickstart_dalle.yaml", "--model.soft_codes", "false",
+            "--model.dvae_checkpoint", str(checkpoint), "--data.image_size", str(dvae.config.image_size),
+            "--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0",
+            "--trainer.logger.init_args.save_dir", str(folder), "--trainer.callbacks+=benchmarks.encoded.Stopwatch",
+            *(["--data.batch_size", "2"] if case == "paper_dvae" else []),
+        ]  # fmt: skip
+        sources = {
+            "pixels": [],
+            "codes": [
+                "--data.source",
+                "lightning_dalle.data.encoded.EncodedPictures",
+                "--data.source.path",
+                str(codes),
+            ],
+        }
+        for _ in range(pairs):
+            for kind, source in sources.items():
+                callbacks = lightning([*fit, *source]).trainer.callbacks  # type: ignore[attr-defined]
+                [watch] = [callback for callback in callbacks if type(callback).__name__ == "Stopwatch"]
+                watches[kind].append(watch)
+        images = torch.rand(2 if case == "paper_dvae" else 16, 3, *[dvae.config.image_size] * 2)
+    measured = {}
+    for clock, name in enumerate(("wall", "cpu")):
+        rates = {kind: [watch.rate(clock) for watch in of_kind] for kind, of_kind in watches.items()}
+        ratios = [ours / theirs for ours, theirs in zip(rates["codes"], rates["pixels"], strict=True)]
+        measured[name] = {
+            "steps_per_second": {kind: [round(rate, 3) for rate in values] for kind, values in rates.items()},
+            "ratios": [round(ratio, 2) for ratio in ratios],
+            "median_ratio": round(statistics.median(ratios), 2),
+        }
+    result = {
+        "case": case,
+        "steps": steps,
+        **measured,
+        "encoding_milliseconds": round(encoding_milliseconds(dvae, images), 1),
+        "dvae": asdict(dvae.config),
+        "commit": commit(),
+        "machine": machine.describe(),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def encoding_milliseconds(dvae: DVAE, images: torch.Tensor) -> float:
+    """Of a batch, the median of five."""
+    dvae = dvae.eval().to(memory_format=torch.channels_last)
+    times = []
+    with torch.inference_mode():
+        for _ in range(6):
+            begun = time.perf_counter()
+            dvae.encode(images)
+            times.append(1000 * (time.perf_counter() - begun))
+    return statistics.median(times[1:])
+
+
+if __name__ == "__main__":
+    auto_cli(encoded, as_positional=False)
