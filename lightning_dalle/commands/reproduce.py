@@ -38,10 +38,14 @@ def reproduce(
         )
     if reranking is not None and "clip" not in stages:
         raise UserError("candidates are to be reranked, but the recipe has no stage clip")
+    if prompts < 1:
+        raise UserError(f"prompts is {prompts}, but at least 1 composition must be drawn")
+    fits = {name: [word.replace("{run_dir}", str(run_dir)) for word in words] for name, words in stages.items()}
+    for fit in fits.values():
+        _digests(fit)  # a config that is not there is told before the first stage is trained
     finished: dict[str, Any] = {}
-    for name, arguments in stages.items():
-        fit = [argument.replace("{run_dir}", str(run_dir)) for argument in arguments]
-        after = finished["dvae"]["checkpoint"] if name == "dalle" else None
+    for name, fit in fits.items():
+        after = None if name == "dvae" else finished["dvae"]["checkpoint"]
         finished[name] = run_stage(name, fit, run_dir, after)
     report_file = run_dir / "report.json"
     recipe = {
@@ -111,7 +115,7 @@ def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> di
         name: of the stage and of its folder.
         fit: arguments of `fit`.
         run_dir: folder of the run.
-        after: hash of the checkpoint of the stage before, on which this one is built.
+        after: hash of the checkpoint of the dVAE, on which this one is built.
 
     Returns:
         what finished.json holds: the settings, the hash of the checkpoint, and the seconds spent on it.
@@ -135,6 +139,10 @@ def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> di
             )
         print(f"{name}: finished already in {record['seconds']:.0f} s")
         return record
+    if last.exists() and not started.exists():
+        raise UserError(
+            f"{last} was made by something else than this recipe; choose another --run_dir, or delete {folder}"
+        )
     resume = ["--ckpt_path", str(last)] if last.exists() else []
     print(f"{name}: {'going on from ' + str(last) if resume else 'training'}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,13 @@ from torch.optim import AdamW
 
 from lightning_dalle.checkpoints import clip_record
 from lightning_dalle.data.datamodule import Batch
+from lightning_dalle.data.encoded import needs_pictures
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.metrics import Retrieval
 from lightning_dalle.models.clip import CLIP, CLIPConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optimisation import NewOptimizer, configure, is_logged
+from lightning_dalle.training.optimisation import NewOptimizer, configure, is_logged, step_generator
+from lightning_dalle.training.stand_ins import StandIns
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
@@ -28,15 +30,29 @@ class LitCLIP(pl.LightningModule):
     Args:
         config: shape of the two towers; the image size is linked to the data's.
         learning_rate: by optimizer step.
+        stand_ins: train on pictures as a DALL-E will draw them, too.
         optimizer: takes parameter groups; its learning rate is set by the schedule.
+        seed: of the stand-ins.
     """
 
-    def __init__(self, config: CLIPConfig, learning_rate: CosineAnneal, optimizer: OptimizerCallable = AdamW) -> None:
+    def __init__(
+        self,
+        config: CLIPConfig,
+        learning_rate: CosineAnneal,
+        stand_ins: StandIns | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        self.config, self.learning_rate = config, learning_rate
+        self.config, self.learning_rate, self.stand_ins, self.seed = config, learning_rate, stand_ins, seed
         self.optimizer = NewOptimizer(optimizer)
         self.clip = CLIP.new(config)
         self.val_retrieval = Retrieval()
+
+    def setup(self, stage: str) -> None:
+        needs_pictures(self.trainer.datamodule.source)  # type: ignore[attr-defined]
+        if self.stand_ins is not None and stage == "fit":
+            self.stand_ins.check(self.trainer.datamodule.image_size)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         from open_clip.loss import ClipLoss
@@ -45,7 +61,12 @@ class LitCLIP(pl.LightningModule):
         assert isinstance(scale, Tensor)
         # Every process computes the loss of all, with gradients through the gather: DDP's mean of them is that loss's.
         contrastive = ClipLoss(gather_with_grad=True, rank=self.global_rank, world_size=self.trainer.world_size)
-        images, texts = self.clip.embed_images(batch.images), self.clip.embed_texts(batch.captions)
+        seen = batch.images
+        if self.stand_ins is not None:
+            seen = self.stand_ins(
+                seen, step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank)
+            )
+        images, texts = self.clip.embed_images(seen), self.clip.embed_texts(batch.captions)
         with torch.autocast(self.device.type, enabled=False):  # near 100, logits in bf16 are 0.5 apart
             loss: Tensor = contrastive(images.float(), texts.float(), scale.exp())
         if is_logged(self.trainer):

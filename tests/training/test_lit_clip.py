@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch.testing import assert_close
 
+from lightning_dalle.cli import main
 from lightning_dalle.evaluation.metrics import Retrieval
+from lightning_dalle.models.clip import CLIPConfig
+from lightning_dalle.schedules import CosineAnneal
+from lightning_dalle.training.lit_clip import LitCLIP
 
 ALL = ("image_to_text_r1", "image_to_text_r5", "text_to_image_r1", "text_to_image_r5")
 
@@ -26,7 +31,7 @@ def weights_after(config: Path, folder: Path, *more: str) -> dict[str, torch.Ten
         sys.executable, "-m", "lightning_dalle", "fit", "--config", str(file), "--trainer.max_steps", "3",
         "--trainer.logger.init_args.save_dir", str(folder), "--model.optimizer", "torch.optim.SGD",
         "--model.learning_rate.start", "0.05", "--model.learning_rate.end", "0.05",
-        "--model.learning_rate.warmup_steps", "0", *more,
+        "--model.learning_rate.warmup_steps", "0", "--model.stand_ins", "null", *more,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -64,3 +69,27 @@ def test_pairs_found_again() -> None:
     near = torch.eye(8) + 0.5 * torch.eye(8).roll(1, 0)
     found.update(images, near)
     assert found.compute()["image_to_text_r1"] == pytest.approx(1)
+
+
+def test_it_learns_from_stand_ins(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    """The same steps on the real pictures alone end elsewhere."""
+    folder = ["--trainer.logger.init_args.save_dir", str(tmp_path)]
+    main(["fit", "--config", str(tiny_run["clip"]), *folder, "--model.stand_ins", "null"])
+    without, learned = (
+        torch.load(run / "clip/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in (tmp_path, tiny_run["clip"].parent)
+    )
+    assert without.keys() == learned.keys(), "the dVAE is no part of the CLIP"
+    assert not torch.equal(without["clip.network.visual.conv1.weight"], learned["clip.network.visual.conv1.weight"])
+
+
+@pytest.mark.parametrize(("begun", "kept"), [(9.0, math.log(100)), (-1.0, 0.0), (3.0, 3.0)])
+def test_the_logit_scale_is_clamped_after_a_step(begun: float, kept: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pl.LightningModule, "optimizer_step", lambda *args, **kwargs: None)
+    config = CLIPConfig(image_size=16, patch_size=8, vision_width=16, vision_layers=1, text_width=16, text_layers=1,
+                        head_width=8, embed_dim=8, text_len=8)  # fmt: skip
+    module = LitCLIP(config, CosineAnneal(start=1e-3, end=1e-4, num_steps=4))
+    with torch.no_grad():
+        module.clip.network.logit_scale.fill_(begun)
+    module.optimizer_step()
+    assert float(module.clip.network.logit_scale) == pytest.approx(kept)
