@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_dalle.checkpoints import check_fit, load_dalle, load_dvae
-from lightning_dalle.data.transforms import image_transform
+from lightning_dalle.data.transforms import to_image
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.inference.ranking import best_first, scored
@@ -88,7 +88,7 @@ class TextToImage:
         path = Path(path)
         stages = {stage: path / stage / "checkpoints" / "last.ckpt" for stage in ("dalle", "clip")}
         if path.is_dir() and not stages["dalle"].is_file():
-            raise UserError(f"{path} is no finished run of a recipe: there is no {stages['dalle']}")
+            raise UserError(f"{path} is no run of a recipe with a DALL-E: there is no {stages['dalle']}")
         loaded = load_dalle(stages["dalle"] if path.is_dir() else path)
         if dvae is not None:
             other = load_dvae(dvae)
@@ -143,7 +143,7 @@ class TextToImage:
         """
         grid = self.dvae.config.grid
         rows = max(1, 15 * grid // 32) if rows is None else rows
-        pixels = image_transform(self.dvae.config.image_size)(image)
+        pixels = to_image(image, self.dvae.config.image_size)
         return Given(self.top_rows(pixels, rows), pixels[:, : rows * self.dvae.config.downsampling])
 
     def __call__(

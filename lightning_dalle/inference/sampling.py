@@ -76,17 +76,21 @@ def sample(
     u = uniforms(seeds, image_len).to(device)
     caches = model.transformer.new_caches()
 
-    def embed(first: int, end: int) -> Tensor:
-        known = codes[:, first:end]
-        return model.embed_codes(torch.cat([known, known]) if is_guided else known, first)
-
-    unread = torch.cat([model.embed_text(text_tokens), embed(0, n)], dim=1)
+    # What the pictures begin with is read once for all that share it: 512 candidates have one caption.
+    known = torch.cat([codes[:, :n], codes[:, :n]]) if is_guided else codes[:, :n]
+    begun, of = torch.cat([text_tokens, known], dim=1).unique(dim=0, return_inverse=True)
+    begun_text, begun_codes = begun.split([text_tokens.shape[1], n], dim=1)
+    unread = torch.cat([model.embed_text(begun_text), model.embed_codes(begun_codes)], dim=1)
     for i in range(n, image_len):
         logits = model.next_code(unread, caches).float()  # (b or 2b, k)
+        if i == n:
+            logits = logits[of]
+            for cache in caches:
+                cache.take(of)
         if is_guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + options.guidance * (conditional - unconditional)
         codes[:, i] = draw(filter_logits(logits, options), u[:, i])
-        unread = embed(i, i + 1)
+        unread = model.embed_codes(torch.cat([codes[:, i : i + 1]] * (1 + is_guided)), i)
         on_code()
     return codes.view(b, grid, grid)

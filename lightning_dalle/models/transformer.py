@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_dalle.errors import UserError
@@ -60,6 +60,12 @@ class KVCache:
         self.values[:, :, start : self.length] = v
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
+    def take(self, of: Int[Tensor, " m"]) -> None:
+        """Goes on with m streams, each beginning as the one that it is given the index of."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys, self.values = self.keys[of], self.values[of]
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention under a mask; one softmax over all that a query sees (paper, footnote 7)."""
@@ -79,10 +85,11 @@ class SelfAttention(nn.Module):
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (b, h, n, d / h)
         start = 0
-        # A CPU's attention kernel takes more than twice as long in 16 bits as in 32, and its norm is fused in 32 only.
-        dtype = torch.promote_types(v.dtype, torch.float32) if x.device.type == "cpu" else v.dtype
+        # A CPU's attention kernel takes more than twice as long in 16 bits as in 32; a norm's weights are never in 16.
+        wide = torch.promote_types(v.dtype, torch.float32)
+        dtype = wide if x.device.type == "cpu" else v.dtype
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = self.norm_q(q.to(dtype)).to(dtype), self.norm_k(k.to(dtype)).to(dtype), v.to(dtype)
+            q, k, v = self.norm_q(q.to(wide)).to(dtype), self.norm_k(k.to(wide)).to(dtype), v.to(dtype)
             if cache is not None:
                 start = cache.length
                 k, v = cache.append(k, v, capacity=len(self.mask))  # (b, h, s, d / h)

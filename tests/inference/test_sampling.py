@@ -73,14 +73,18 @@ def test_greedy_codes_are_the_likeliest_of_the_full_forward(dalle: DALLE, text_t
     assert torch.equal((without + guidance * (logits - without)).argmax(-1), codes)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_given_rows_are_kept_and_seen(dalle: DALLE, text_tokens: Tensor, codes: Tensor, rows: int) -> None:
+def test_given_rows_are_kept_and_seen(
+    dalle: DALLE, text_tokens: Tensor, codes: Tensor, rows: int, guidance: float
+) -> None:
     given = codes[:, : 4 * rows]
-    options = SamplingOptions(top_k=1, guidance=2.0)
+    options = SamplingOptions(top_k=1, guidance=guidance)
     made = sample(dalle, text_tokens, [0, 1, 2], options, given).flatten(1)
     assert torch.equal(made[:, : 4 * rows], given)
     logits, without = dalle(text_tokens, made).image, dalle(dalle.null_caption(3), made).image
-    assert torch.equal((2 * logits - without).argmax(-1)[:, 4 * rows :], made[:, 4 * rows :])
+    guided = without + guidance * (logits - without)
+    assert torch.equal(guided.argmax(-1)[:, 4 * rows :], made[:, 4 * rows :])
 
 
 def test_progress_is_told_of_each_code(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
@@ -93,3 +97,16 @@ def test_progress_is_told_of_each_code(dalle: DALLE, text_tokens: Tensor, codes:
 def test_impossible_options_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         SamplingOptions(**values)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_what_pictures_begin_with_is_read_once(dalle: DALLE, text_tokens: Tensor, guidance: float) -> None:
+    """Candidates of two captions, two of them completions of one beginning; those of one caption share its reading."""
+    read: list[tuple[int, int]] = []
+    dalle.transformer.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape[:2])))
+    tokens = text_tokens[[0, 1, 0, 0, 1]]
+    given = torch.randint(11, (1, 4)).expand(5, -1)
+    sample(dalle, tokens, list(range(5)), SamplingOptions(guidance=guidance), given)
+    sets = 1 if guidance == 1.0 else 2
+    assert read[0] == (2 + sets - 1, 7 + 4)
+    assert read[1:] == [(5 * sets, 1)] * 11
