@@ -8,7 +8,18 @@ import yaml
 
 PACKAGE = Path("lightning_dalle")
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"errors", "schedules", "tokenizer", "pictures", "machine", "inference.options", "data.openmoji"}
+LEAVES = {
+    "errors",
+    "schedules",
+    "tokenizer",
+    "pictures",
+    "machine",
+    "inference.options",
+    "data.openmoji",
+    "data.captions",
+    "data.filters",
+    "data.language",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,6 +1,5 @@
 """Every config in the repo is parsed, and what it states agrees with itself."""
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -8,15 +7,18 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_dalle.cli import lightning
+from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.evaluation.protocol import Protocol
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.training.encoding import CodesWriter
 from lightning_dalle.training.evaluation import Evaluation
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 RECIPES = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())]
 PROTOCOLS = sorted(Path("configs/protocols").glob("*.yaml"))
 EVALS = sorted(Path("configs").rglob("eval*.yaml"))
-FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS)]
+ENCODINGS = sorted(Path("configs").rglob("encode.yaml"))
+DATA = sorted(Path("configs/data").glob("*.yaml"))
+FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS, *ENCODINGS, *DATA)]
 
 
 @pytest.mark.parametrize("path", FITS, ids=str)
@@ -41,15 +43,46 @@ def test_test_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert evaluation.protocol.name in (path.parent.name, f"{path.parent.name}_zero_shot")
 
 
+@pytest.mark.parametrize("path", ENCODINGS, ids=str)
+def test_predict_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_lightning.cli import LightningCLI
+
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    cli = lightning(["predict", "--config", str(path), "--trainer.accelerator", "cpu"])
+    [writer] = [found for found in cli.trainer.callbacks if isinstance(found, CodesWriter)]  # type: ignore[attr-defined]
+    assert set(writer.crops) == {"train", "val"}
+    assert cli.config.predict.return_predictions is False, "all codes of all pictures would be kept in memory"
+
+
+@pytest.mark.parametrize("path", DATA, ids=str)
+def test_data_takes_the_place_of_a_fits_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_lightning.cli import LightningCLI
+
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    cli = lightning(
+        ["fit", "--config", "configs/coco/dvae.yaml", "--config", str(path), "--trainer.accelerator", "cpu"]
+    )
+    wanted = yaml.safe_load(path.read_text())["data"]["source"]
+    source = cli.datamodule.source
+    assert type(source).__name__ == wanted["class_path"].rpartition(".")[2]
+    for name, value in wanted["init_args"].items():
+        assert name == "sources" or getattr(source, name) == value
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=str)
-def test_recipe_names_configs_that_are_there(path: Path) -> None:
-    recipe = yaml.safe_load(path.read_text())
-    assert set(recipe) <= {"run_dir", "stages", "prompts", "sampling", "reranking"}
-    SamplingOptions(**recipe.get("sampling", {}))
-    for arguments in recipe["stages"].values():
-        files = [Path(value) for option, value in itertools.pairwise(arguments) if option == "--config"]
-        assert files
-        assert all(file in FITS for file in files)
+def test_every_stage_of_a_recipe_is_accepted_with_its_overrides(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_lightning.cli import LightningCLI
+
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    parser = ArgumentParser()
+    parser.add_function_arguments(reproduce)
+    recipe = parser.instantiate(parser.parse_path(path))
+    assert recipe.reranking is None or "clip" in recipe.stages
+    kinds = {"dvae": "LitDVAE", "dalle": "LitDALLE", "clip": "LitCLIP"}
+    for name, arguments in recipe.stages.items():
+        fit = [argument.replace("{run_dir}", str(recipe.run_dir)) for argument in arguments]
+        cli = lightning(["fit", *fit, "--trainer.accelerator", "cpu"])
+        assert type(cli.model).__name__ == kinds[name]
 
 
 @pytest.mark.parametrize("path", PROTOCOLS, ids=str)

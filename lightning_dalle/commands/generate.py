@@ -11,6 +11,9 @@ from typing import Any
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
 
+MOST_ROWS = 64
+"""Of eight pictures each, on the sheet: a file of thousands of prompts would not fit into memory."""
+
 
 def generate(
     checkpoint: Path,
@@ -45,7 +48,8 @@ def generate(
         rows: rows of codes that are kept of the picture; 15 of 32 of the grid's if not given, as in Fig. 14.
         paste: put the picture's own pixels back in place of the dVAE's reconstruction of what is kept.
         dvae: another dVAE checkpoint to decode with.
-        out: folder for the pictures; it must not hold any of the same name. All of them on one sheet are beside it.
+        out: folder for the pictures; it must not hold any of the same name. The first of them on one sheet are beside
+            it.
         batch_size: pictures made at once.
         device: cpu, cuda, ..., or auto for the GPU if there is one.
     """
@@ -113,10 +117,11 @@ def generate(
                     "attribution": pipeline.attribution,
                 }
                 file.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-            sheet += [[picture.image for picture in pictures[i : i + 8]] for i in range(0, kept, 8)]
-            titles += [prompt, *[""] * (len(sheet) - len(titles) - 1)]
+            if len(sheet) < MOST_ROWS:
+                sheet += [[picture.image for picture in pictures[i : i + 8]] for i in range(0, kept, 8)]
+                titles += [prompt, *[""] * (len(sheet) - len(titles) - 1)]
     save(captioned_grid(sheet, titles), overview, pipeline.attribution)
-    print(f"{len(of_all)} pictures in {out}, all of them on {overview}")
+    print(f"{len(of_all)} pictures in {out}; {overview} shows {'them' if len(sheet) < MOST_ROWS else 'the first'}")
 
 
 def _prompts(prompts: list[str] | None, prompt_file: Path | None) -> list[str]:
@@ -147,10 +152,9 @@ def _slug(prompt: str) -> str:
 
 
 def _open(path: Path) -> Any:
-    from PIL import Image
+    from lightning_dalle.data.reading import Unreadable, read_picture
 
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL is known to raise
+        return read_picture({"bytes": None, "path": str(path)})
+    except Unreadable as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from error

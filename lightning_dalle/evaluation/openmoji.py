@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_dalle.data.openmoji import OpenMoji
-from lightning_dalle.data.transforms import image_transform
+from lightning_dalle.data.transforms import to_image
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.image_sets import Pictures, read_pictures
 from lightning_dalle.evaluation.inception import Inception, weights_at_hand
@@ -39,8 +39,9 @@ class Emoji:
         splits = OpenMoji().load(image_size)
         self.rows: Dataset = concatenate_datasets(list(splits.values()))
         self.split_of = [name for name, split in splits.items() for _ in range(len(split))]
-        transform = image_transform(image_size)
-        self.images: Float[Tensor, "n 3 h w"] = torch.stack([transform(image) for image in self.rows["image"]])
+        self.images: Float[Tensor, "n 3 h w"] = torch.stack(
+            [to_image(picture, image_size) for picture in self.rows["image"]]
+        )
         self.picture = self.rows["picture"][:]
         self.tones = self.rows["tones"][:]
         self.captions = [captions[0] for captions in self.rows["captions"]]

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lightning_dalle.data.transforms import image_transform
+from lightning_dalle.data.transforms import to_image
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.image_sets import Processes, dataset_pictures, folder_pictures, read_pictures
@@ -58,7 +58,6 @@ def measure(
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(dvae.parameters()).device
-    transform = image_transform(dvae.config.image_size)
     perceptual, why_not = _lpips(device)
     shares: list[dict[str, Any]] = []
     share: dict[str, Any] = {"mse": [], "ssim": [], "lpips": [], "codes": [], "skipped": {}}
@@ -67,7 +66,7 @@ def measure(
         some, names = [], []
         for i in indices[start : start + batch_size]:
             try:
-                some.append(transform(rows[i]["image"]))
+                some.append(to_image(rows[i]["image"], dvae.config.image_size))
                 names.append(f"{i:06d}.png")
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 share["skipped"][str(i)] = str(error)

@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_dalle import machine
 from lightning_dalle.checkpoints import read_checkpoint, weights_digest
+from lightning_dalle.data.captioned import complete
 from lightning_dalle.data.datamodule import CaptionedImageDataModule, Source
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import reconstruction, zero_shot
@@ -165,7 +166,17 @@ class Evaluation(Callback):
             raise UserError(
                 f"the protocol {self.protocol.name} reads the split {name}, but {origin} has {', '.join(splits)}"
             )
-        return splits[name], origin
+        if not isinstance(splits[name], Dataset):
+            raise UserError(
+                f"the protocol {self.protocol.name} counts the pictures of its reference, but {origin} is streamed: "
+                "name the evaluation's `source` as one that is not"
+            )
+        if "image" not in splits[name].column_names:
+            raise UserError(
+                f"the protocol {self.protocol.name} needs pictures, but {origin} has none: name theirs as the "
+                "evaluation's `source`"
+            )
+        return complete(splits[name], f"{origin}, split {name}"), origin
 
     def _count_shared(self, trainer: pl.Trainer, split: Dataset) -> int | None:
         """Reference pictures that were trained on; once, since all training pictures are read for it."""
@@ -174,8 +185,10 @@ class Evaluation(Callback):
             training = None
             if self.trained_on is not None:
                 training = self.trained_on.load(datamodule.image_size)["train"]
-            elif trainer.state.fn == "fit" and datamodule.splits is not None:
-                training = datamodule.splits["train"]
+            elif trainer.state.fn == "fit":
+                training = datamodule.split("train")
+            if not isinstance(training, Dataset) or "image" not in training.column_names:  # streamed, or codes
+                training = None
             self.shared = None if training is None else zero_shot.shared_pictures(training, split)
             self.is_shared_known = True
             if self.shared:

@@ -17,7 +17,7 @@ from lightning_dalle.training.optimisation import decay_groups
 def batch() -> Batch:
     data = CaptionedImageDataModule(OpenMoji(), image_size=32, batch_size=8, text_len=24, vocab_size=512)
     data.setup("fit")
-    return next(iter(data.train_dataloader()))
+    return data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
 
 
 def test_dvae_learns_one_batch_by_heart(batch: Batch) -> None:
