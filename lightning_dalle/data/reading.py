@@ -66,11 +66,9 @@ def picture_size(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) 
 
 
 def _opened(image: Mapping[str, Any] | None, max_pixels: int) -> Image.Image:
-    content = _content(image)
-    if not content:
-        raise Unreadable("zero bytes")
+    encoded = content(image)
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise Unreadable("too many pixels") from error
     except Exception as error:  # as above
@@ -80,7 +78,19 @@ def _opened(image: Mapping[str, Any] | None, max_pixels: int) -> Image.Image:
     return picture
 
 
-def _content(image: Mapping[str, Any] | None) -> bytes:
+def content(image: Mapping[str, Any] | None) -> bytes:
+    """A picture's bytes, of whatever they are.
+
+    Raises:
+        Unreadable: with one of the reasons "without a picture", "zero bytes", "unreadable picture".
+    """
+    encoded = _bytes(image)
+    if not encoded:
+        raise Unreadable("zero bytes")
+    return encoded
+
+
+def _bytes(image: Mapping[str, Any] | None) -> bytes:
     if image is not None and image["bytes"] is not None:
         return image["bytes"]
     if image is None or not image["path"]:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +22,20 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from lightning_dalle.data.reading import Unreadable, content, read_picture, rgb
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.inception import Features, Inception
 from lightning_dalle.evaluation.protocol import Preparation
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
+RECIPE = 2
+"""Of how pictures are opened and prepared; another one makes features that were kept unfit."""
+
 
 def prepare(picture: Image.Image, preparation: Preparation) -> UInt8[Tensor, "3 h w"]:
     """One picture as an image in 0 to 255."""
-    image: Tensor = v2.functional.pil_to_tensor(picture.convert("RGB"))
+    image: Tensor = v2.functional.pil_to_tensor(rgb(picture))
     if preparation.resize == "clean-fid":
         return v2.functional.resize(image, [299, 299], InterpolationMode.BICUBIC, antialias=True)
     if preparation.image_size is None:
@@ -63,7 +67,7 @@ class Pictures(NamedTuple):
     """Where they are from, for messages."""
     names: list[str]
     open: Callable[[int], Image.Image]
-    """The picture of a name, by its index."""
+    """The picture of a name, by its index; raises `Unreadable`."""
     digest: str
     """Hash of all names and contents."""
 
@@ -105,19 +109,16 @@ def folder_pictures(folder: Path) -> Pictures:
     """Those below a folder, named relative to it."""
     paths = pictures_in(folder)
     names = [str(path.relative_to(folder)) for path in paths]
-    return Pictures(str(folder), names, lambda i: Image.open(paths[i]), _digest(names, (p.read_bytes() for p in paths)))
+    images = [{"bytes": None, "path": str(path)} for path in paths]
+    return Pictures(str(folder), names, lambda i: read_picture(images[i]), _digest(names, images))
 
 
 def dataset_pictures(rows: Dataset, origin: str) -> Pictures:
     """Those of a dataset with the columns image and, if it is there, id."""
     names = rows["id"][:] if "id" in rows.column_names else [str(i) for i in range(len(rows))]
     encoded = rows.select_columns("image").cast_column("image", EncodedImage(decode=False))
-
-    def contents() -> Iterator[bytes]:
-        for row in encoded:
-            yield row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-
-    return Pictures(origin, names, lambda i: rows[i]["image"], _digest(names, contents()))
+    digest = _digest(names, (row["image"] for row in encoded))
+    return Pictures(origin, names, lambda i: read_picture(encoded[i]["image"]), digest)
 
 
 def read_pictures(
@@ -148,7 +149,10 @@ def read_pictures(
         UserError: if no picture can be read, or their sizes differ and `preparation` does not change that.
     """
     radii = list(radii)
-    key = {"contents": pictures.digest, "inception": inception.sha256, "radii": radii, **asdict(preparation)}
+    key = {
+        "recipe": RECIPE, "contents": pictures.digest, "inception": inception.sha256, "radii": radii,
+        **asdict(preparation),
+    }  # fmt: skip
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
     def read(rank: int) -> ImageSet:
@@ -202,10 +206,9 @@ def _read_share(
         for i in indices[start : start + batch_size]:
             name = pictures.names[i]
             try:
-                with pictures.open(i) as picture:
-                    images.append(prepare(picture, preparation))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                skipped[name] = str(error)
+                images.append(prepare(pictures.open(i), preparation))
+            except Unreadable as error:
+                skipped[name] = error.reason
                 continue
             names.append(name)
             sizes[f"{images[-1].shape[-1]}x{images[-1].shape[-2]}"] += 1
@@ -227,8 +230,12 @@ def _unpack(stored: dict[str, Any]) -> ImageSet:
     return ImageSet(stored["names"], stored["skipped"], features)
 
 
-def _digest(names: Iterable[str], contents: Iterable[bytes]) -> str:
+def _digest(names: Iterable[str], images: Iterable[Mapping[str, Any] | None]) -> str:
     digest = hashlib.sha256()
-    for name, content in zip(names, contents, strict=True):
-        digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
+    for name, image in zip(names, images, strict=True):
+        try:
+            encoded = content(image)
+        except Unreadable as error:
+            encoded = error.reason.encode()
+        digest.update(name.encode() + b"\0" + hashlib.sha256(encoded).digest())
     return digest.hexdigest()

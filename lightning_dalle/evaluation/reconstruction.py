@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from lightning_dalle.data.reading import Unreadable
 from lightning_dalle.data.transforms import to_image
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.fidelity import fidelity
-from lightning_dalle.evaluation.image_sets import Processes, dataset_pictures, folder_pictures, read_pictures
+from lightning_dalle.evaluation.image_sets import ImageSet, Pictures, Processes, folder_pictures, read_pictures
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.metrics import perplexity
 from lightning_dalle.evaluation.protocol import Protocol
@@ -30,8 +29,7 @@ from lightning_dalle.pictures import save, to_pil
 @torch.no_grad()
 def measure(
     dvae: DVAE,
-    rows: Dataset,
-    origin: str,
+    originals: Pictures,
     folder: Path,
     protocol: Protocol,
     inception: Inception,
@@ -46,8 +44,7 @@ def measure(
 
     Args:
         dvae: in eval mode, on the device to use.
-        rows: with the column image; a picture that cannot be read is passed over and counted.
-        origin: what the data is called, for messages.
+        originals: real pictures; one that cannot be read is passed over and counted.
         folder: where reconstructions are kept, as PNG; of these pictures and this dVAE alone.
         protocol: how both sides are prepared and what is measured.
         inception: the network, on the same device.
@@ -61,15 +58,15 @@ def measure(
     perceptual, why_not = _lpips(device)
     shares: list[dict[str, Any]] = []
     share: dict[str, Any] = {"mse": [], "ssim": [], "lpips": [], "codes": [], "skipped": {}}
-    indices = range(processes.rank, len(rows), processes.world)
+    indices = range(processes.rank, len(originals.names), processes.world)
     for start in range(0, len(indices), batch_size):
         some, names = [], []
         for i in indices[start : start + batch_size]:
             try:
-                some.append(to_image(rows[i]["image"], dvae.config.image_size))
+                some.append(to_image(originals.open(i), dvae.config.image_size))
                 names.append(f"{i:06d}.png")
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                share["skipped"][str(i)] = str(error)
+            except Unreadable as error:
+                share["skipped"][originals.names[i]] = error.reason
         if some:
             images = torch.stack(some).to(device)
             codes = dvae.encode(images)
@@ -92,18 +89,18 @@ def measure(
         shares = [torch.load(folder / f"share.{rank}.pt", weights_only=True) for rank in range(processes.world)]
     joined = {name: [value for each in shares for value in each[name]] for name in ("mse", "ssim", "lpips")}
     if not joined["mse"]:
-        raise UserError(f"none of the {len(rows)} pictures of {origin} can be read")
+        raise UserError(f"none of the {len(originals.names)} pictures of {originals.origin} can be read")
     if not all(math.isfinite(value) for value in joined["mse"]):
         raise UserError("the dVAE's reconstructions are no numbers: it diverged in training")
     counts = torch.stack([counts for each in shares for counts in each["codes"]]).sum(0)
     skipped = {name: reason for each in shares for name, reason in each["skipped"].items()}
 
-    def read(pictures: Any) -> Any:
+    def read(pictures: Pictures) -> ImageSet:
         return read_pictures(
             pictures, inception, protocol.preparation, protocol.blur_radii, batch_size, cache_dir, processes=processes
         )
 
-    generated, reference = read(folder_pictures(folder)), read(dataset_pictures(rows, origin))
+    generated, reference = read(folder_pictures(folder)), read(originals)
     if processes.rank > 0:
         return {}  # the figures are the first process's to take
     return {
@@ -119,7 +116,7 @@ def measure(
         "pictures": len(joined["mse"]),
         "skipped": len(skipped),
         "first_skipped": dict(list(skipped.items())[:10]),
-        "reference": {"data": origin, "split": protocol.drawing.split},
+        "reference": {"data": originals.origin, "split": protocol.drawing.split},
     }
 
 

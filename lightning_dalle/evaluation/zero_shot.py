@@ -4,6 +4,7 @@ and the figures (paper, section 3.1 and Fig. 9).
 Knows a pipeline, a scorer and files. Knows nothing of training or of how results are shown.
 """
 
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ from datasets import Dataset
 from datasets import Image as EncodedImage
 from PIL import Image
 
+from lightning_dalle.data.reading import Unreadable, content
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.image_sets import (
@@ -252,13 +254,13 @@ def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
 def shared_pictures(training: Dataset, reference: Dataset) -> int:
     """How many reference pictures are, byte for byte, in the training data too."""
     known = set(_content_hashes(training))
-    return sum(content in known for content in _content_hashes(reference))
+    return sum(found in known for found in _content_hashes(reference))
 
 
 def _content_hashes(rows: Dataset) -> Iterator[bytes]:
     for row in rows.select_columns("image").cast_column("image", EncodedImage(decode=False)):
-        content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-        yield hashlib.sha256(content).digest()
+        with contextlib.suppress(Unreadable):
+            yield hashlib.sha256(content(row["image"])).digest()
 
 
 def first_pictures(folder: Path, size: int, count: int) -> list[Image.Image]:

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from datasets import Dataset
+from datasets import Image as EncodedImage
 from PIL import Image, ImageOps
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -25,6 +26,7 @@ from lightning_dalle import machine
 from lightning_dalle.checkpoints import read_checkpoint, weights_digest
 from lightning_dalle.data.captioned import complete
 from lightning_dalle.data.datamodule import CaptionedImageDataModule, Source
+from lightning_dalle.data.reading import Unreadable, read_picture
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import reconstruction, zero_shot
 from lightning_dalle.evaluation.image_sets import Processes, dataset_pictures
@@ -156,7 +158,7 @@ class Evaluation(Callback):
             show(trainer.logger.experiment, step)
 
     def reference(self, trainer: pl.Trainer) -> tuple[Dataset, str]:
-        """The split of the reference, and what its data is called."""
+        """The split of the reference, its pictures undecoded, and what its data is called."""
         datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         source = self.source or datamodule.source
         splits = source.load(datamodule.image_size)
@@ -176,7 +178,8 @@ class Evaluation(Callback):
                 f"the protocol {self.protocol.name} needs pictures, but {origin} has none: name theirs as the "
                 "evaluation's `source`"
             )
-        return complete(splits[name], f"{origin}, split {name}"), origin
+        rows = complete(splits[name], f"{origin}, split {name}")
+        return rows.cast_column("image", EncodedImage(decode=False)), origin
 
     def _count_shared(self, trainer: pl.Trainer, split: Dataset) -> int | None:
         """Reference pictures that were trained on; once, since all training pictures are read for it."""
@@ -352,10 +355,11 @@ class ReconstructionEvaluation(Evaluation):
             raise UserError(f"reconstructions are made by a dVAE, but the model is a {type(pl_module).__name__}")
         originals = zero_shot.choose_reference(split, self.protocol)
         weights = weights_digest(pl_module.dvae)
-        folder = self._folder(weights, dataset_pictures(originals, origin).digest)
+        pictures = dataset_pictures(originals, origin)
+        folder = self._folder(weights, pictures.digest)
         with progress("Reconstructing pictures") as on_progress:
             figures = reconstruction.measure(
-                pl_module.dvae, originals, origin, folder, self.protocol, inception, self.batch_size, self.cache_dir,
+                pl_module.dvae, pictures, folder, self.protocol, inception, self.batch_size, self.cache_dir,
                 on_progress, processes,
             )  # fmt: skip
 
@@ -376,9 +380,9 @@ class ReconstructionEvaluation(Evaluation):
 
 
 def shown(rows: Dataset, place: int | None) -> Image.Image:
-    """The middle square of a row's picture; white where there is none, or none that can be read."""
+    """The middle square of a row's picture, undecoded; white where there is none, or none that can be read."""
     if place is not None:
-        with contextlib.suppress(OSError, SyntaxError, ValueError):
-            picture = rows[place]["image"].convert("RGB")
+        with contextlib.suppress(Unreadable):
+            picture = read_picture(rows[place]["image"])
             return ImageOps.fit(picture, (min(picture.size),) * 2)
     return Image.new("RGB", (32, 32), "white")

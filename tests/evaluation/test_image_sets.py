@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from datasets import Features as Columns
 from datasets import Image as EncodedImage
 from PIL import Image
 
@@ -57,9 +58,10 @@ def test_unreadable_pictures_are_named_and_the_others_kept(network: Inception, t
     draw(tmp_path, "abc")
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
     (tmp_path / "bb.jpg").write_text("no picture")
+    (tmp_path / "d.png").touch()
     found = read(tmp_path, network, Preparation(image_size=32), batch_size=2)
     assert found.names == ["a.png", "c.png"]
-    assert set(found.skipped) == {"b.png", "bb.jpg"}
+    assert found.skipped == {"b.png": "unreadable picture", "bb.jpg": "unreadable picture", "d.png": "zero bytes"}
     assert found.features[0].pool[:, 0].tolist() == [0, 20]
 
 
@@ -105,6 +107,29 @@ def test_a_dataset_gives_what_a_folder_of_its_pictures_gives(network: MeanColour
     assert found.names == ["7", "8", "9"]
     expected = read(tmp_path, network, Preparation(image_size=32))
     assert torch.equal(found.features[0].pool, expected.features[0].pool)
+
+
+def test_strangers_pictures_are_what_a_viewer_shows(network: Inception, tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    Image.new("I;16", (32, 32), 40_000).save(tmp_path / "b.png")
+    lying, exif = Image.new("RGB", (64, 32), "white"), Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to view
+    lying.save(tmp_path / "c.png", exif=exif)
+    pictures = folder_pictures(tmp_path)
+    assert [prepare(pictures.open(i), Preparation(image_size=None)).shape for i in range(3)] == [
+        (3, 32, 32), (3, 32, 32), (3, 64, 32),
+    ]  # fmt: skip
+    assert read(tmp_path, network, Preparation(image_size=32)).features[0].pool[:, 0].tolist() == [255, 156, 255]
+
+
+def test_a_dataset_s_pictures_may_be_undecoded_missing_or_empty(network: Inception, tmp_path: Path) -> None:
+    draw(tmp_path, "a")
+    images = [{"bytes": (tmp_path / "a.png").read_bytes()}, {"bytes": b""}, {"path": str(tmp_path / "lost.png")}, None]
+    images = [image and {"bytes": None, "path": None, **image} for image in images]
+    rows = Dataset.from_dict({"image": images}, features=Columns(image=EncodedImage(decode=False)))
+    found = read_pictures(dataset_pictures(rows, "the test's"), network, Preparation(image_size=32))
+    assert found.names == ["0"]
+    assert found.skipped == {"1": "zero bytes", "2": "without a picture", "3": "without a picture"}
 
 
 def test_pictures_of_several_sizes_need_one_to_be_brought_to(network: Inception, tmp_path: Path) -> None:
