@@ -14,7 +14,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from shrunk import add_scorer, shrunk  # noqa: E402
+from shrunk import add_scorer, pictures, shrunk  # noqa: E402
 
 from lightning_dalle.checkpoints import dalle_record, dvae_record  # noqa: E402
 from lightning_dalle.models.dalle import DALLE, DALLEConfig  # noqa: E402
@@ -181,6 +181,6 @@ def sweep_run(coco_run: Path, real_data: Path, full_weights: Path, tmp_path_fact
         preparation={"image_size": 32}, blur_radii=[0, 2], reference_count=8, fidelity={"isc_splits": 2},
         drawing={"captions": {"count": 6}, "candidates": [1, 3]},
     )  # fmt: skip
-    add_scorer(config)
+    add_scorer(config, trained_on=pictures(real_data / "coco", train="validation"))
     main(["test", "--config", str(config), "--ckpt_path", str(coco_run / "dalle" / "checkpoints" / "last.ckpt")])
     return folder

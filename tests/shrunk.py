@@ -62,3 +62,9 @@ def add_scorer(config: Path, **arguments: Any) -> None:
     arguments["scorer"] = {"class_path": "shrunk.Redness"}
     settings["trainer"]["callbacks"][0]["init_args"] |= arguments
     config.write_text(yaml.safe_dump(settings))
+
+
+def pictures(data: Path, **splits: str) -> dict[str, Any]:
+    """A source in a config."""
+    kind = "lightning_dalle.data.captioned.CaptionedPictures"
+    return {"class_path": kind, "init_args": {"path": str(data), "splits": splits}}

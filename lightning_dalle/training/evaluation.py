@@ -77,13 +77,13 @@ class Evaluation(Callback):
         self.inception, self.samples_dir, self.results_dir = inception, samples_dir, results_dir
         self.cache_dir, self.batch_size = cache_dir.expanduser(), batch_size
         self.validations = 0
-        self.shared: int | None = None
-        self.is_shared_known = False
+        self.shared: dict[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "test" or (stage == "fit" and self.every_n_validations):  # a mistake is told before hours of work
             self.inception = find_weights(self.inception)
             self.check(self.reference(trainer)[0])
+            self.training, self.why_not_compared = self._training(trainer)
 
     def check(self, split: Dataset) -> None:
         """Raises a UserError if the protocol cannot be kept with these reference pictures and captions."""
@@ -138,7 +138,7 @@ class Evaluation(Callback):
             "kind": self.kind,
             "protocol": asdict(self.protocol),
             **figures,
-            "reference_pictures_in_training_data": self._count_shared(trainer, split),
+            "reference_pictures_in_training_data": self._count_shared(zero_shot.choose_reference(split, self.protocol)),
             "measured_by_the_model": measured,
             "step": step,
             "checkpoint": {"file": checkpoint.name, "sha256": sha256(checkpoint)} if checkpoint else None,
@@ -181,21 +181,33 @@ class Evaluation(Callback):
         rows = complete(splits[name], f"{origin}, split {name}")
         return rows.cast_column("image", EncodedImage(decode=False)), origin
 
-    def _count_shared(self, trainer: pl.Trainer, split: Dataset) -> int | None:
+    def _training(self, trainer: pl.Trainer) -> tuple[Dataset | None, str | None]:
+        """The pictures that were trained on, or why the reference's cannot be looked for among them."""
+        datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if self.trained_on is not None:
+            splits = self.trained_on.load(datamodule.image_size)
+            if "train" not in splits:
+                raise UserError(f"the evaluation's trained_on needs a split train, but it has {', '.join(splits)}")
+            rows = splits["train"]
+        elif trainer.state.fn == "fit":
+            rows = datamodule.split("train")
+        else:
+            return None, "the evaluation's trained_on is not given"
+        if not isinstance(rows, Dataset):
+            return None, "the training data is streamed"
+        if "image" not in rows.column_names:
+            return None, "the training data has codes and no pictures"
+        return rows, None
+
+    def _count_shared(self, reference: Dataset) -> dict[str, Any]:
         """Reference pictures that were trained on; once, since all training pictures are read for it."""
-        if not self.is_shared_known:
-            datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            training = None
-            if self.trained_on is not None:
-                training = self.trained_on.load(datamodule.image_size)["train"]
-            elif trainer.state.fn == "fit":
-                training = datamodule.split("train")
-            if not isinstance(training, Dataset) or "image" not in training.column_names:  # streamed, or codes
-                training = None
-            self.shared = None if training is None else zero_shot.shared_pictures(training, split)
-            self.is_shared_known = True
-            if self.shared:
-                print(f"caution: {self.shared} of the {len(split)} reference pictures are in the training data too")
+        if self.training is None:
+            return {"value": None, "refused": self.why_not_compared}
+        if self.shared is None:
+            count = zero_shot.shared_pictures(self.training, reference)
+            self.shared = {"value": count, "of": len(reference)}
+            if count:
+                print(f"caution: {count} of the {len(reference)} reference pictures are in the training data too")
         return self.shared
 
     def _folder(self, *depends_on: object) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from shrunk import add_scorer, shrunk
+from shrunk import add_scorer, pictures, shrunk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dalle.cli import main
@@ -55,7 +55,7 @@ def test_a_fit_on_real_photos_evaluates_what_it_draws(coco_run: Path) -> None:
     assert measured["fid"]["value"] > 0
     assert "biased" in measured["fid"]["caution"]
     assert measured["inception_score"]["refused"]
-    assert result["reference_pictures_in_training_data"] == 0
+    assert result["reference_pictures_in_training_data"] == {"value": 0, "of": 12}
     assert result["step"] == 4
     assert result["captions_with_a_reference_picture"] == 6
     logged = EventAccumulator(str(coco_run / "dalle"), size_guidance={"images": 0}).Reload().Tags()
@@ -90,6 +90,8 @@ def test_cub_fits_and_is_tested_on_a_folder_of_its_shape(birds: Path, pool_weigh
     main(["test", "--config", str(config), "--ckpt_path", str(run / "dalle" / "checkpoints" / "last.ckpt")])
     result = result_of(run / "results")
     assert result["captions"] == 8
+    refused = {"value": None, "refused": "the evaluation's trained_on is not given"}
+    assert result["reference_pictures_in_training_data"] == refused
     assert result["reference"] == {
         "data": str(birds), "split": "val", "pictures": 5, "skipped": 0, "first_skipped": {},
     }  # fmt: skip
@@ -109,6 +111,7 @@ def test_the_blur_and_the_rerank_sweep_of_a_test(sweep_run: Path) -> None:
     assert set(one["by_blur_radius"]) == {"0", "2"}
     assert one["by_blur_radius"]["0"]["inception_score"]["value"] >= 1
     assert result["measured_by_the_model"]["val/bits_per_code"] > 0
+    assert result["reference_pictures_in_training_data"] == {"value": 8, "of": 8}  # it says that it trained on val
     logged = EventAccumulator(str(sweep_run / "eval"), size_guidance={"images": 0}).Reload()
     assert {f"zero_shot_coco_zero_shot/{name}" for name in ("over_blur_radius", "over_candidates", "samples")} <= set(
         logged.Tags()["images"]
@@ -201,14 +204,16 @@ def test_a_dalle_s_evaluation_refuses_a_dvae_and_a_split_that_is_not_there(
 ) -> None:
     dvae = str(coco_run / "dvae" / "checkpoints" / "last.ckpt")
     dalle = str(coco_run / "dalle" / "checkpoints" / "last.ckpt")
-    config = shrunk(
-        Path("configs/coco/eval.yaml"), tmp_path, real_data / "coco", pool_weights, drawing={"split": "test"}
-    )
-    for checkpoint, sentence in (
-        (dvae, "another kind of model"),
-        (dalle, "the protocol coco_zero_shot reads the split test, but"),
+    data = real_data / "coco"
+    config = shrunk(Path("configs/coco/eval.yaml"), tmp_path, data, pool_weights, drawing={"split": "test"})
+    untrained = shrunk(Path("configs/coco/eval.yaml"), tmp_path / "untrained", data, pool_weights)
+    add_scorer(untrained, trained_on=pictures(data, val="validation"))
+    for file, checkpoint, sentence in (
+        (config, dvae, "another kind of model"),
+        (config, dalle, "the protocol coco_zero_shot reads the split test, but"),
+        (untrained, dalle, "the evaluation's trained_on needs a split train, but it has val"),
     ):
         with pytest.raises(SystemExit) as ended:
-            main(["test", "--config", str(config), "--ckpt_path", checkpoint])
+            main(["test", "--config", str(file), "--ckpt_path", checkpoint])
         assert ended.value.code == 2
         assert sentence in " ".join(capsys.readouterr().err.split())
