@@ -1,12 +1,16 @@
 """What is written beside every number, and how: hashes, the commit, files that are there whole or not at all."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from lightning_dalle.errors import UserError
 
 
 def sha256(file: Path) -> str:
@@ -39,3 +43,16 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
     with whole(path) as partial:
         partial.write_text(text)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record that is there whole or not at all.
+
+    Raises:
+        UserError: if a number in it is none: JSON has no such thing, and a figure must not be.
+    """
+    try:
+        text = json.dumps(record, indent=2, default=str, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path} is not written, since a figure in it is no number: {error}") from error
+    write_whole(path, text + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import Reranking, SamplingOptions
-from lightning_dalle.records import commit, sha256, write_whole
+from lightning_dalle.records import commit, sha256, write_json
 
 
 def reproduce(
@@ -103,7 +103,7 @@ def reproduce(
         "seconds_of_fidelity": round(time.time() - before_fidelity, 1),
         "attribution": pipeline.attribution,
     }
-    write_whole(report_file, json.dumps(result, indent=2) + "\n")
+    write_json(report_file, result)
     print(json.dumps({"reconstruction": reconstruction, "composition": composition, "clip": clip}, indent=2))
     print(f"finished: look at {run_dir / 'samples.png'}, {report_file} and tensorboard --logdir {run_dir}")
 
@@ -146,7 +146,7 @@ def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> di
     resume = ["--ckpt_path", str(last)] if last.exists() else []
     print(f"{name}: {'going on from ' + str(last) if resume else 'training'}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(started, json.dumps(settings, indent=2) + "\n")
+    write_json(started, settings)
 
     from lightning_dalle.cli import lightning
 
@@ -159,7 +159,7 @@ def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> di
         "seconds": round(time.time() - begun, 1),
         "resumed": bool(resume),
     }
-    write_whole(finished, json.dumps(record, indent=2) + "\n")
+    write_json(finished, record)
     return record
 
 

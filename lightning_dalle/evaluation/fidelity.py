@@ -28,10 +28,10 @@ def fidelity(generated: Features, reference: Features, options: FidelityOptions)
     of FID under a bootstrap and a caution where there are too few images, intervals of 95 % (Wilson) of the shares.
 
     Raises:
-        UserError: if there are fewer than two images on a side, too few for a covariance, or too few for k neighbours.
+        UserError: if there are fewer than four images on a side, too few for KID's draws, or too few for k neighbours.
     """
     counts = {"generated": len(generated.pool), "reference": len(reference.pool)}
-    fewest = max(2, options.neighbours + 1)
+    fewest = max(4, options.neighbours + 1)  # of fewer, KID's draws would be of one image, and no number
     for side, count in counts.items():
         if count < fewest:
             raise UserError(f"there are {count} {side} images, but the measures need at least {fewest}")

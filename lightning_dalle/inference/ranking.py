@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_dalle.inference.scorers import Scorer
+from lightning_dalle.errors import UserError
+from lightning_dalle.inference.scorers import Scorer, identity
 
 
 class Candidate(NamedTuple):
@@ -28,12 +29,19 @@ class Candidate(NamedTuple):
 def scored(
     images: Iterable[Float[Tensor, "3 h w"]], caption: str, scorer: Scorer | None, batch_size: int = 64
 ) -> Iterator[Candidate]:
-    """Candidates of one caption in the order that they come in, scored a batch at a time."""
+    """Candidates of one caption in the order that they come in, scored a batch at a time.
+
+    Raises:
+        UserError: if a score is no number: nothing is better or worse than that.
+    """
     numbered = enumerate(images)
     while batch := list(itertools.islice(numbered, batch_size)):
         scores = [None] * len(batch)
         if scorer is not None:
-            scores = scorer.score(torch.stack([image for _, image in batch]), caption).tolist()
+            found = scorer.score(torch.stack([image for _, image in batch]), caption)
+            if not found.isfinite().all():
+                raise UserError(f"the scorer {identity(scorer)} gives scores of {caption!r} that are no numbers")
+            scores = found.tolist()
         yield from (Candidate(number, image, score) for (number, image), score in zip(batch, scores, strict=True))
 
 

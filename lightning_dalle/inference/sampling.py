@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.models.dalle import DALLE
 
@@ -63,6 +64,9 @@ def sample(
         options: how each code is drawn.
         given: the first n codes of each picture in raster order, kept as they are: an image to complete.
         on_code: called after each drawn code, for a progress bar.
+
+    Raises:
+        UserError: if the model gives logits that are no numbers.
     """
     grid, image_len = model.config.grid, model.config.image_len
     device, b = text_tokens.device, len(text_tokens)
@@ -93,4 +97,6 @@ def sample(
         codes[:, i] = draw(filter_logits(logits, options), u[:, i])
         unread = model.embed_codes(torch.cat([codes[:, i : i + 1]] * (1 + is_guided)), i)
         on_code()
+    if not logits.isfinite().all():  # once, since looking makes a GPU wait; what is no number stays so to the end
+        raise UserError("the transformer's logits are no numbers: it diverged in training")
     return codes.view(b, grid, grid)

@@ -36,7 +36,7 @@ from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.inference.scorers import Scorer, identity
 from lightning_dalle.pictures import captioned_grid, progress, to_array
 from lightning_dalle.plots import scores, sweep
-from lightning_dalle.records import commit, sha256, write_whole
+from lightning_dalle.records import commit, sha256, write_json
 from lightning_dalle.tables import markdown, rows
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
@@ -143,7 +143,7 @@ class Evaluation(Callback):
             "step": step,
             "checkpoint": {"file": checkpoint.name, "sha256": sha256(checkpoint)} if checkpoint else None,
             "inception": {"file": self.inception.name, "sha256": inception.sha256},
-            "config": yaml.safe_load(config.read_text()) if config.is_file() else None,
+            "config": _settings(config) if config.is_file() else None,
             "commit": commit(),
             "machine": machine.describe(),
             "seconds": round(time.time() - begun, 1),
@@ -151,7 +151,7 @@ class Evaluation(Callback):
         results_dir.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y-%m-%d_%H%M%S")
         file = results_dir / f"{stamp}_{self.protocol.name}_{self.kind}_{step}.json"
-        write_whole(file, json.dumps(result, indent=2, default=str) + "\n")
+        write_json(file, result)
         print(markdown([(file.stem, *row) for row in rows(result)]))
         print(f"protocol: {json.dumps(result['protocol'], default=str)}\nwritten to {file}")
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -398,3 +398,8 @@ def shown(rows: Dataset, place: int | None) -> Image.Image:
             picture = read_picture(rows[place]["image"])
             return ImageOps.fit(picture, (min(picture.size),) * 2)
     return Image.new("RGB", (32, 32), "white")
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    """A config as JSON has it; an infinite setting, which is no mistake there, by its name."""
+    return json.loads(json.dumps(yaml.safe_load(config.read_text()), default=str), parse_constant=str)

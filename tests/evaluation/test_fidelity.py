@@ -140,3 +140,5 @@ def test_too_few_images_for_the_measures() -> None:
     few, enough = Features(torch.rand(3, 2048), None), Features(torch.rand(8, 2048), None)
     with pytest.raises(UserError, match="there are 3 generated images, but the measures need at least 4"):
         fidelity(few, enough, FidelityOptions())
+    with pytest.raises(UserError, match="need at least 4"):
+        fidelity(few, enough, FidelityOptions(neighbours=1))

@@ -7,6 +7,7 @@ import torch
 from shrunk import Redness
 from torch import Tensor
 
+from lightning_dalle.errors import UserError
 from lightning_dalle.inference.ranking import best_first, best_of, scored
 
 REDNESS = [0.2, 0.9, 0.1, 0.9, 0.5]
@@ -64,3 +65,13 @@ def test_no_more_images_are_alive_than_two_batches_and_what_is_kept() -> None:
 
     best_first(scored(many(), "a cat", Redness(), batch_size=8), top=4)
     assert most <= 2 * 8 + 4
+
+
+class NoNumber:
+    def score(self, images: Tensor, caption: str) -> Tensor:
+        return torch.full((len(images),), torch.nan)
+
+
+def test_scores_that_are_no_numbers_rank_nothing() -> None:
+    with pytest.raises(UserError, match=r"NoNumber gives scores of 'a cat' that are no numbers"):
+        list(scored(images(), "a cat", NoNumber()))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.inference.sampling import draw, filter_logits, sample, uniforms
 from lightning_dalle.models.dalle import DALLE
@@ -110,3 +111,10 @@ def test_what_pictures_begin_with_is_read_once(dalle: DALLE, text_tokens: Tensor
     sets = 1 if guidance == 1.0 else 2
     assert read[0] == (2 + sets - 1, 7 + 4)
     assert read[1:] == [(5 * sets, 1)] * 11
+
+
+def test_logits_that_are_no_numbers_draw_nothing(dalle: DALLE, text_tokens: Tensor) -> None:
+    with torch.no_grad():
+        next(dalle.transformer.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="diverged in training"):
+        sample(dalle, text_tokens, [0, 1, 2], SamplingOptions())
