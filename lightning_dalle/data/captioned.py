@@ -159,8 +159,8 @@ class CaptionedPictures:
         return {"train": rows.select(of_train), "val": rows.select(of_val)}
 
 
-def complete(rows: Dataset, origin: str) -> Dataset:
-    """Rows with a picture and a caption; the others are counted and logged.
+def complete(rows: Dataset, origin: str) -> tuple[Dataset, Counter[str]]:
+    """Rows with a picture and a caption; the others are logged, and their counts by reason returned.
 
     Raises:
         UserError: if there is none.
@@ -175,12 +175,12 @@ def complete(rows: Dataset, origin: str) -> Dataset:
         else:
             kept.append(i)
     if not skipped:
-        return rows
+        return rows, skipped
     counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
     log.warning("%s: passed over %s, of %d records", origin, counts, len(rows))
     if not kept:
         raise UserError(f"{origin} has no captioned picture among {len(rows)} records: {counts}")
-    return rows.select(kept)
+    return rows.select(kept), skipped
 
 
 def _tar_records(urls: list[str], columns: Columns, stamp: str = "") -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -123,7 +124,7 @@ class Evaluation(Callback):
         begun = time.time()
         processes = Processes(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
         log_dir = Path(trainer.log_dir or ".")  # asks the other processes: all must
-        split, origin = self.reference(trainer)
+        split, origin, passed_over = self.reference(trainer)
         assert self.inception is not None
         inception = Inception(self.inception).to(pl_module.device)
         figures, show = self._figures(pl_module, split, origin, inception, processes)
@@ -138,6 +139,7 @@ class Evaluation(Callback):
             "kind": self.kind,
             "protocol": asdict(self.protocol),
             **figures,
+            "reference": {**figures["reference"], "passed_over": passed_over},
             "reference_pictures_in_training_data": self._count_shared(zero_shot.choose_reference(split, self.protocol)),
             "measured_by_the_model": measured,
             "step": step,
@@ -157,8 +159,10 @@ class Evaluation(Callback):
         if isinstance(trainer.logger, TensorBoardLogger):
             show(trainer.logger.experiment, step)
 
-    def reference(self, trainer: pl.Trainer) -> tuple[Dataset, str]:
-        """The split of the reference, its pictures undecoded, and what its data is called."""
+    def reference(self, trainer: pl.Trainer) -> tuple[Dataset, str, Counter[str]]:
+        """The split of the reference, its pictures undecoded; what its data is called; and, by reason, its records
+        without a picture or a caption, which are left out.
+        """
         datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         source = self.source or datamodule.source
         splits = source.load(datamodule.image_size)
@@ -178,8 +182,8 @@ class Evaluation(Callback):
                 f"the protocol {self.protocol.name} needs pictures, but {origin} has none: name theirs as the "
                 "evaluation's `source`"
             )
-        rows = complete(splits[name], f"{origin}, split {name}")
-        return rows.cast_column("image", EncodedImage(decode=False)), origin
+        rows, passed_over = complete(splits[name], f"{origin}, split {name}")
+        return rows.cast_column("image", EncodedImage(decode=False)), origin, passed_over
 
     def _training(self, trainer: pl.Trainer) -> tuple[Dataset | None, str | None]:
         """The pictures that were trained on, or why the reference's cannot be looked for among them."""

@@ -111,8 +111,9 @@ def test_records_without_a_picture_or_a_caption_are_counted_and_passed_over(
     with (tmp_path / "train" / "metadata.jsonl").open("a") as file:
         file.write('\n{"file_name": "lost.png", "captions": ["a"]}\n{"file_name": "100.jpg", "captions": [" "]}')
     with caplog.at_level(logging.WARNING):
-        rows = complete(load(tmp_path)["train"], "the data")
+        rows, passed_over = complete(load(tmp_path)["train"], "the data")
     assert len(rows) == 4
+    assert passed_over == {"without a picture": 1, "without a caption": 1}
     assert "the data: passed over 1 without a picture, 1 without a caption, of 6 records" in caplog.text
 
 

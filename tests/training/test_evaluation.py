@@ -28,6 +28,9 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.effect_noise((40 + i, 36), 60).convert("RGB").save(folder / split / f"{i}.jpg")
             captions = [f"this bird number {i} has {j} stripes" for j in range(9)] + ["a small bird"]
             lines.append(json.dumps({"file_name": f"{i}.jpg", "description": "\n".join(captions)}))
+        if split == "test":
+            Image.new("RGB", (40, 36)).save(folder / split / "mute.jpg")
+            lines.append(json.dumps({"file_name": "mute.jpg", "description": ""}))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -94,6 +97,7 @@ def test_cub_fits_and_is_tested_on_a_folder_of_its_shape(birds: Path, pool_weigh
     assert result["reference_pictures_in_training_data"] == refused
     assert result["reference"] == {
         "data": str(birds), "split": "val", "pictures": 5, "skipped": 0, "first_skipped": {},
+        "passed_over": {"without a caption": 1},
     }  # fmt: skip
     assert len(list(Path(result["samples"]).glob("best_of_1/*.png"))) == 8
 
