@@ -113,9 +113,22 @@ def folder_pictures(folder: Path) -> Pictures:
     return Pictures(str(folder), names, lambda i: read_picture(images[i]), _digest(names, images))
 
 
+def names_of(rows: Dataset) -> list[str]:
+    """What the picture of each row is called: its id, in a mixture after its source's number, or else the row's number.
+
+    Rows of one name show the same picture.
+    """
+    if "id" not in rows.column_names:
+        return [str(i) for i in range(len(rows))]
+    ids: list[str] = rows["id"][:]
+    if "source" not in rows.column_names:
+        return ids
+    return [f"{source}/{id}" for source, id in zip(rows["source"][:], ids, strict=True)]
+
+
 def dataset_pictures(rows: Dataset, origin: str) -> Pictures:
-    """Those of a dataset with the columns image and, if it is there, id."""
-    names = rows["id"][:] if "id" in rows.column_names else [str(i) for i in range(len(rows))]
+    """Those of a dataset with the column image, a row for each."""
+    names = names_of(rows)
     encoded = rows.select_columns("image").cast_column("image", EncodedImage(decode=False))
     digest = _digest(names, (row["image"] for row in encoded))
     return Pictures(origin, names, lambda i: read_picture(encoded[i]["image"]), digest)
@@ -173,7 +186,7 @@ def read_pictures(
     processes.barrier()
     shares = [mine if rank == processes.rank else read(rank) for rank in range(processes.world)]
     skipped = {name: reason for share in shares for name, reason in share.skipped.items()}
-    if len(skipped) == len(pictures.names):
+    if not any(share.names for share in shares):
         first = next(iter(skipped.items()))
         raise UserError(f"none of the {len(skipped)} pictures in {pictures.origin} can be read; {first[0]}: {first[1]}")
     # Back in the order of the pictures: the Inception Score is split by it.

@@ -26,6 +26,7 @@ from lightning_dalle.evaluation.image_sets import (
     Processes,
     dataset_pictures,
     folder_pictures,
+    names_of,
     read_pictures,
 )
 from lightning_dalle.evaluation.inception import Inception
@@ -49,7 +50,7 @@ def choose_captions(rows: Dataset, choice: Captions) -> list[Prompt]:
     """The captions of a protocol, in order.
 
     Args:
-        rows: with the column captions and, if it is there, id.
+        rows: with the column captions; several of one name are one picture with the captions of all.
         choice: which of them.
 
     Raises:
@@ -58,10 +59,12 @@ def choose_captions(rows: Dataset, choice: Captions) -> list[Prompt]:
     if choice.list is not None:
         prompts = _listed(choice.list)
     else:
-        names = rows["id"][:] if "id" in rows.column_names else [str(i) for i in range(len(rows))]
+        captions_of: dict[str, list[str]] = {}
+        for name, captions in zip(names_of(rows), rows["captions"], strict=True):
+            captions_of.setdefault(name, []).extend(captions)
         rng = random.Random(choice.seed)
         prompts = []
-        for name, captions in zip(names, rows["captions"], strict=True):
+        for name, captions in captions_of.items():
             taken = [rng.choice(captions)] if choice.one_per_picture else captions
             prompts += [Prompt(caption, name) for caption in taken]
         if choice.unique:
@@ -238,13 +241,15 @@ def measure(
 
 def places(rows: Dataset, prompts: list[Prompt]) -> list[int | None]:
     """Which row shows what a prompt's real picture shows; leading zeros of a number do not count."""
-    names = rows["id"][:] if "id" in rows.column_names else [str(i) for i in range(len(rows))]
-    found = {name.lstrip("0"): i for i, name in enumerate(names)}
+    found = {name.lstrip("0"): i for i, name in enumerate(names_of(rows))}
     return [None if prompt.picture is None else found.get(prompt.picture.lstrip("0")) for prompt in prompts]
 
 
 def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
-    """The reference pictures: all of a split, or as many as the protocol says, chosen by its seed."""
+    """The reference pictures, each once: all of a split, or as many as the protocol says, chosen by its seed."""
+    first = {name: i for i, name in reversed(list(enumerate(names_of(rows))))}
+    if len(first) < len(rows):
+        rows = rows.select(sorted(first.values()))
     if protocol.reference_count is None or protocol.reference_count >= len(rows):
         return rows
     chosen = random.Random(protocol.fidelity.seed).sample(range(len(rows)), protocol.reference_count)

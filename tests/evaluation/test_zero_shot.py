@@ -168,6 +168,16 @@ def test_as_many_reference_pictures_as_the_protocol_says(rows: Dataset) -> None:
     assert two["id"][:] == choose_reference(rows, Protocol(name="x", reference_count=2))["id"][:]
 
 
+def test_a_picture_with_a_row_for_each_caption_is_one_picture() -> None:
+    captions = [["a cat"], ["one cat"], ["a dog"], ["a bird"]]
+    rows = Dataset.from_dict({"captions": captions, "id": ["7", "7", "8", "7"]})
+    one_each = choose_captions(rows, Captions(one_per_picture=True))
+    assert [prompt.picture for prompt in one_each] == ["7", "8"]
+    assert choose_reference(rows, Protocol(name="x"))["captions"][:] == [["a cat"], ["a dog"]]
+    mixed = rows.add_column("source", [0, 0, 1, 1])  # the 7 of one source is not that of another
+    assert choose_reference(mixed, Protocol(name="x"))["captions"][:] == [["a cat"], ["a dog"], ["a bird"]]
+
+
 def test_the_digest_is_of_the_weights(pipeline: TextToImage, dalle_checkpoint: Path) -> None:
     again = TextToImage.from_pretrained(dalle_checkpoint)
     assert weights_digest(pipeline.dalle) == weights_digest(again.dalle)
