@@ -9,9 +9,10 @@ from typing import Any
 HEAD = ("result", "what", "images", "FID", "KID x 1000", "Inception Score", "precision", "recall", "more")
 
 
-def markdown(lines: Iterable[tuple[str, ...]]) -> str:
-    """Lines under the head, as Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD), *lines))
+def markdown(lines: Iterable[tuple[str, ...]], cautions: Iterable[str] = ()) -> str:
+    """Lines under the head, as Markdown; below them what is to be known of their figures."""
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD), *lines))
+    return "\n\n".join([table, "\n".join(f"- {caution}" for caution in cautions)]).rstrip()
 
 
 def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -39,6 +40,16 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield line(f"{name}, {kind}, blur {radius}", figures, more)
     else:
         raise KeyError(f"kind {kind}")
+
+
+def cautions(result: dict[str, Any]) -> list[str]:
+    """What is to be known of a result's figures, each once."""
+    sets = (result, *result.get("by_candidates", {}).values())
+    figures = [measured for each in sets for measured in each.get("by_blur_radius", {}).values()]
+    if result["kind"] == "recipe":
+        figures.append(result["composition"].get("fidelity"))
+    found = (measured["fid"].get("caution") for measured in figures if measured is not None)
+    return list(dict.fromkeys(caution for caution in found if caution))
 
 
 def line(what: str, figures: dict[str, Any] | None, more: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def test_a_folder_is_scored_under_every_protocol(
     assert result["by_blur_radius"]["0"]["fid"]["value"] > 0
     assert result["sets"]["generated"]["skipped"] == 1
     assert "broken.png" in result["sets"]["generated"]["first_skipped"]
-    capsys.readouterr()
+    assert "\n\n- with 6 generated and 7 reference images FID is biased upwards" in capsys.readouterr().out
     main(["results", "--folder", str(tmp_path / "out")])
     assert f"{protocol}, folders, blur 0 | 6 against 7" in capsys.readouterr().out
 

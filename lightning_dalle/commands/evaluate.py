@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.records import commit, write_json
-from lightning_dalle.tables import markdown, rows
+from lightning_dalle.tables import cautions, markdown, rows
 
 
 def evaluate(
@@ -97,5 +97,5 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{protocol.name}.json"
     write_json(file, result)
-    print(markdown([(file.stem, *row) for row in rows(result)]))
+    print(markdown([(file.stem, *row) for row in rows(result)], cautions(result)))
     print(f"protocol: {json.dumps(result['protocol'], default=str)}\nwritten to {file}")

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.tables import markdown, rows
+from lightning_dalle.tables import cautions, markdown, rows
 
 
 def results(folder: Path = Path("evals/results")) -> None:
-    """Print every result in a folder as one Markdown table; a cell is empty where a measure was not taken.
+    """Print every result in a folder as one Markdown table, and below it what is to be known of the figures; a cell is
+    empty where a measure was not taken.
 
     Args:
         folder: of the JSON files that `test`, `evaluate` and `reproduce` write.
@@ -20,9 +21,12 @@ def results(folder: Path = Path("evals/results")) -> None:
     if not files:
         raise UserError(f"there are no results in {folder}")
     lines: list[tuple[str, ...]] = []
+    told: list[str] = []
     for file in files:
         try:
-            lines += [(file.stem, *row) for row in rows(json.loads(file.read_text()))]
+            result = json.loads(file.read_text())
+            lines += [(file.stem, *row) for row in rows(result)]
+            told += [f"{file.stem}: {caution}" for caution in cautions(result)]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is no result of lightning_dalle: {error!r}") from error
-    print(markdown(lines))
+    print(markdown(lines, told))

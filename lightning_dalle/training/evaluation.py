@@ -38,7 +38,7 @@ from lightning_dalle.inference.scorers import Scorer, identity
 from lightning_dalle.pictures import captioned_grid, progress, to_array
 from lightning_dalle.plots import scores, sweep
 from lightning_dalle.records import commit, sha256, write_json
-from lightning_dalle.tables import markdown, rows
+from lightning_dalle.tables import cautions, markdown, rows
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
 
@@ -154,7 +154,7 @@ class Evaluation(Callback):
         stamp = time.strftime("%Y-%m-%d_%H%M%S")
         file = results_dir / f"{stamp}_{self.protocol.name}_{self.kind}_{step}.json"
         write_json(file, result)
-        print(markdown([(file.stem, *row) for row in rows(result)]))
+        print(markdown([(file.stem, *row) for row in rows(result)], cautions(result)))
         print(f"protocol: {json.dumps(result['protocol'], default=str)}\nwritten to {file}")
         if isinstance(trainer.logger, TensorBoardLogger):
             show(trainer.logger.experiment, step)

@@ -124,7 +124,11 @@ def test_the_blur_and_the_rerank_sweep_of_a_test(sweep_run: Path) -> None:
 
 def test_results_are_rendered_as_a_table(sweep_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["results", "--folder", str(sweep_run / "results")])
-    head, rule, *lines = capsys.readouterr().out.strip().splitlines()
+    table, told = capsys.readouterr().out.strip().split("\n\n")
+    (name,) = (file.stem for file in (sweep_run / "results").glob("*.json"))
+    assert told.startswith(f"- {name}: with 6 generated and 8 reference images FID is biased upwards")
+    assert len(told.splitlines()) == 1
+    head, rule, *lines = table.splitlines()
     assert {line.count("|") for line in (head, rule, *lines)} == {10}
     assert [line.split(" | ")[1] for line in lines] == [
         f"coco_zero_shot, best of {size}, blur {radius}" for size in (1, 3) for radius in (0, 2)
