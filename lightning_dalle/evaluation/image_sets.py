@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -81,6 +80,8 @@ class ImageSet(NamedTuple):
     """Why each of the others could not be."""
     features: dict[int, Features]
     """By blur radius, a row for each name."""
+    sizes: list[str]
+    """Of the images, each once, as 64x32."""
 
 
 class Processes(NamedTuple):
@@ -189,12 +190,14 @@ def read_pictures(
     if not any(share.names for share in shares):
         first = next(iter(skipped.items()))
         raise UserError(f"none of the {len(skipped)} pictures in {pictures.origin} can be read; {first[0]}: {first[1]}")
+    sizes = sorted({size for share in shares for size in share.sizes})
+    _check_sizes(sizes, pictures.origin)  # again, since those of one process may all differ from those of another
     # Back in the order of the pictures: the Inception Score is split by it.
     names = [name for share in shares for name in share.names]
     place = {name: i for i, name in enumerate(pictures.names)}
     order = sorted(range(len(names)), key=lambda i: place[names[i]])
     joined = {radius: Features.join([share.features[radius] for share in shares if share.names]) for radius in radii}
-    return ImageSet([names[i] for i in order], skipped, {radius: f.take(order) for radius, f in joined.items()})
+    return ImageSet([names[i] for i in order], skipped, {radius: f.take(order) for radius, f in joined.items()}, sizes)
 
 
 def _read_share(
@@ -210,7 +213,7 @@ def _read_share(
     """Every count-th picture, from the rank-th on."""
     names: list[str] = []
     skipped: dict[str, str] = {}
-    sizes: Counter[str] = Counter()
+    sizes: dict[str, None] = {}
     parts: dict[int, list[Features]] = {radius: [] for radius in radii}
     device = next(inception.parameters()).device
     indices = range(rank, len(pictures.names), count)
@@ -224,23 +227,28 @@ def _read_share(
                 skipped[name] = error.reason
                 continue
             names.append(name)
-            sizes[f"{images[-1].shape[-1]}x{images[-1].shape[-2]}"] += 1
-        if len(sizes) > 1:
-            found = " and ".join(size for size, _ in sizes.most_common(3))
-            raise UserError(
-                f"the pictures in {pictures.origin} differ in size ({found}): give an image_size to bring them to"
-            )
+            sizes[f"{images[-1].shape[-1]}x{images[-1].shape[-2]}"] = None
+        _check_sizes(list(sizes), pictures.origin)
         if images:
             batch = torch.stack(images).to(device)
             for radius in radii:
                 parts[radius].append(inception.features(blur(batch, radius)))
         on_progress(min(start + batch_size, len(indices)), len(indices))
-    return ImageSet(names, skipped, {radius: Features.join(part) for radius, part in parts.items() if part})
+    return ImageSet(
+        names, skipped, {radius: Features.join(part) for radius, part in parts.items() if part}, list(sizes)
+    )
+
+
+def _check_sizes(sizes: list[str], origin: str) -> None:
+    if len(sizes) > 1:
+        raise UserError(
+            f"the pictures in {origin} differ in size ({' and '.join(sizes[:3])}): give an image_size to bring them to"
+        )
 
 
 def _unpack(stored: dict[str, Any]) -> ImageSet:
     features = {radius: Features(*tensors) for radius, tensors in stored["features"].items()}
-    return ImageSet(stored["names"], stored["skipped"], features)
+    return ImageSet(stored["names"], stored["skipped"], features, stored["sizes"])
 
 
 def _digest(names: Iterable[str], images: Iterable[Mapping[str, Any] | None]) -> str:

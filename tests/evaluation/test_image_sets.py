@@ -1,5 +1,6 @@
 """Folders of pictures: what is read, passed over, refused and kept."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,22 @@ def test_pictures_of_several_sizes_need_one_to_be_brought_to(network: Inception,
     with pytest.raises(UserError, match=r"differ in size \(32x32 and 48x32\): give an image_size"):
         read(tmp_path, network, Preparation(image_size=None))
     assert len(read(tmp_path, network, Preparation(image_size=16)).names) == 3
+
+
+def test_sizes_that_differ_between_processes_alone(network: Inception, tmp_path: Path) -> None:
+    draw(tmp_path / "set", "ac")
+    draw(tmp_path / "set", "bd", (48, 32))
+    pictures, preparation, cache = folder_pictures(tmp_path / "set"), Preparation(image_size=None), tmp_path / "cache"
+
+    def read_as(rank: int, barrier: Callable[[], None]) -> None:
+        read_pictures(pictures, network, preparation, cache_dir=cache, processes=Processes(rank, 2, barrier))
+
+    def second() -> None:
+        with pytest.raises(UserError, match=r"differ in size \(32x32 and 48x32\)"):
+            read_as(1, lambda: None)
+
+    with pytest.raises(UserError, match=r"differ in size \(32x32 and 48x32\)"):
+        read_as(0, second)
 
 
 def test_no_folder_no_pictures_and_none_that_can_be_read(network: Inception, tmp_path: Path) -> None:
