@@ -60,6 +60,10 @@ class Captions:
     seed: int = 0
     """Of the choice and the order."""
 
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise UserError(f"the captions' count is {self.count}, but must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
@@ -107,3 +111,5 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.blur_radii or min(self.blur_radii) < 0:
             raise UserError(f"blur_radii are {list(self.blur_radii)}, but must be one or more whole numbers from 0 on")
+        if self.reference_count is not None and self.reference_count < 1:
+            raise UserError(f"reference_count is {self.reference_count}, but must be at least 1")

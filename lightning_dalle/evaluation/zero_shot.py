@@ -7,7 +7,9 @@ Knows a pipeline, a scorer and files. Knows nothing of training or of how result
 import contextlib
 import csv
 import hashlib
+import io
 import itertools
+import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +39,8 @@ from lightning_dalle.inference.ranking import best_of, scored
 from lightning_dalle.inference.scorers import Scorer
 from lightning_dalle.pictures import save, texts_of, to_pil
 
+log = logging.getLogger(__name__)
+
 
 class Prompt(NamedTuple):
     """One caption to draw."""
@@ -54,7 +58,7 @@ def choose_captions(rows: Dataset, choice: Captions) -> list[Prompt]:
         choice: which of them.
 
     Raises:
-        UserError: if a CSV is to be read that is not there, or has other columns.
+        UserError: if a CSV is to be read that is not there, has other columns or is no text.
     """
     if choice.list is not None:
         prompts = _listed(choice.list)
@@ -80,17 +84,23 @@ def choose_captions(rows: Dataset, choice: Captions) -> list[Prompt]:
 def _listed(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise UserError(f"the captions are to be read from {path}, but there is no such file")
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        missing = {"image_id", "prompt"} - set(table.fieldnames or [])
-        if missing:
-            raise UserError(
-                f"a list of captions has the columns image_id and prompt, but {path} has "
-                f"{', '.join(table.fieldnames or ['none'])}"
-            )
-        prompts = [Prompt(row["prompt"].strip(), row["image_id"]) for row in table if row["prompt"]]
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # which spreadsheets write; without a mark it is UTF-8 too
+    except UnicodeDecodeError as error:
+        raise UserError(f"the list of captions {path} is not UTF-8 text: {error}") from error
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    missing = {"image_id", "prompt"} - set(table.fieldnames or [])
+    if missing:
+        raise UserError(
+            f"a list of captions has the columns image_id and prompt, but {path} has "
+            f"{', '.join(table.fieldnames or ['none'])}"
+        )
+    listed = [Prompt((row["prompt"] or "").strip(), row["image_id"]) for row in table]
+    prompts = [prompt for prompt in listed if prompt.caption]
     if not prompts:
         raise UserError(f"{path} lists no caption")
+    if len(prompts) < len(listed):
+        log.warning("%s: passed over %d blank captions of %d", path, len(listed) - len(prompts), len(listed))
     return prompts
 
 

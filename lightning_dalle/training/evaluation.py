@@ -73,6 +73,8 @@ class Evaluation(Callback):
         cache_dir: Path = Path("~/.cache/lightning_dalle/features"),
         batch_size: int = 64,
     ) -> None:
+        if batch_size < 1:
+            raise UserError(f"the evaluation's batch_size is {batch_size}, but must be at least 1")
         self.protocol, self.every_n_validations, self.source = protocol, every_n_validations, source
         self.trained_on = trained_on
         self.inception, self.samples_dir, self.results_dir = inception, samples_dir, results_dir

@@ -23,7 +23,8 @@ from lightning_dalle.evaluation.image_sets import (
     read_pictures,
 )
 from lightning_dalle.evaluation.inception import Features, Inception, find_weights
-from lightning_dalle.evaluation.protocol import Preparation, Protocol
+from lightning_dalle.evaluation.protocol import Captions, Preparation, Protocol
+from lightning_dalle.training.evaluation import Evaluation
 
 
 class MeanColours(Inception):
@@ -188,6 +189,15 @@ def test_blur_spreads_a_point_by_its_radius() -> None:
 def test_protocol_without_radii() -> None:
     with pytest.raises(UserError, match="blur_radii"):
         Protocol(name="x", blur_radii=())
+
+
+def test_counts_of_none() -> None:
+    with pytest.raises(UserError, match="reference_count is 0, but must be at least 1"):
+        Protocol(name="x", reference_count=0)
+    with pytest.raises(UserError, match="the captions' count is 0, but must be at least 1"):
+        Captions(count=0)
+    with pytest.raises(UserError, match="batch_size is 0, but must be at least 1"):
+        Evaluation(Protocol(name="x"), batch_size=0)
 
 
 def test_weights_are_found_by_setting_then_variable_then_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,18 @@ def test_a_list_with_other_columns_or_none_at_all(rows: Dataset, tmp_path: Path)
         choose_captions(rows, Captions(list=path))
 
 
+def test_a_list_with_a_mark_blank_captions_or_no_text(
+    rows: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text('image_id,prompt\n1,"a cat,\na dog"\n2,  \n3\n', encoding="utf-8-sig", newline="")
+    assert choose_captions(rows, Captions(list=path)) == [Prompt("a cat,\na dog", "1")]
+    assert "passed over 2 blank captions of 3" in caplog.text
+    path.write_bytes(b"image_id,prompt\n1,caf\xe9\n")
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        choose_captions(rows, Captions(list=path))
+
+
 def test_the_best_of_more_candidates_scores_no_less(pipeline: TextToImage, tmp_path: Path) -> None:
     drawing = Drawing(candidates=(1, 2, 5), samples_per_caption=2)
     draw_pictures(pipeline, PROMPTS, drawing, tmp_path, Redness(), batch_size=3)
