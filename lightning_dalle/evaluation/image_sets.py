@@ -36,7 +36,9 @@ def prepare(picture: Image.Image, preparation: Preparation) -> UInt8[Tensor, "3 
     """One picture as an image in 0 to 255."""
     image: Tensor = v2.functional.pil_to_tensor(rgb(picture))
     if preparation.resize == "clean-fid":
-        return v2.functional.resize(image, [299, 299], InterpolationMode.BICUBIC, antialias=True)
+        # In floats, as clean-fid does: of bytes torchvision's weights are integers, and edges come out levels apart.
+        resized = v2.functional.resize(image.float(), [299, 299], InterpolationMode.BICUBIC, antialias=True)
+        return resized.clamp(0, 255).round().byte()
     if preparation.image_size is None:
         return image
     smaller = v2.functional.resize(image, [preparation.image_size], InterpolationMode.BILINEAR, antialias=True)

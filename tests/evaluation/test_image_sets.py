@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -11,6 +12,7 @@ from datasets import Features as Columns
 from datasets import Image as EncodedImage
 from PIL import Image
 
+from lightning_dalle.data.reading import read_picture
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import inception
 from lightning_dalle.evaluation.image_sets import (
@@ -173,6 +175,15 @@ def test_preparation() -> None:
     assert prepare(wide, Preparation(image_size=16)).shape == (3, 16, 16)
     assert prepare(wide, Preparation(resize="clean-fid")).shape == (3, 299, 299)
     assert prepare(wide, Preparation(image_size=None)).shape == (3, 32, 64)
+
+
+def test_clean_fid_s_bicubic_is_that_of_pil_in_floats(real_data: Path) -> None:
+    for path in sorted((real_data / "coco" / "val").glob("*.jpg"))[:3]:
+        photo = read_picture({"bytes": None, "path": str(path)})
+        channels = [Image.fromarray(np.asarray(channel, np.float32)) for channel in photo.split()]
+        theirs = np.stack([channel.resize((299, 299), Image.Resampling.BICUBIC) for channel in channels])
+        ours = prepare(photo, Preparation(resize="clean-fid")).numpy()
+        assert np.abs(ours - theirs.clip(0, 255)).max() <= 1
 
 
 def test_blur_spreads_a_point_by_its_radius() -> None:
