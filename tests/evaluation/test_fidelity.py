@@ -50,7 +50,8 @@ def theirs(photos: dict[str, Path], generated: str, reference: str, weights: Pat
     return torch_fidelity.calculate_metrics(
         cache_root=str(photos[generated].parent / "cache"), input1_cache_name=generated, input2_cache_name=reference,
         input1=str(photos[generated]), input2=str(photos[reference]), feature_extractor_weights_path=str(weights),
-        cuda=False, verbose=False, kid_subset_size=OPTIONS.kid_subset_size, **what,
+        feature_extractor="inception-v3-compat", cuda=False, verbose=False,
+        kid_subset_size=OPTIONS.kid_subset_size, **what,
     )  # fmt: skip
 
 
@@ -59,13 +60,15 @@ def test_equals_torch_fidelity(
     photos: dict[str, Path], sets: dict[str, ImageSet], full_weights: Path, reference: str
 ) -> None:
     ours = fidelity(sets["val"].features[0], sets[reference].features[0], OPTIONS)
-    expected = theirs(photos, "val", reference, full_weights, fid=True, kid=True, isc=True)
+    expected = theirs(photos, "val", reference, full_weights, fid=True, kid=True, isc=True, prc=True)
     assert ours["images"] == {"generated": 200, "reference": 130}
     assert ours["fid"]["value"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
     assert ours["kid"]["value"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
     assert ours["kid"]["deviation"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
     assert ours["inception_score"]["value"] == pytest.approx(expected["inception_score_mean"], rel=1e-3)
     assert ours["inception_score"]["deviation"] == pytest.approx(expected["inception_score_std"], rel=1e-3)
+    assert ours["precision"]["hits"] / 200 == pytest.approx(expected["precision"], abs=1 / 200)  # a tie may turn
+    assert ours["recall"]["hits"] / 130 == pytest.approx(expected["recall"], abs=1 / 130)
 
 
 def test_fid_equals_pytorch_fid(
