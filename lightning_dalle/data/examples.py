@@ -181,12 +181,13 @@ class StreamedImages(torch.utils.data.IterableDataset[Example]):
         if self.state:
             stream.load_state_dict(self.state["stream"])
         made, of_epoch = self.state.get("made", 0), self.length // workers
+        kept_in = list(self.state.get("kept_in", [-1] * len(readers)))
         was_resumed, self.was_resumed = self.was_resumed, False
         if was_resumed and made % of_epoch == 0:
             return  # it was through with the epoch that others of its process go on with
-        for example in self._examples(stream):
+        for example in self._examples(stream, kept_in):
             made += 1
-            self.state = {"stream": stream.state_dict(), "made": made}
+            self.state = {"stream": stream.state_dict(), "made": made, "kept_in": list(kept_in)}
             yield example
             if made % of_epoch == 0:
                 return
@@ -208,18 +209,18 @@ class StreamedImages(torch.utils.data.IterableDataset[Example]):
         if held is not None:
             yield held._replace(rejected=held.rejected + rejected)
 
-    def _examples(self, stream: Stream) -> Iterator[Example]:
+    def _examples(self, stream: Stream, kept_in: list[int]) -> Iterator[Example]:
+        """Of each source, `kept_in` is the last pass in which a record was kept."""
         rejected = Counter[str]()
-        kept_in = 0
-        for epoch, record in stream:
+        for source, epoch, record in stream:
             example = self._example(record, Draw(epoch, record["id"]))
             if isinstance(example, Rejection):
                 rejected[example.reason] += 1
-                if epoch > kept_in + 1:
+                if epoch > kept_in[source] + stream.readers[source].patience:
                     counts = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
                     raise UserError(f"the streamed data has no record that is kept: {counts}")
                 continue
-            kept_in = epoch
+            kept_in[source] = epoch
             yield example._replace(rejected=rejected)
             rejected = Counter()
 

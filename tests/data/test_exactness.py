@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
-from forms import FORMS, parquet_of_bytes, squares, tars
+from forms import FORMS, Photo, parquet_of_bytes, squares, tars
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_dalle.data.captioned import CaptionedPictures
@@ -19,6 +20,7 @@ from lightning_dalle.data.columns import RECORD
 from lightning_dalle.data.datamodule import Batch, CaptionedImageDataModule
 from lightning_dalle.data.mixture import Mixture
 from lightning_dalle.data.source import Source
+from lightning_dalle.errors import UserError
 
 TRAIN = 50
 SPLITS = {"train": squares(TRAIN), "val": squares(23, first=TRAIN)}
@@ -91,6 +93,43 @@ def test_an_epoch_that_is_no_pass_goes_on_where_the_last_one_stopped() -> None:
     seen = [id for _ in range(12) for id in ids(loader)]
     for start in range(0, 240, 48):
         assert len(set(seen[start : start + 48])) == 48
+
+
+@dataclass(frozen=True)
+class WithRejects:
+    """Streamed photos, the first so many of which have no caption."""
+
+    photos: list[Photo]
+    rejects: int
+
+    def load(self, image_size: int) -> IterableDatasetDict:
+        rows = [
+            {
+                "image": {"bytes": photo.content, "path": None},
+                "captions": photo.captions[: i >= self.rejects],
+                "id": photo.id,
+            }
+            for i, photo in enumerate(self.photos)
+        ]
+        return IterableDatasetDict({"train": Dataset.from_list(rows, features=RECORD).to_iterable_dataset(1)})
+
+
+def test_rejected_records_end_no_later_pass() -> None:
+    loader = datamodule(WithRejects(SPLITS["train"][:6], 2), batch_size=1, epoch_length=3).train_dataloader()
+    seen = Counter(id for _ in range(40) for id in ids(loader))
+    assert seen == dict.fromkeys(("102", "103", "104", "105"), 30)
+
+
+def test_a_small_source_of_a_mixture_may_be_passes_ahead_of_a_large_one() -> None:
+    small, large = WithRejects(SPLITS["train"][:4], 1), WithRejects(SPLITS["train"][4:], 5)
+    mixture = Mixture(sources=[small, large], weights=[1.0, 1.0])
+    loader = datamodule(mixture, epoch_length=40).train_dataloader()
+    seen = Counter(id for _ in range(10) for id in ids(loader))
+    assert set(seen) == {str(id) for id in range(101, 150)} - {str(id) for id in range(104, 109)}
+    none = Mixture(sources=[small, WithRejects(SPLITS["train"][4:8], 4)], weights=[9.0, 1.0])
+    loader = datamodule(none, epoch_length=4).train_dataloader()
+    with pytest.raises(UserError, match=r"no record that is kept: \d+ without a caption"):
+        [ids(loader) for _ in range(100)]
 
 
 class Listening(pl.LightningModule):

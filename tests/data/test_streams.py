@@ -71,13 +71,20 @@ def test_a_stream_goes_on_wherever_it_was_left(shards: int) -> None:
 def test_weights_are_the_shares_of_the_sources() -> None:
     parts = [numbers(10, 2), numbers(1000, 2, first=100)]
     stream = Stream([Reader(part, 0, 1, seed=0, buffer=5) for part in parts], [1.0, 3.0], seed=0)
-    read = ids([record for _, record in itertools.islice(stream, 400)])
+    read = ids([record for _, _, record in itertools.islice(stream, 400)])
     assert 80 < sum(number < 100 for number in read) < 120
 
 
 def test_a_reader_that_would_wait_for_ever_says_so() -> None:
     with pytest.raises(UserError, match=r"has 1 shards and is read by 3 readers .* has no record for reader 2"):
         next(iter(Reader(numbers(2, 1), 2, 3, seed=None, buffer=5)))
+
+
+def test_a_reader_that_is_dealt_an_empty_shard_goes_on_with_the_next_pass() -> None:
+    rows = numbers(4, 4).filter(lambda id: id != "2", input_columns="id")
+    for index in range(4):
+        read = itertools.islice(Reader(rows, index, 4, seed=0, buffer=5), 12)
+        assert set(ids([record for _, record in read])) == {0, 1, 3}
 
 
 def test_records_without_an_id_are_called_by_their_place() -> None:
