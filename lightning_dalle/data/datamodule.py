@@ -23,6 +23,7 @@ from lightning_dalle.data.draws import Alike, Assigned, Draw, Draws, Once
 from lightning_dalle.data.encoded import EncodedBatch, EncodedCaptions, EncodedPictures
 from lightning_dalle.data.examples import Batch, CaptionedImages, Preparation, Share, StreamedImages
 from lightning_dalle.data.filters import Filter
+from lightning_dalle.data.loaders import StreamLoader
 from lightning_dalle.data.mixture import MixedDraws, Mixture
 from lightning_dalle.data.screening import Rejection, Screening
 from lightning_dalle.data.source import Source
@@ -224,7 +225,8 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         sampler: Draws | None,
         drop_last: bool = False,
     ) -> DataLoader[Any]:
-        return StatefulDataLoader(
+        loader = StreamLoader if isinstance(dataset, StreamedImages) else StatefulDataLoader
+        return loader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,

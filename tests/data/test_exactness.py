@@ -1,6 +1,7 @@
 """Which records a run sees: each once, and after a resume those that it would have seen."""
 
 import itertools
+import json
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from datasets import Dataset, DatasetDict, IterableDatasetDict
+from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
 from forms import FORMS, Photo, parquet_of_bytes, squares, tars
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -194,6 +195,55 @@ def test_a_fit_goes_on_with_a_stream_from_any_step(workers: int, tmp_path: Path)
     assert len(set(unbroken)) == 44
     for stop in (2, 4, 7) if workers else range(1, 10):
         assert fit(stop + 2, tmp_path / f"step={stop}.ckpt") == unbroken[4 * stop : 4 * stop + 8]
+
+
+class UnequalShards:
+    """A process that reads one shard is soon ahead of one that passes over most records of the other."""
+
+    def load(self, image_size: int) -> IterableDatasetDict:
+        rows = WithRejects(SPLITS["train"][:24], 9).load(image_size)["train"]
+        return IterableDatasetDict({"train": concatenate_datasets([rows.take(12), rows.skip(12)])})
+
+
+def fit_in_two(folder: Path, steps: int, path: Path | None = None) -> list[list[str]]:
+    """What each process sees."""
+    save = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", devices=2, strategy="ddp_fork", callbacks=[save, WritesSeen(folder)],
+        logger=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    data = CaptionedImageDataModule(
+        UnequalShards(), image_size=8, batch_size=2, text_len=4, vocab_size=260, epoch_length=16, shuffle_buffer=3
+    )
+    trainer.fit(Listening(), data, ckpt_path=path)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+class WritesSeen(pl.Callback):
+    """Of each process, to a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Listening)
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(pl_module.seen))
+
+
+def test_each_of_two_processes_goes_on_at_its_own_place(tmp_path: Path) -> None:
+    unbroken = fit_in_two(tmp_path, 9)  # epochs of 4 steps
+    places = torch.load(tmp_path / "step=6.ckpt")["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["processes"]
+    assert len(places) == 2
+    assert places[0] != places[1]
+    for stop in (3, 4, 6):
+        resumed = fit_in_two(tmp_path, stop + 3, tmp_path / f"step={stop}.ckpt")
+        assert resumed == [seen[2 * stop : 2 * stop + 6] for seen in unbroken]
+
+
+def test_a_stream_of_another_number_of_processes_is_refused() -> None:
+    loader = datamodule(FourShards()).train_dataloader()
+    with pytest.raises(UserError, match="stream was read by 2 processes, but this run has 1"):
+        loader.load_state_dict({"processes": [{}, {}]})  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
