@@ -172,7 +172,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
     def _load(self) -> DatasetDict | IterableDatasetDict:
         """The source's splits; rows are screened."""
         if isinstance(self.source, EncodedPictures):
-            self.source.check_augmentation(self.augmentation)
+            self.source.check_made_with(self.augmentation, self.filters or (), self.seed)
         found = self.source.load(self.image_size)
         if isinstance(found, IterableDatasetDict):
             Screening(self.filters or ()).check_stream()
@@ -181,7 +181,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
 
     def _screened(self, split: str, rows: Dataset) -> Dataset:
         if "codes" in rows.column_names:
-            return rows  # screened as pictures
+            return rows  # screened as pictures, by the same filters
         rows = rows.cast_column("image", EncodedImage(decode=False))
         kept, self.rejected[split] = Screening(self.filters or ()).screen_rows(rows, self.num_workers)
         counts = ", ".join(f"{count} {reason}" for reason, count in self.rejected[split].most_common())

@@ -5,7 +5,7 @@ Knows shards, and what their codes were made by. Knows nothing of pictures, mode
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_dalle.data.draws import Draw
 from lightning_dalle.data.examples import Preparation
+from lightning_dalle.data.filters import Filter
 from lightning_dalle.data.transforms import Augmentation
 from lightning_dalle.errors import UserError
 from lightning_dalle.records import whole
@@ -234,13 +235,19 @@ class EncodedPictures:
             encoding.check_same(read_encoding(file), file)
         return load_dataset("parquet", data_files=files)
 
-    def check_augmentation(self, augmentation: Augmentation | None) -> None:
-        """Raises a UserError if a run is to augment its training pictures otherwise than these were."""
-        if repr(augmentation) != self.encoding.augmentation:
-            raise UserError(
-                f"the data's augmentation is {augmentation!r}, but the pictures of {self.path} were encoded with "
-                f"{self.encoding.augmentation}"
-            )
+    def check_made_with(self, augmentation: Augmentation | None, filters: Sequence[Filter], seed: int) -> None:
+        """Raises a UserError if a run is to filter or augment its pictures otherwise than these were; the seed matters
+        where crops were drawn by it.
+        """
+        ours = {"augmentation": repr(augmentation), "filters": repr(list(filters))}
+        if augmentation is not None:
+            ours["seed"] = str(seed)
+        for name, value in ours.items():
+            theirs = str(getattr(self.encoding, name))
+            if value != theirs:
+                raise UserError(
+                    f"the data's {name} is {value}, but the pictures of {self.path} were encoded with {theirs}"
+                )
 
     def check(self, dvae: str, grid: int, codebook_size: int, checkpoint: Path | None) -> None:
         """Raises a UserError if the codes are not of the dVAE in a checkpoint, known by the hash of its weights."""

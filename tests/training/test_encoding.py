@@ -162,5 +162,10 @@ def test_what_codes_cannot_do_is_said(
     assert "image_size is 16, but the pictures of" in said
     said = failure(capsys, main, [*fit_dvae, *source[2:], str(codes)])
     assert "the data's augmentation is None, but the pictures of" in said
+    said = failure(capsys, fit, tiny_run, tmp_path, codes, "--data.filters", "[lightning_dalle.data.filters.TooLong]")
+    assert "the data's filters is [TooLong(max_characters=1000)], but the pictures of" in said
+    assert "were encoded with []" in said
+    said = failure(capsys, fit, tiny_run, tmp_path, codes, "--data.seed", "1")
+    assert f"the data's seed is 1, but the pictures of {codes} were encoded with 0" in said
     said = failure(capsys, main, [*fit_dvae, *source, str(tmp_path)])
     assert f"there are no shards of codes in {tmp_path}" in said
