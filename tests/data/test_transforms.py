@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import chisquare
+from torchvision.transforms import v2
 
-from lightning_dalle.data.transforms import Augmentation, DALLEAugmentation, DVAEAugmentation, area_resize
+from lightning_dalle.data.transforms import Augmentation, DALLEAugmentation, DVAEAugmentation, area_resize, pixels
 
 SIZE = 64  # of the windows: 9/8 and 12/8 of it are 72 and 96
 
@@ -134,6 +135,25 @@ def test_a_resized_pixel_is_the_mean_over_its_area() -> None:
     means = halves[:15, :15].reshape(5, 3, 5, 3, 3).mean(axis=(1, 3))
     resized = np.asarray(area_resize(Image.fromarray(pixels), 5), float)
     assert np.abs(resized - means).max() <= 0.5001
+
+
+@pytest.mark.parametrize("size", [(33, 33), (200, 200), (97, 60), (60, 97), (640, 427), (70, 64)])
+def test_the_middle_square_is_torchvision_s(size: tuple[int, int]) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    resized = v2.functional.center_crop(v2.functional.resize(picture, [SIZE], antialias=True), [SIZE])
+    difference = np.abs(pixels(picture, SIZE).numpy().astype(int) - np.asarray(resized))
+    assert difference.max() <= (0 if size[0] == size[1] else 1)
+
+
+def test_the_middle_square_of_a_long_line_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Image.new("RGB", (20_000, 1), "teal")
+    resized: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *more: resized.append(size) or resize(self, size, *more)
+    )
+    assert pixels(line, SIZE).unique().tolist() == [0, 128]
+    assert resized == [(SIZE, SIZE)]
 
 
 def test_a_square_of_the_wanted_size_stays_as_it_is() -> None:
