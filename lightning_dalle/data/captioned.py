@@ -90,6 +90,8 @@ class CaptionedPictures:
         except UserError:
             raise
         except Exception as error:  # the library raises anything, from its own errors to those of the file formats
+            if isinstance(error.__cause__, UserError):  # of our own generators
+                raise error.__cause__ from error
             reason = str(error).partition("\n")[0] or type(error).__name__
             kind = "no local folder or file, and the hub's" if form == "hub" else f"local, as {form}"
             raise UserError(f"the captioned pictures cannot be read from {self.path} ({kind}): {reason}") from error

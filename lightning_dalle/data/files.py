@@ -8,9 +8,10 @@ import json
 import logging
 import re
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,6 +36,9 @@ SPLIT_WORDS = {
     "test": {"test", "testing", "eval", "evaluation"},
 }
 PAIRS_IN_A_SHARD = 1000
+ATTEMPTS = 3
+PAUSE = 2.0
+"""Seconds before a URL is asked again."""
 
 
 def find(path: str) -> tuple[str, Any]:
@@ -127,19 +131,40 @@ def stamp(files: Iterable[str]) -> str:
 def samples(url: str) -> Iterator[dict[str, Any]]:
     """Of a tar, the files of each base name as one row: JSON parsed, pictures undecoded, all else as bytes.
 
-    `__key__` is the base name below that of the tar. A tar that breaks off is read as far as it goes, and named.
+    `__key__` is the base name below that of the tar. A tar that breaks off is read as far as it goes, and named. A URL
+    that fails is asked again, and what was given of it before is passed over.
+
+    Raises:
+        UserError: if it cannot be read, which is no fault of the tar.
     """
-    try:
-        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            entries = ((*_split_name(entry.name), entry) for entry in tar if entry.isfile())
-            for key, group in groupby(entries, key=lambda entry: entry[0]):
-                row: dict[str, Any] = {"__key__": f"{PurePosixPath(url).stem}/{key}"}
-                for _, field, entry in group:
-                    content = tar.extractfile(entry).read()  # type: ignore[union-attr]
-                    row[field] = _decoded(field, content)
+    given = 0
+    for attempts_left in reversed(range(ATTEMPTS if "://" in url else 1)):
+        try:
+            for row in islice(_rows(url), given, None):
+                given += 1
                 yield row
-    except (OSError, tarfile.TarError, EOFError) as error:
-        log.warning("%s is read as far as it goes: %s", url, error)
+            return
+        except (tarfile.TarError, EOFError) as error:
+            log.warning("%s is read as far as it goes: %s", url, error)
+            return
+        except Exception as error:  # file systems, and those of the network, raise anything
+            if not attempts_left:
+                raise UserError(
+                    f"{url} cannot be read, after {given} records: {error or type(error).__name__}"
+                ) from error
+            log.warning("%s is asked again, after %d records: %s", url, given, error)
+            time.sleep(PAUSE)
+
+
+def _rows(url: str) -> Iterator[dict[str, Any]]:
+    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        entries = ((*_split_name(entry.name), entry) for entry in tar if entry.isfile())
+        for key, group in groupby(entries, key=lambda entry: entry[0]):
+            row: dict[str, Any] = {"__key__": f"{PurePosixPath(url).stem}/{key}"}
+            for _, field, entry in group:
+                content = tar.extractfile(entry).read()  # type: ignore[union-attr]
+                row[field] = _decoded(field, content)
+            yield row
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -1,13 +1,16 @@
 """Captioned pictures from every local form, and what is wrong with them said in a sentence."""
 
+import io
 import logging
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from forms import FORMS, Photo, csv_of_paths, image_folder, pairs, squares, tars
 
+from lightning_dalle.data import files
 from lightning_dalle.data.captioned import CaptionedPictures, complete
 from lightning_dalle.data.reading import read_picture
 from lightning_dalle.errors import UserError
@@ -102,6 +105,41 @@ def test_broken_tars_are_read_as_far_as_they_go(tmp_path: Path, caplog: pytest.L
     assert len(rows) == 10 + 3 + 2
     assert [row["captions"] for row in rows[-2:]] == [[], []]
     assert sum("is read as far as it goes" in message for message in caplog.messages) == 2
+
+
+class Interrupted(io.BytesIO):
+    """Breaks off after so many bytes, as a network does."""
+
+    good = 2000
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= self.good:
+            raise OSError("connection reset")
+        return super().read(size)
+
+
+def test_a_url_that_fails_is_asked_again_and_goes_on_or_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tars(tmp_path, {"train": squares(12)})
+    url = f"file://{tmp_path}/train-0000.tar"
+    content, whole = (tmp_path / "train-0000.tar").read_bytes(), [row["__key__"] for row in files.samples(url)]
+    monkeypatch.setattr(files, "PAUSE", 0.0)
+    opened: list[io.BytesIO] = []
+
+    def open_url(*_: Any) -> io.BytesIO:
+        opened.append(Interrupted(content) if len(opened) < failures else io.BytesIO(content))
+        return opened[-1]
+
+    monkeypatch.setattr(fsspec, "open", open_url)
+    failures = 2
+    assert [row["__key__"] for row in files.samples(url)] == whole
+    opened, failures = [], 3
+    with pytest.raises(UserError, match=r"train-0000.tar cannot be read, after 0 records: connection reset"):
+        list(files.samples(url))
+    opened, failures = [], 1
+    with pytest.raises(UserError, match="connection reset"):  # a disk is not asked again
+        list(files.samples(str(tmp_path / "train-0000.tar")))
 
 
 def test_records_without_a_picture_or_a_caption_are_counted_and_passed_over(
