@@ -76,7 +76,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             lightning(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # One that was raised in a worker of a loader comes with the worker's traceback before the sentence.
+        said = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_dalle.cli import main
+from lightning_dalle.cli import COMMANDS, main
+from lightning_dalle.errors import UserError
 
 PROMPTS = ["--prompts", '["a cat"]']
 
@@ -32,6 +33,21 @@ def test_help_answers_without_torch(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "usage" in done.stdout
+
+
+class Mistaken(torch.utils.data.Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise UserError("the picture of record 0 cannot be read") from OSError("no such file")
+
+
+def test_a_mistake_in_a_worker_of_a_loader_is_its_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COMMANDS, "load", lambda: list(torch.utils.data.DataLoader(Mistaken(), num_workers=1)))
+    assert failure(capsys, "load") == "error: the picture of record 0 cannot be read\n"
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
