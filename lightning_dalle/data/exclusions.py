@@ -61,4 +61,14 @@ class Excluded:
         object.__setattr__(self, "ids", ids)
 
     def rejects_record(self, record: Mapping[str, Any]) -> bool:
+        """Whether its id is on the list.
+
+        Raises:
+            UserError: if it has none.
+        """
+        if "id" not in record:
+            raise UserError(
+                f"the list of exclusions {self.list} names records by their id, but those of this source have only "
+                f"{', '.join(record)}"
+            )
         return record["id"] in self.ids

@@ -36,6 +36,12 @@ class Mixture:
                 f"a mixture of {len(self.sources)} sources needs as many weights above 0, not {self.weights}"
             )
 
+    @property
+    def attribution(self) -> str | None:
+        """Of the pictures of all sources."""
+        found = dict.fromkeys(getattr(source, "attribution", None) for source in self.sources)
+        return " ".join(attribution for attribution in found if attribution) or None
+
     def load(self, image_size: int) -> DatasetDict | IterableDatasetDict:
         """The splits, with the columns image (undecoded), captions and id; rows also have `source`, its number."""
         found = [source.load(image_size) for source in self.sources]
@@ -64,7 +70,16 @@ class Mixture:
 
 
 def _numbered(rows: Dataset, source: int) -> Dataset:
-    """Columns that are the same for all sources."""
+    """Columns that are the same for all sources.
+
+    Raises:
+        UserError: if it has codes in the place of pictures.
+    """
+    if "image" not in rows.column_names:
+        raise UserError(
+            f"a mixture is of pictures, but its source {source} (from 0) has {', '.join(rows.column_names)}: encode "
+            "the mixture, rather than mix what is encoded"
+        )
     if "id" not in rows.column_names:
         rows = rows.add_column("id", [str(i) for i in range(len(rows))])
     rows = rows.select_columns(["image", "captions", "id"]).cast_column("image", EncodedImage(decode=False))

@@ -121,7 +121,7 @@ class Interrupted(io.BytesIO):
 def test_a_url_that_fails_is_asked_again_and_goes_on_or_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tars(tmp_path, {"train": squares(12)})
+    tars(tmp_path, {"train": squares(36)})
     url = f"file://{tmp_path}/train-0000.tar"
     content, whole = (tmp_path / "train-0000.tar").read_bytes(), [row["__key__"] for row in files.samples(url)]
     monkeypatch.setattr(files, "PAUSE", 0.0)
@@ -135,7 +135,7 @@ def test_a_url_that_fails_is_asked_again_and_goes_on_or_is_a_sentence(
     failures = 2
     assert [row["__key__"] for row in files.samples(url)] == whole
     opened, failures = [], 3
-    with pytest.raises(UserError, match=r"train-0000.tar cannot be read, after 0 records: connection reset"):
+    with pytest.raises(UserError, match=r"train-0000.tar cannot be read, after 5 records: connection reset"):
         list(files.samples(url))
     opened, failures = [], 1
     with pytest.raises(UserError, match="connection reset"):  # a disk is not asked again

@@ -55,3 +55,10 @@ def test_a_list_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "other.tsv").write_text("name\n101\n")
     with pytest.raises(UserError, match=r"a tab-separated column id, but .*other.tsv is not"):
         Excluded(list=tmp_path / "other.tsv")
+
+
+def test_records_without_an_id_are_refused_in_a_sentence(table: Path) -> None:
+    with pytest.raises(
+        UserError, match="names records by their id, but those of this source have only image, captions"
+    ):
+        Excluded(list=table).rejects_record({"image": None, "captions": ["a cat"]})

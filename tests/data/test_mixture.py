@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from forms import pairs, parquet_of_bytes, squares, tars
 
 from lightning_dalle.data.captioned import CaptionedPictures
@@ -60,6 +60,25 @@ def test_emoji_mix_with_pictures(tmp_path: Path) -> None:
     train = mixture.load(32)["train"]
     assert train[-1]["source"] == 1
     assert train[-1]["captions"] == squares(3)[-1].captions
+
+
+def test_the_attributions_of_all_sources_are_the_mixture_s(tmp_path: Path) -> None:
+    photos = CaptionedPictures(path=str(tmp_path))
+    assert Mixture(sources=[photos, OpenMoji(), OpenMoji()], weights=[1.0] * 3).attribution == OpenMoji.attribution
+    assert Mixture(sources=[photos], weights=[1.0]).attribution is None
+
+
+class Codes:
+    def load(self, image_size: int) -> DatasetDict:
+        return DatasetDict({"train": Dataset.from_dict({"captions": [["a"]], "id": ["0"], "codes": [[[1]]]})})
+
+
+def test_codes_do_not_mix() -> None:
+    mixture = Mixture(sources=[OpenMoji(), Codes()], weights=[1.0, 1.0])
+    with pytest.raises(
+        UserError, match=r"a mixture is of pictures, but its source 1 \(from 0\) has captions, id, codes"
+    ):
+        mixture.load(32)
 
 
 def test_mistakes_are_sentences(tmp_path: Path) -> None:
