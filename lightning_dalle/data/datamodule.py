@@ -169,6 +169,12 @@ class CaptionedImageDataModule(pl.LightningDataModule):
             raise UserError(f"the data's split {name} is needed, but the source has {', '.join(self.splits)}")
         return self.splits[name]
 
+    @property
+    def has_pictures_at_hand(self) -> bool:
+        """Whether the splits are rows with pictures, rather than streamed or codes."""
+        assert self.splits is not None, "setup() comes first"
+        return all(isinstance(rows, Dataset) and "image" in rows.column_names for rows in self.splits.values())
+
     def _load(self) -> DatasetDict | IterableDatasetDict:
         """The source's splits; rows are screened."""
         if isinstance(self.source, EncodedPictures):

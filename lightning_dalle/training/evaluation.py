@@ -21,6 +21,7 @@ from datasets import Image as EncodedImage
 from PIL import Image, ImageOps
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_dalle import machine
@@ -81,9 +82,17 @@ class Evaluation(Callback):
         self.cache_dir, self.batch_size = cache_dir.expanduser(), batch_size
         self.validations = 0
         self.shared: dict[str, Any] | None = None
+        self.is_left_out = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "test" or (stage == "fit" and self.every_n_validations):  # a mistake is told before hours of work
+        data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and self.every_n_validations and self.source is None and not data.has_pictures_at_hand:
+            self.is_left_out = True
+            rank_zero_warn(
+                f"the evaluation {self.protocol.name} is left out of this fit, whose data are streamed or codes alone: "
+                "it counts the pictures of its reference, which its `source` may name"
+            )
+        elif stage == "test" or (stage == "fit" and self.every_n_validations):  # a mistake is told before hours of work
             self.inception = find_weights(self.inception)
             self.check(self.reference(trainer)[0])
             self.training, self.why_not_compared = self._training(trainer)
@@ -111,7 +120,7 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """At the first batch, since averaged weights are swapped in before it and out before other hooks may come."""
-        if trainer.sanity_checking or batch_idx > 0 or not self.every_n_validations:
+        if trainer.sanity_checking or batch_idx > 0 or not self.every_n_validations or self.is_left_out:
             return
         self.validations += 1
         if self.validations % self.every_n_validations == 0:

@@ -6,15 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+from datasets import Dataset, DatasetDict, IterableDatasetDict
 from PIL import Image
 from shrunk import add_scorer, pictures, shrunk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dalle.cli import main
+from lightning_dalle.data.datamodule import CaptionedImageDataModule
+from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation.protocol import Protocol
+from lightning_dalle.training.evaluation import ZeroShotEvaluation
 
 
 @pytest.fixture(scope="session")
@@ -225,3 +232,30 @@ def test_a_dalle_s_evaluation_refuses_a_dvae_and_a_split_that_is_not_there(
             main(["test", "--config", str(file), "--ckpt_path", checkpoint])
         assert ended.value.code == 2
         assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("kind", ["streamed", "codes"])
+def test_a_fit_without_pictures_at_hand_says_that_it_leaves_its_evaluation_out(kind: str, tmp_path: Path) -> None:
+    evaluation = ZeroShotEvaluation(Protocol(name="p"), every_n_validations=1, inception=Path(__file__))
+    codes = DatasetDict({"val": Dataset.from_dict({"captions": [["a"]], "codes": [[[1]]]})})
+    splits = {"streamed": IterableDatasetDict({"val": codes["val"].to_iterable_dataset()}), "codes": codes}[kind]
+    data = CaptionedImageDataModule(Held(splits))
+    data.splits = splits
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="the evaluation p is left out of this fit, whose data are streamed or codes"):
+        evaluation.setup(trainer, pl.LightningModule(), "fit")
+    evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
+    assert evaluation.validations == 0
+    with pytest.raises(UserError, match=r"the protocol p (counts the pictures of its reference|needs pictures), but"):
+        evaluation.setup(trainer, pl.LightningModule(), "test")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A source of these splits."""
+
+    splits: Any
+
+    def load(self, image_size: int) -> Any:
+        return self.splits
