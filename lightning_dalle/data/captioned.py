@@ -98,7 +98,11 @@ class CaptionedPictures:
 
     def _from_tars(self, urls: list[str]) -> Dataset | IterableDataset:
         first = list(islice(files.samples(urls[0]), 5))
-        columns = self._columns({name: fields_of(row[name]) for row in first for name in row})
+        fields: dict[str, dict[str, None]] = {}
+        for row in first:  # all together, since the JSON of one may be broken
+            for name, value in row.items():
+                fields.setdefault(name, {}).update(dict.fromkeys(fields_of(value)))
+        columns = self._columns(fields)
         return self._generated(_tar_records, {"urls": urls}, {"columns": columns}, urls)
 
     def _from_pairs(self, pictures: list[str]) -> Dataset | IterableDataset:

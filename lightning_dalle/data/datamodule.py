@@ -119,9 +119,11 @@ class CaptionedImageDataModule(pl.LightningDataModule):
                 f"look_alikes={self.look_alikes} needs the captions of all rows of one source, but this one is "
                 f"{'a mixture' if isinstance(self.source, Mixture) else 'streamed'}"
             )
-        if isinstance(train, Dataset) and len(train) < self.batch_size:
+        _, world = self._processes()
+        if isinstance(train, Dataset) and len(train) // world < self.batch_size:
             raise UserError(
                 f"the training split has {len(train)} records, less than one batch of batch_size={self.batch_size}"
+                + (f" for each of {world} processes" if world > 1 else "")
             )
 
     def dataset(self, split: str, bpe_dropout: float = 0.0) -> CaptionedImages | EncodedCaptions:
@@ -203,8 +205,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
     def _loader(self, split: str, is_training: bool = False) -> DataLoader[Any]:
         rows = self.split(split)
         prepare = self._preparation(self.bpe_dropout, self.augmentation) if is_training else self._preparation()
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        rank, world = self._processes()
         dataset: CaptionedImages | EncodedCaptions | StreamedImages
         sampler: Draws | None = None
         if isinstance(rows, IterableDataset):
@@ -242,6 +243,10 @@ class CaptionedImageDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )
+
+    def _processes(self) -> tuple[int, int]:
+        """The number of this one, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _batches(self, world: int) -> int:
         """Of an epoch of streamed data, in each process: the same number of every worker, so that each epoch begins

@@ -24,10 +24,11 @@ log = logging.getLogger(__name__)
 
 PICTURES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 METADATA = {"metadata.jsonl", "metadata.csv", "metadata.parquet"}
+CSV = {"encoding_errors": "ignore", "on_bad_lines": "warn"}
 TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
-    ".csv": ("csv", {"encoding_errors": "ignore"}),
-    ".tsv": ("csv", {"sep": "\t", "encoding_errors": "ignore"}),
+    ".csv": ("csv", CSV),
+    ".tsv": ("csv", {"sep": "\t", **CSV}),
     ".jsonl": ("json", {}),
 }
 SPLIT_WORDS = {

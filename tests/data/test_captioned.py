@@ -107,6 +107,23 @@ def test_broken_tars_are_read_as_far_as_they_go(tmp_path: Path, caplog: pytest.L
     assert sum("is read as far as it goes" in message for message in caplog.messages) == 2
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_broken_line_or_sample_costs_itself_alone(streamed: bool, tmp_path: Path) -> None:
+    csv_of_paths(tmp_path / "table", SPLITS)
+    with (tmp_path / "table" / "train.csv").open("a") as file:
+        file.write("a,b,c,d,e\npictures/100.jpg,the last,999\n")
+    with pytest.warns(Warning, match="Skipping line"):
+        rows = list(load(tmp_path / "table", streamed=streamed)["train"])
+    assert [row["id"] for row in rows] == ["100", "101", "102", "103", "999"]
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "train.tar", "w") as tar:
+        for name, content in (("1.json", b'{"caption": "a cat"}'), ("1.jpg", b"x"), ("2.json", b"{"), ("2.jpg", b"x")):
+            (tmp_path / "content").write_bytes(content)
+            tar.add(tmp_path / "content", name)
+    rows = load(tmp_path / "tars", streamed=streamed, splits={"train": "train"})["train"].select_columns("captions")
+    assert [row["captions"] for row in rows] == [["a cat"], []]
+
+
 class Interrupted(io.BytesIO):
     """Breaks off after so many bytes, as a network does."""
 

@@ -1,5 +1,7 @@
 """Batches, their order and their randomness."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import DatasetDict
@@ -98,6 +100,14 @@ def test_captions_that_are_cut_are_counted() -> None:
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match="records, less than one batch of batch_size=9999"):
         datamodule(batch_size=9999)
+
+
+def test_a_batch_larger_than_a_process_s_share_is_refused() -> None:
+    data = CaptionedImageDataModule(OpenMoji(), image_size=32, batch_size=1500, text_len=24, vocab_size=512)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=3)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="records, less than one batch of batch_size=1500 for each of 3 processes"):
+        data.setup("fit")
 
 
 def test_a_checkpoint_with_another_tokenizer_is_refused(data: CaptionedImageDataModule) -> None:
