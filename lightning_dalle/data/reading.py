@@ -20,6 +20,10 @@ MAX_PIXELS = 89_478_485
 """A quarter of a GiB of RGB, which is where Pillow begins to warn of decompression bombs."""
 
 
+UNREACHABLE = "unreachable picture"
+"""The one reason that says nothing of the picture: the network failed, and may not the next time."""
+
+
 class Unreadable(ValueError):
     """A record that cannot be trained on.
 
@@ -40,7 +44,8 @@ def read_picture(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) 
         max_pixels: a picture of more is refused by its header, before it is decoded. Pillow refuses twice `MAX_PIXELS`.
 
     Raises:
-        Unreadable: with one of the reasons "without a picture", "zero bytes", "too many pixels", "unreadable picture".
+        Unreadable: with one of the reasons "without a picture", "zero bytes", "too many pixels", "unreadable picture",
+            "unreachable picture" (of a URL).
     """
     picture = _opened(image, max_pixels)
     try:
@@ -96,15 +101,16 @@ def _bytes(image: Mapping[str, Any] | None) -> bytes:
     if image is None or not image["path"]:
         raise Unreadable("without a picture")
     path = image["path"]
+    is_local = "://" not in path
     try:
-        if "://" not in path:
+        if is_local:
             return Path(path).read_bytes()
         with fsspec.open(path, "rb") as file:
             return file.read()
     except FileNotFoundError as error:
         raise Unreadable("without a picture") from error
     except Exception as error:  # file systems, and those of the network, raise anything
-        raise Unreadable("unreadable picture") from error
+        raise Unreadable("unreadable picture" if is_local else UNREACHABLE) from error
 
 
 def rgb(picture: Image.Image) -> Image.Image:

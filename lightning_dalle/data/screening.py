@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from lightning_dalle.data.captions import LONGEST, caption_list
+from lightning_dalle.data.files import stamp
 from lightning_dalle.data.filters import (
     CaptionFilter,
     CaptionFlood,
@@ -21,7 +23,7 @@ from lightning_dalle.data.filters import (
     TooLong,
     count_captions,
 )
-from lightning_dalle.data.reading import Unreadable, picture_size, read_picture
+from lightning_dalle.data.reading import UNREACHABLE, Unreadable, picture_size, read_picture
 
 Record = Mapping[str, Any]
 """At least `image`, undecoded: its "bytes" or "path", and `captions`, a list of texts."""
@@ -30,6 +32,8 @@ RECIPE = 1
 """Part of the name that verdicts are cached under: change what is kept with the same filters, change the number."""
 
 _PAGE = TooLong(max_characters=LONGEST)
+
+VERDICT = Features(captions=List(Value("string")), reason=Value("string"))
 
 MANY = 10_000
 """Rows from which on it pays to start processes."""
@@ -81,21 +85,30 @@ class Screening:
         """The rows that are kept, and the number of those rejected by reason.
 
         Every picture that would be kept is decoded once, so that training meets none that it cannot read. The
-        verdicts are cached beside the rows by the fingerprints of rows and filters.
+        verdicts are cached beside the rows by the fingerprints of rows and filters, and by size and time of the files
+        that rows name by their path. What the network failed to give is asked for again whenever rows are screened.
 
         Args:
             rows: with the columns image, undecoded, and captions.
             workers: processes that share the work where there is much of it.
         """
+        told = self._told(rows)
         verdicts = rows.map(
             _verdict,
-            fn_kwargs={"screening": self._told(rows), "recipe": RECIPE},
+            fn_kwargs={"screening": told, "recipe": RECIPE, "stamp": stamp(_paths(rows))},
             remove_columns=rows.column_names,
-            features=Features(captions=List(Value("string")), reason=Value("string")),
+            features=VERDICT,
             num_proc=workers if workers and len(rows) > MANY else None,
             desc="Screening",
         )
         reasons = verdicts["reason"][:]
+        unreached = [index for index, reason in enumerate(reasons) if reason == UNREACHABLE]
+        if unreached:
+            again = Dataset.from_list([_verdict(row, told) for row in rows.select(unreached)], features=VERDICT)
+            places = {index: len(rows) + i for i, index in enumerate(unreached)}
+            order = [places.get(index, index) for index in range(len(rows))]
+            verdicts = concatenate_datasets([verdicts, again]).select(order)
+            reasons = verdicts["reason"][:]
         kept = [index for index, reason in enumerate(reasons) if reason is None]
         # Side by side: no picture is written again.
         screened = concatenate_datasets([rows.remove_columns("captions"), verdicts.select_columns("captions")], axis=1)
@@ -138,7 +151,14 @@ class Screening:
         return Screening(told)
 
 
-def _verdict(record: Record, screening: Screening, recipe: int) -> dict[str, Any]:
+def _paths(rows: Dataset) -> list[str]:
+    """Of the pictures that are files of their own; no bytes are read."""
+    column = rows.data.column("image")
+    is_file = pc.is_null(pc.struct_field(column, "bytes"))
+    return [path for path in pc.struct_field(column, "path").filter(is_file).to_pylist() if path]
+
+
+def _verdict(record: Record, screening: Screening, recipe: int = RECIPE, stamp: str = "") -> dict[str, Any]:
     """The captions that are left and no reason, or no captions and the reason."""
     verdict = screening.verdict(record)
     if isinstance(verdict, Rejection):

@@ -2,10 +2,12 @@
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import fsspec
 import pytest
 from datasets import Dataset, Features, List, Value
 from datasets import Image as EncodedImage
@@ -34,6 +36,7 @@ class Odd:
         return int(record["id"]) % 2 == 1
 
 
+FEATURES = Features(image=EncodedImage(decode=False), captions=List(Value("string")), id=Value("string"))
 FILTERS = (TooShort(min_words=3, min_characters=1), AspectRatio(), Odd())
 
 
@@ -63,8 +66,7 @@ def test_captions_are_judged_one_by_one() -> None:
 
 
 def rows(records: list[dict[str, Any]]) -> Dataset:
-    features = Features(image=EncodedImage(decode=False), captions=List(Value("string")), id=Value("string"))
-    return Dataset.from_list([{"id": str(2 * i), **record} for i, record in enumerate(records)], features=features)
+    return Dataset.from_list([{"id": str(2 * i), **record} for i, record in enumerate(records)], features=FEATURES)
 
 
 def test_a_split_keeps_what_passes_and_counts_the_rest() -> None:
@@ -105,6 +107,42 @@ def test_verdicts_are_cached_by_rows_and_filters(tmp_path: Any, monkeypatch: pyt
     assert (len(kept), rejected) == (1, {})
     with pytest.raises(AssertionError, match="screened again"):
         Screening(FILTERS[:1]).screen_rows(Dataset.load_from_disk(tmp_path / "split"))
+
+
+def kept_on_disk(folder: Path, images: list[dict[str, Any]]) -> Dataset:
+    """As sources keep them: the pictures are files or URLs of their own."""
+    records = [{"image": image, "captions": ["a red fox"], "id": str(i)} for i, image in enumerate(images)]
+    options = {"gen_kwargs": {"records": records}, "features": FEATURES, "cache_dir": str(folder)}
+    return Dataset.from_generator(iter_of, **options)
+
+
+def iter_of(records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield from records
+
+
+def test_a_picture_that_came_or_changed_is_judged_anew(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    reasons = []
+    for content in (None, truncated()["bytes"], encoded()["bytes"]):
+        if content is not None:
+            path.write_bytes(content)
+        split = kept_on_disk(tmp_path, [{"bytes": None, "path": str(path)}])
+        reasons.append(dict(Screening().screen_rows(split)[1]))
+    assert reasons == [{"without a picture": 1}, {"unreadable picture": 1}, {}]
+
+
+def test_a_network_that_failed_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [encoded(), {"bytes": None, "path": "https://host/picture.png"}]
+
+    def failing(*_: Any) -> Any:
+        raise OSError("timed out")
+
+    monkeypatch.setattr(fsspec, "open", failing)
+    kept, rejected = Screening().screen_rows(kept_on_disk(tmp_path, images))
+    assert (kept["id"][:], rejected) == (["0"], {"unreachable picture": 1})
+    monkeypatch.setattr(fsspec, "open", lambda *_: io.BytesIO(images[0]["bytes"]))
+    kept, rejected = Screening().screen_rows(kept_on_disk(tmp_path, images))
+    assert (kept["id"][:], kept["captions"][:], rejected) == (["0", "1"], [["a red fox"]] * 2, {})
 
 
 def test_a_flood_is_told_by_what_its_file_says_not_by_its_name(tmp_path: Path) -> None:
