@@ -6,7 +6,7 @@ Knows columns and splits. Knows nothing of models, tensors or training.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,6 +22,9 @@ from lightning_dalle.data.columns import PICTURE, RECORD, TEXTS, Columns, fields
 from lightning_dalle.errors import UserError
 
 log = logging.getLogger(__name__)
+
+Read = Callable[[str], Iterator[dict[str, Any]]]
+"""Rows of a file."""
 
 VAL_SPLITS = ("validation", "val", "valid", "test")
 VAL_SHARE = 20
@@ -83,7 +86,9 @@ class CaptionedPictures:
                 found = files.hub_tars(self.path)
                 form = "tars" if found else form
             if form == "tars":
-                return {split: self._from_tars(urls) for split, urls in found.items()}
+                return {split: self._from_rows(files.samples, urls) for split, urls in found.items()}
+            if form == ".jsonl" and self.streamed:  # the library's reader stops at a broken line, in mid-epoch
+                return {split: self._from_rows(files.lines, paths) for split, paths in found.items()}
             if form == "pairs":
                 return {split: self._from_pairs(pictures) for split, pictures in found.items()}
             return files.open_table(form, self.path, found, self.streamed)
@@ -96,14 +101,14 @@ class CaptionedPictures:
             kind = "no local folder or file, and the hub's" if form == "hub" else f"local, as {form}"
             raise UserError(f"the captioned pictures cannot be read from {self.path} ({kind}): {reason}") from error
 
-    def _from_tars(self, urls: list[str]) -> Dataset | IterableDataset:
-        first = list(islice(files.samples(urls[0]), 5))
+    def _from_rows(self, read: Read, urls: list[str]) -> Dataset | IterableDataset:
+        first = list(islice(read(urls[0]), 5))
         fields: dict[str, dict[str, None]] = {}
         for row in first:  # all together, since the JSON of one may be broken
             for name, value in row.items():
                 fields.setdefault(name, {}).update(dict.fromkeys(fields_of(value)))
         columns = self._columns(fields)
-        return self._generated(_tar_records, {"urls": urls}, {"columns": columns}, urls)
+        return self._generated(_read_records, {"urls": urls}, {"read": read, "columns": columns}, urls)
 
     def _from_pairs(self, pictures: list[str]) -> Dataset | IterableDataset:
         size = files.PAIRS_IN_A_SHARD
@@ -124,7 +129,7 @@ class CaptionedPictures:
         path = Path(self.path).expanduser()
         return path.parent if path.is_file() else path
 
-    def _columns(self, fields: Mapping[str, list[str]]) -> Columns:
+    def _columns(self, fields: Mapping[str, Iterable[str]]) -> Columns:
         wanted = {"image": self.image, "captions": self.captions, "id": self.id}
         return Columns.choose(fields, wanted, self._root(), self.path)
 
@@ -189,9 +194,9 @@ def complete(rows: Dataset, origin: str) -> tuple[Dataset, Counter[str]]:
     return rows.select(kept), skipped
 
 
-def _tar_records(urls: list[str], columns: Columns, stamp: str = "") -> Iterator[dict[str, Any]]:
+def _read_records(urls: list[str], read: Read, columns: Columns, stamp: str = "") -> Iterator[dict[str, Any]]:
     for url in urls:
-        yield from map(columns.record, files.samples(url))
+        yield from map(columns.record, read(url))
 
 
 def _pair_records(groups: list[list[str]], root: Path, stamp: str = "") -> Iterator[dict[str, Any]]:

@@ -168,6 +168,23 @@ def _rows(url: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def lines(path: str) -> Iterator[dict[str, Any]]:
+    """Of JSON lines, each that is a mapping as a row; the others are counted in the log."""
+    broken = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                yield row
+            else:
+                broken += bool(line.strip())
+    if broken:
+        log.warning("%s: passed over %d lines that are no JSON", path, broken)
+
+
 def _split_name(name: str) -> tuple[str, str]:
     """Base name with its folders, and the extension from the first dot of the file's name on."""
     folder, slash, file = name.rpartition("/")

@@ -1,6 +1,7 @@
 """Captioned pictures from every local form, and what is wrong with them said in a sentence."""
 
 import io
+import json
 import logging
 import tarfile
 from pathlib import Path
@@ -122,6 +123,15 @@ def test_a_broken_line_or_sample_costs_itself_alone(streamed: bool, tmp_path: Pa
             tar.add(tmp_path / "content", name)
     rows = load(tmp_path / "tars", streamed=streamed, splits={"train": "train"})["train"].select_columns("captions")
     assert [row["captions"] for row in rows] == [["a cat"], []]
+
+
+def test_a_broken_line_of_streamed_json_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [json.dumps({"path": f"{i}.jpg", "meta": {"alt": f"cat {i}"}}) for i in range(8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(["[1]", *lines[:6], '{"path": "6.jp', "", *lines[6:]]))
+    rows = list(load(tmp_path, streamed=True, captions="meta.alt", splits={"train": "train"})["train"])
+    assert [row["captions"] for row in rows] == [[f"cat {i}"] for i in range(8)]
+    assert rows[0]["image"]["path"] == str(tmp_path / "0.jpg")
+    assert f"{tmp_path}/train.jsonl: passed over 2 lines that are no JSON" in caplog.text
 
 
 class Interrupted(io.BytesIO):
