@@ -79,14 +79,15 @@ def test_fid_equals_pytorch_fid(
     monkeypatch.setattr(
         inception, "load_state_dict_from_url", lambda *args, **kwargs: torch.load(full_weights, weights_only=True)
     )
-    reference = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
-    moments = [
-        fid_score.compute_statistics_of_path(str(photos[name]), reference, 50, 2048, "cpu", num_workers=0)
-        for name in ("val", "train")
-    ]
-    expected = fid_score.calculate_frechet_distance(*moments[0], *moments[1])
-    ours = fidelity(sets["val"].features[0], sets["train"].features[0], OPTIONS)["fid"]["value"]
-    assert ours == pytest.approx(float(expected), rel=1e-3)
+    network = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
+    moments = {
+        name: fid_score.compute_statistics_of_path(str(folder), network, 50, 2048, "cpu", num_workers=0)
+        for name, folder in photos.items()
+    }
+    for reference in ("train", "blurred"):
+        expected = fid_score.calculate_frechet_distance(*moments["val"], *moments[reference])
+        ours = fidelity(sets["val"].features[0], sets[reference].features[0], OPTIONS)["fid"]["value"]
+        assert ours == pytest.approx(float(expected), rel=1e-3), reference
 
 
 def test_the_blur_sweep_is_plain_at_radius_0_and_blurs_both_sides(

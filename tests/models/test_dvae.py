@@ -1,7 +1,5 @@
 """Parity with openai/DALL-E (PyPI, test-only), and the contract of codes and pixels."""
 
-from typing import Any
-
 import dall_e.decoder
 import dall_e.encoder
 import dall_e.utils
@@ -19,16 +17,6 @@ from lightning_dalle.models.dvae import (
     map_pixels,
     unmap_pixels,
 )
-
-
-@pytest.fixture
-def openai(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """OpenAI's modules as they are: their attrs classes only need nn.Module's set-up before attributes are set."""
-
-    def before_attributes(cls: type[nn.Module]) -> None:
-        monkeypatch.setattr(cls, "__attrs_pre_init__", lambda self: nn.Module.__init__(self), raising=False)
-
-    return dall_e
 
 
 def copy_from_openai(theirs: nn.Module, ours: nn.Module) -> None:
@@ -68,12 +56,14 @@ def test_equals_openais_modules_on_copied_weights() -> None:
 
 
 def test_full_size_equals_openais_modules_on_copied_weights() -> None:
-    encoder = Encoder(DVAEConfig())
-    theirs = dall_e.encoder.Encoder()
-    copy_from_openai(theirs, encoder)
-    x = torch.rand(1, 3, 64, 64)
+    encoder, decoder = Encoder(DVAEConfig()), Decoder(DVAEConfig())
+    their_encoder, their_decoder = dall_e.encoder.Encoder(), dall_e.decoder.Decoder()
+    copy_from_openai(their_encoder, encoder)
+    copy_from_openai(their_decoder, decoder)
+    x, z = torch.rand(1, 3, 64, 64), torch.randn(1, 8192, 4, 4).softmax(1)
     with torch.inference_mode():
-        assert_close(encoder(x), theirs(x))
+        assert_close(encoder(x), their_encoder(x))
+        assert_close(decoder(z), their_decoder(z))
 
 
 def test_new_convolutions_are_drawn_as_openais() -> None:
