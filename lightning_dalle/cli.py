@@ -5,6 +5,7 @@ Knows argv and YAML. Imports Lightning only for Lightning's verbs.
 
 import difflib
 import inspect
+import itertools
 import re
 import sys
 import warnings
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lightning_dalle.commands.convert import convert
 from lightning_dalle.commands.data import report
 from lightning_dalle.commands.evaluate import evaluate
 from lightning_dalle.commands.export import export
@@ -28,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
     "generate": generate,
     "export": export,
+    "convert": convert,
     "evaluate": evaluate,
     "results": results,
     "data report": report,
@@ -50,6 +53,7 @@ DALL-E (Ramesh et al. 2021) as a PyTorch Lightning experiment repo.
   reproduce     run a recipe: every stage of training, then samples and a report
   generate      draw pictures of prompts with a trained model
   export        write a trained model as a folder for others: safetensors and a model card
+  convert       write OpenAI's released dVAE as a file of ours, without executing it
   evaluate      score a folder of pictures against another: FID, KID, precision, recall, IS
   results       print what has been measured as a table
   data report   print what every filter rejects of the data, before anything is trained
@@ -77,12 +81,30 @@ def main(argv: list[str] | None = None) -> None:
         if name in COMMANDS:
             command(COMMANDS[name], argv[words:])
         else:
+            check_configs(argv[words:])
             lightning(argv)
     except UserError as error:
         # One that was raised in a worker of a loader comes with the worker's traceback before the sentence.
         said = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
         print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
+
+
+def check_configs(argv: list[str]) -> None:
+    """Raises a UserError if a config is not there or is no YAML of keys, before Lightning is imported to read it."""
+    joined = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    for config in [value for option, value in itertools.pairwise(argv) if option in ("-c", "--config")] + joined:
+        import yaml
+
+        path = Path(config)
+        try:
+            # What is no file may be the YAML itself.
+            keys = yaml.load(path.read_text() if path.exists() else config, yaml.CSafeLoader)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"the config {config} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(keys, dict):
+            what = "holds no keys, but " + type(keys).__name__ if path.exists() else "is not there"
+            raise UserError(f"the config {config} {what}")
 
 
 def command(function: Callable[..., None], argv: list[str]) -> None:
