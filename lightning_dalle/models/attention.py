@@ -4,8 +4,7 @@ Knows queries, keys, values and patterns. Knows nothing of weights, layers or ca
 
 The forms, whose costs `benchmarks/attention.py` measures:
 
-- causal: the whole stream sees all that precedes; the kernel's own flag.
-- masked: all pairs, those that the pattern hides left out. The reference.
+- masked: all pairs, those that the pattern hides left out; where it hides only what follows, by the kernel's own flag.
 - windowed (CPU): text apart; the image in blocks of positions, each with the window of keys that holds all it sees.
 - block-sparse (CUDA): see `models/block_sparse.py`.
 
@@ -25,52 +24,54 @@ from lightning_dalle.models.masks import Pattern
 BLOCK = 64
 """Queries that share a window: with more, a window holds more that few of them see; with fewer, products get small."""
 
+SHORT = 512
+"""Positions up to which all pairs are quickest by plain products in 16 bits on a CPU, whose attention kernel takes
+longer in 16 than in 32. The backward wants all pairs kept, and a longer stream has too many of them."""
+
 
 def attend(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], pattern: Pattern
 ) -> Float[Tensor, "b h s d"]:
     """What each position of a stream, or of its beginning, takes from those that it sees.
 
-    One softmax over all of them, text and image (paper, footnote 7). In 16 bits on a CPU the logits are rounded to 16
-    bits, the softmax over them is in 32; everything else is exact up to the order of sums.
+    One softmax over all of them, text and image (paper, footnote 7). All forms give the same up to the order of sums;
+    in 16 bits on a CPU logits and weights are rounded to 16 bits on either side of a softmax in 32.
     """
     pattern = pattern.beginning(q.shape[2])
-    if pattern.kind == "full" or pattern.image_len == 0:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if q.device.type == "cuda" and is_for_blocks(pattern, q.shape[3]):
         from lightning_dalle.models.block_sparse import block_sparse  # seconds of imports, of use on CUDA alone
 
         return block_sparse(q, k, v, pattern)
-    if q.device.type == "cpu" and is_for_windows(pattern):
+    if q.device.type == "cpu" and is_for_windows(pattern, q.dtype):
         return windowed(q, k, v, pattern)
     return masked(q, k, v, pattern)
 
 
-def is_for_windows(pattern: Pattern) -> bool:
-    """Are windows quicker than all pairs? They are for at most half the pairs, unless the stream is so short that
-    products of a block's size cost more than is saved: measured on CPU cores with and without native bf16."""
+def is_for_windows(pattern: Pattern, dtype: torch.dtype) -> bool:
+    """Are windows quicker than all pairs? Where they hold at most half of them, unless the stream is so short that many
+    small products cost more than is saved (`benchmarks/attention.py`: 320 positions are enough in 32 bits)."""
     t, i = pattern.text_len, pattern.image_len
-    keys = t + pattern.reach + BLOCK if pattern.kind != "column" else t + i // pattern.grid
-    return t + i >= 300 and 2 * (i * keys + t**2 // 2) <= (t + i) ** 2
+    keys = t + (i // pattern.grid if pattern.kind == "column" else pattern.reach + BLOCK)
+    return t + i > (SHORT if dtype.itemsize == 2 else 256) and 2 * i * keys + t**2 < (t + i) ** 2
 
 
 def is_for_blocks(pattern: Pattern, head_dim: int) -> bool:
     """FlexAttention passes over blocks of 128 by 128 pairs, of which a short stream has few; its heads are no narrower
     than 16."""
-    return pattern.text_len + pattern.image_len >= 512 and head_dim >= 16
+    return not pattern.is_causal and pattern.text_len + pattern.image_len > 512 and head_dim >= 16
 
 
 def masked(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], pattern: Pattern
 ) -> Float[Tensor, "b h s d"]:
     """All pairs, those that the pattern hides left out."""
-    bias = mask_bias(pattern, q.device, q.dtype)
-    # A CPU's attention kernel takes longer in 16 bits than in 32, and three times as long as plain products, which are
-    # quick where bf16 is native; they keep all pairs for the backward, which a long stream has too many of.
-    if q.device.type == "cpu" and q.dtype.itemsize == 2 and q.shape[2] <= 512:
+    if q.device.type == "cpu" and q.dtype.itemsize == 2 and q.shape[2] <= SHORT:
+        bias = mask_bias(pattern, q.device, q.dtype)
         logits = torch.baddbmm(bias, flat(q), flat(k).mT, alpha=q.shape[3] ** -0.5)  # (m, s, s)
         return (logits.softmax(-1) @ flat(v)).view(q.shape)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if pattern.is_causal:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_bias(pattern, q.device, q.dtype))
 
 
 def windowed(
@@ -78,18 +79,18 @@ def windowed(
 ) -> Float[Tensor, "b h s d"]:
     """Text apart; the image in blocks of positions, each with the window of keys that holds all it sees."""
     sizes = [pattern.text_len, pattern.image_len]
-    (q_text, q_image), (k_text, k_image), (v_text, v_image) = (flat(x).split(sizes, dim=1) for x in (q, k, v))
-    text = F.scaled_dot_product_attention(q_text[None], k_text[None], v_text[None], is_causal=True)[0]  # (m, t, d)
+    (q_text, q_image), (k_text, k_image), (v_text, v_image) = (x.split(sizes, dim=2) for x in (q, k, v))
     over = over_both_16 if q.dtype.itemsize == 2 else OverBoth.apply
     image = over(
-        blocks(q_image, pattern),
-        k_text,
-        v_text,
-        windows(k_image, pattern),
-        windows(v_image, pattern),
+        blocks(flat(q_image), pattern),
+        flat(k_text),
+        flat(v_text),
+        windows(flat(k_image), pattern),
+        windows(flat(v_image), pattern),
         window_bias(pattern, q.device, q.dtype),
     )
-    return torch.cat([text, in_stream(image, pattern)], dim=1).view(q.shape)
+    text = masked(q_text, k_text, v_text, pattern.beginning(pattern.text_len))
+    return torch.cat([text, in_stream(image, pattern).view(q_image.shape)], dim=2)
 
 
 def flat(x: Float[Tensor, "b h s d"]) -> Float[Tensor, "m s d"]:
@@ -192,14 +193,14 @@ class OverBoth(torch.autograd.Function):
         return of_q, text[1][0], text[2][0], window[1], window[2], None
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def mask_bias(pattern: Pattern, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "s s"]:
     """What is added to the logits of all pairs: nothing, or minus infinity; one for all layers that share a pattern."""
     with torch.inference_mode(False):  # else no gradient could be taken through what keeps it
         return as_bias(pattern.mask().to(device), dtype)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def window_bias(pattern: Pattern, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "1 n q k"]:
     """The same for each query of each block, and its window: positions are laid out as queries and keys are."""
     with torch.inference_mode(False):

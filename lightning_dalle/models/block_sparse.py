@@ -42,7 +42,7 @@ def by_columns(pattern: Pattern, device: torch.device) -> Int[Tensor, " s"]:
     return torch.cat([text, pattern.text_len + column.argsort(stable=True)])
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def block_mask(pattern: Pattern, device: torch.device) -> BlockMask:
     """Which blocks are looked at, and which of them whole; one for all layers that share a pattern."""
     length, sees = pattern.text_len + pattern.image_len, pattern.sees

@@ -70,6 +70,11 @@ class Pattern:
         return kinds[self.kind]
 
     @property
+    def is_causal(self) -> bool:
+        """Is all seen that precedes?"""
+        return self.kind == "full" or self.image_len == 0
+
+    @property
     def reach(self) -> int:
         """How many positions back the farthest image token is that an image token may see, edges aside."""
         reaches = {"row": self.grid, "conv": (self.grid + 1) * (self.kernel // 2)}

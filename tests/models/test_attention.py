@@ -1,12 +1,14 @@
 """Each form of attention is the masked reference, forward and backward, in every shape that a config can ask for."""
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_dalle.models import attention, block_sparse
 from lightning_dalle.models.attention import attend, is_for_windows, masked, windowed
@@ -45,6 +47,18 @@ def results(form: Form, parts: list[Tensor], pattern: Pattern) -> list[Tensor]:
     y = form(*parts, pattern)
     gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     return [y, *torch.autograd.grad(y, parts, gradient)]
+
+
+def by_the_formula(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    logits = q @ k.mT / q.shape[3] ** 0.5
+    return logits.masked_fill(~pattern.mask(), -torch.inf).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_reference_is_the_formula(kind: Kind) -> None:
+    pattern = pattern_of(kind, 7, 5, 3)
+    parts = stream(pattern, torch.float64)
+    assert_close(results(masked, parts, pattern), results(by_the_formula, parts, pattern))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -110,19 +124,39 @@ def test_a_key_out_of_reach_is_not_even_multiplied(kind: Kind, image_position: i
     assert y[touched].isnan().any()
 
 
-def test_no_form_that_knows_the_pattern_holds_all_pairs() -> None:
-    """At grid 64 a mask of 4,351 x 4,351 would be 76 MB in 32 bits; what is kept for all windows is far less."""
-    for kind in ("row", "column"):
-        bias = attention.window_bias(pattern_of(kind, 256, 64, 11), torch.device("cpu"), torch.float32)
-        assert bias.numel() <= 4096 * 128
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that any operator gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(given):
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return given
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", SPARSE)
+def test_windows_never_hold_all_pairs(kind: Kind, dtype: torch.dtype) -> None:
+    pattern = pattern_of(kind, 64, 32, 5)
+    with Largest() as largest:
+        results(windowed, stream(pattern, dtype, heads=1), pattern)
+    assert largest.numel < (64 + 1023) ** 2 / 4
 
 
 @pytest.mark.parametrize(
-    ("text_len", "grid", "chosen"),
-    [(17, 8, []), (65, 16, ["row", "column"]), (257, 32, SPARSE), (257, 64, SPARSE)],
+    ("dtype", "chosen"),
+    [
+        (torch.float32, {8: [], 16: ["row", "column"], 32: SPARSE, 64: SPARSE}),
+        (torch.bfloat16, {8: [], 16: [], 32: SPARSE, 64: SPARSE}),
+    ],
 )
-def test_windows_are_chosen_where_they_were_measured_quicker(text_len: int, grid: int, chosen: list[str]) -> None:
-    assert [kind for kind in SPARSE if is_for_windows(pattern_of(kind, text_len, grid, 11))] == chosen
+def test_windows_are_chosen_where_they_were_measured_quicker(dtype: torch.dtype, chosen: dict[int, list[str]]) -> None:
+    for text_len, grid in ((17, 8), (65, 16), (257, 32), (257, 64)):
+        kinds = [kind for kind in SPARSE if is_for_windows(pattern_of(kind, text_len, grid, 11), dtype)]
+        assert kinds == chosen[grid]
 
 
 def test_what_is_kept_for_all_layers_can_be_trained_through_after_inference() -> None:
