@@ -70,8 +70,8 @@ class Factored:
     ) -> None:
         """Replaces the gradient by what all processes agreed on; what this one owed beyond it is its error.
 
-        Where a process had a gradient that is not finite, all of them get none that is, for a scaler to skip, and keep
-        the error that they had: the paper too avoids to set it to zero, which costs accuracy.
+        Where a process had a gradient that is not finite, all of them get such a one, for a scaler to skip, and keep
+        the error that they had: the paper too sets it to zero only where it must.
         """
         error = in_shards(self.error, self.count)
         error.copy_(torch.where(average.isfinite().all(), owed - average, error))
@@ -97,6 +97,7 @@ def exchange(matrices: dict[Tensor, Factored], bucket: dist.GradBucket) -> Futur
         if not factored:
             return buffer
         ps_hat = [orthonormal(average) for average in averages[len(plain) :]]
+        # Summed anew: CUDA calls back on a stream of its own, which what is made outside of it may not outlive.
         owed = [matrix.owed(gradient) for matrix, gradient in factored]
         qs = [wanted.mT @ p_hat for wanted, p_hat in zip(owed, ps_hat, strict=True)]
         message = packed(qs).div_(world_size)

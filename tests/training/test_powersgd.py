@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.cli import LightningCLI, OptimizerCallable
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
+from lightning_dalle.cli import lightning
 from lightning_dalle.data.openmoji import OpenMoji
 from lightning_dalle.errors import UserError
 from lightning_dalle.losses import dalle_loss
@@ -241,6 +242,14 @@ def test_mistakes_are_said(examples: tuple[Tensor, Tensor]) -> None:
         compressed(rank=10, shards=5)._factored(Learner(examples))
     with pytest.raises(UserError, match="this model has none"):
         compressed()._factored(nn.Linear(4, 4))
+
+
+def test_the_config_takes_the_place_of_a_fits_own_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    on = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    cli = lightning(["fit", "--config", "configs/coco/dalle.yaml", "--config", "configs/paper/powersgd.yaml", *on])
+    assert isinstance(cli.trainer.strategy, PowerSGDStrategy)
+    assert (cli.trainer.strategy.rank, cli.trainer.strategy.shards) == (896, 8)
 
 
 @pytest.mark.slow
