@@ -1,13 +1,17 @@
 """The two formats to the bit, and AdamW with its moments in them."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from torch.testing import assert_close
 
+from lightning_dalle.errors import UserError
 from lightning_dalle.training.moments import MEAN, VARIANCE, Format, PaperAdamW
 
 FORMATS = pytest.mark.parametrize("form", [MEAN, VARIANCE], ids=["1-6-9", "0-6-10"])
@@ -131,3 +135,13 @@ def test_goes_on_from_a_checkpoint_as_if_it_had_never_stopped() -> None:
     steps(optimizer, weight, 3)
     steps(resumed, again, 3)
     assert torch.equal(again, weight)
+
+
+def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        sharded = nn.Parameter(distribute_tensor(torch.ones(2, 2), init_device_mesh("cpu", (1,))))
+        with pytest.raises(UserError, match="needs whole matrices"):
+            PaperAdamW([{"params": [sharded], "is_hidden": True}])
+    finally:
+        torch.distributed.destroy_process_group()
