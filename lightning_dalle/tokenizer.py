@@ -5,6 +5,7 @@ Knows characters and its own vocabulary. Knows nothing of tensors, images or mod
 
 import itertools
 import json
+import math
 import random
 import warnings
 from collections.abc import Iterable
@@ -12,6 +13,12 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lightning_dalle.errors import UserError
+
+Tokens = tuple[str, ...]
+"""Of a word."""
+
+LONGEST_REMEMBERED, MOST_REMEMBERED = 32, 20_000
+"""Tokens of a word, and words, whose merges are looked for once: words come again. Some 20 MB, most being short."""
 
 
 class CaptionTokenizer:
@@ -27,6 +34,7 @@ class CaptionTokenizer:
         self._has_warned = False
         self._id = bpe.get_vocab()
         self._rank = {(left, right): rank for rank, (left, right) in enumerate(merges)}
+        self._remembered: dict[Tokens, list[Tokens]] = {}
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, text_len: int) -> "CaptionTokenizer":
@@ -62,20 +70,37 @@ class CaptionTokenizer:
         assert self.bpe.normalizer is not None
         assert self.bpe.pre_tokenizer is not None
         words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption))
-        return [self._id[token] for word, _ in words for token in self._merge(list(word), dropout, rng)]
+        drops = Drops(dropout, rng)
+        return [self._id[token] for word, _ in words for token in self._merge(tuple(word), drops)]
 
-    def _merge(self, tokens: list[str], dropout: float, rng: random.Random) -> list[str]:
+    def _merge(self, tokens: Tokens, drops: "Drops") -> Tokens:
         """Applies the best merge that is not dropped, until none is left."""
         while True:
-            ranks = [
-                (self._rank[pair], i)
-                for i, pair in enumerate(itertools.pairwise(tokens))
-                if pair in self._rank and rng.random() >= dropout
-            ]
-            if not ranks:
+            stages = self._stages(tokens)
+            tokens = stages[drops.spare(len(stages) - 1)]
+            if tokens is stages[-1]:
                 return tokens
-            _, i = min(ranks)
-            tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
+            others = self._merges(tokens)[1:]  # the best was dropped
+            i = next((i for i in others if drops.spare(1)), None)
+            if i is None:
+                return tokens
+            tokens = _merged(tokens, i)
+
+    def _stages(self, tokens: Tokens) -> list[Tokens]:
+        """A word as it is after 0, 1, 2, ... merges, each the best that there is."""
+        if tokens not in self._remembered:
+            stages = [tokens]
+            while merges := self._merges(stages[-1]):
+                stages.append(_merged(stages[-1], merges[0]))
+            if len(tokens) > LONGEST_REMEMBERED or len(self._remembered) >= MOST_REMEMBERED:
+                return stages
+            self._remembered[tokens] = stages
+        return self._remembered[tokens]
+
+    def _merges(self, tokens: Tokens) -> list[int]:
+        """Where two of a word's tokens can become one, the best first."""
+        pairs = enumerate(itertools.pairwise(tokens))
+        return [i for _, i in sorted((self._rank[pair], i) for i, pair in pairs if pair in self._rank)]
 
     def pad(self, ids: list[int]) -> tuple[list[int], bool]:
         """Exactly `text_len` ids, and whether some had to be cut off; the first cut warns."""
@@ -106,3 +131,28 @@ class CaptionTokenizer:
         """Inverse of `to_json`."""
         values = json.loads(text)
         return cls(Tokenizer.from_str(json.dumps(values["bpe"])), values["vocab_size"], values["text_len"])
+
+
+class Drops:
+    """Which merges are dropped: each with the same probability. Draws one random number a drop rather than a merge."""
+
+    def __init__(self, probability: float, rng: random.Random) -> None:
+        self.probability, self.rng = probability, rng
+        self.left = self._geometric()
+
+    def spare(self, merges: int) -> int:
+        """How many of the next merges come before one that is dropped; all of them, if none is."""
+        if merges <= self.left:
+            self.left -= merges
+            return merges
+        spared, self.left = self.left, self._geometric()
+        return spared
+
+    def _geometric(self) -> int:
+        if self.probability >= 1:
+            return 0
+        return int(math.log(1 - self.rng.random()) / math.log1p(-self.probability))
+
+
+def _merged(tokens: Tokens, i: int) -> Tokens:
+    return (*tokens[:i], tokens[i] + tokens[i + 1], *tokens[i + 2 :])

@@ -1,6 +1,8 @@
 """The tokenizer against the library that it is made of."""
 
+import itertools
 import random
+from collections import Counter
 
 import pytest
 
@@ -71,3 +73,24 @@ def test_survives_its_json(tokenizer: CaptionTokenizer) -> None:
 def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"255.*256"):
         CaptionTokenizer.train(CAPTIONS, vocab_size=255, text_len=8)
+
+
+def test_each_merge_is_dropped_with_the_same_probability(tokenizer: CaptionTokenizer) -> None:
+    """As Provilkov et al. have it: at every stage each merge is dropped alone, and the best that is left is made."""
+    rng = random.Random(0)
+
+    def by_the_book(tokens: list[str]) -> list[str]:
+        while ranks := [
+            (tokenizer._rank[pair], i)
+            for i, pair in enumerate(itertools.pairwise(tokens))
+            if pair in tokenizer._rank and rng.random() >= 0.3
+        ]:
+            _, i = min(ranks)
+            tokens = [*tokens[:i], tokens[i] + tokens[i + 1], *tokens[i + 2 :]]
+        return tokens
+
+    [(word, _)] = tokenizer.bpe.pre_tokenizer.pre_tokenize_str("woman")
+    wanted = Counter(tuple(tokenizer._id[token] for token in by_the_book(list(word))) for _ in range(20_000))
+    found = Counter(tuple(tokenizer.encode("woman", 0.3, rng)) for _ in range(20_000))
+    assert len(wanted) > 3
+    assert sum(abs(found[split] - wanted[split]) for split in wanted | found) / 40_000 < 0.02

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from lightning_dalle.tokenizer import CaptionTokenizer
@@ -29,12 +27,12 @@ class Draw(NamedTuple):
 
     def caption(
         self, captions: list[str], tokenizer: CaptionTokenizer, bpe_dropout: float, seed: int
-    ) -> tuple[Tensor, bool, str]:
+    ) -> tuple[list[int], bool, str]:
         """One of the record's captions as tokens, whether it was cut, and as it was written."""
         rng = random.Random(f"{seed} {self.epoch} {self.record}")
         caption = rng.choice(captions)
         ids, is_cut = tokenizer.pad(tokenizer.encode(caption, bpe_dropout, rng))
-        return torch.tensor(ids), is_cut, caption
+        return ids, is_cut, caption
 
 
 class Draws(DistributedSampler[Any]):

@@ -111,7 +111,7 @@ class Shard(NamedTuple):
         return (Draw(crop, record) for record in self.records for crop in range(crops))
 
 
-class EncodedCaptions(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool, str, str]]):
+class EncodedCaptions(torch.utils.data.Dataset[tuple[Tensor, list[int], bool, str, str]]):
     """Records as (codes of the epoch's crop, tokens, whether cut, caption, id); captions are drawn as for pictures."""
 
     def __init__(self, rows: Dataset, prepare: Preparation) -> None:
@@ -120,7 +120,7 @@ class EncodedCaptions(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool, str, 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, bool, str, str]:
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, list[int], bool, str, str]:
         row = self.rows[draw.record]
         crops = row["codes"].combine_chunks().flatten()
         codes = crops[draw.epoch % len(crops)].values.to_numpy().astype(np.int64)
@@ -129,11 +129,11 @@ class EncodedCaptions(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool, str, 
         return torch.from_numpy(codes).view(grid, grid), tokens, is_cut, caption, row["id"][0].as_py()
 
     @staticmethod
-    def collate(items: list[tuple[Tensor, Tensor, bool, str, str]]) -> EncodedBatch:
+    def collate(items: list[tuple[Tensor, list[int], bool, str, str]]) -> EncodedBatch:
         """Stacks records."""
         codes, text_tokens, is_cut, captions, ids = zip(*items, strict=True)
         return EncodedBatch(
-            torch.stack(codes), torch.stack(text_tokens), torch.tensor(is_cut), list(captions), list(ids)
+            torch.stack(codes), torch.tensor(text_tokens), torch.tensor(is_cut), list(captions), list(ids)
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from jaxtyping import Bool, Float, Int, UInt8
@@ -44,8 +45,8 @@ class Batch(NamedTuple):
 class Example(NamedTuple):
     """One record of a batch."""
 
-    image: UInt8[Tensor, "h w 3"]
-    text_tokens: Int[Tensor, " t"]
+    image: UInt8[np.ndarray, "h w 3"]
+    text_tokens: list[int]
     is_cut: bool
     caption: str
     id: str
@@ -78,7 +79,7 @@ class Preparation:
         id = record.get("id") or str(draw.record)
         return Example(pixels(picture, self.image_size), text_tokens, is_cut, caption, id)
 
-    def caption(self, captions: list[str], draw: Draw) -> tuple[Tensor, bool, str]:
+    def caption(self, captions: list[str], draw: Draw) -> tuple[list[int], bool, str]:
         """One of a record's captions as tokens, whether it was cut, and as it was written."""
         return draw.caption(captions, self.tokenizer, self.bpe_dropout, self.seed)
 
@@ -88,8 +89,8 @@ def collate(examples: list[Example]) -> Batch:
     images, text_tokens, is_cut, captions, ids, rejected = zip(*examples, strict=True)
     counts = sum(rejected, Counter[str]())
     return Batch(
-        torch.stack(images).movedim(-1, 1),
-        torch.stack(text_tokens),
+        torch.from_numpy(np.stack(images)).movedim(-1, 1),
+        torch.tensor(text_tokens),
         torch.tensor(is_cut),
         list(captions),
         list(ids),

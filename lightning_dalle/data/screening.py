@@ -61,7 +61,9 @@ class Screening:
         self._of_records = [judge for judge in filters if isinstance(judge, RecordFilter)]
 
     def screen(self, record: Record) -> Record | Rejection:
-        """The record with the captions that are left, or why it is rejected; of its picture only the header is read."""
+        """The record with the captions that are left, or why it is rejected; of its picture at most the header is read,
+        where a filter asks for it.
+        """
         captions = caption_list(record["captions"])
         if not captions:
             return Rejection("without a caption")
@@ -69,13 +71,14 @@ class Screening:
             captions = [caption for caption in captions if not of_captions.rejects_caption(caption)]
             if not captions:
                 return Rejection(of_captions.reason)
-        try:
-            width, height = picture_size(record["image"])
-        except Unreadable as error:
-            return Rejection(error.reason)
-        for of_pictures in self._of_pictures:
-            if of_pictures.rejects_picture(width, height):
-                return Rejection(of_pictures.reason)
+        if self._of_pictures:
+            try:
+                width, height = picture_size(record["image"])
+            except Unreadable as error:
+                return Rejection(error.reason)
+            for of_pictures in self._of_pictures:
+                if of_pictures.rejects_picture(width, height):
+                    return Rejection(of_pictures.reason)
         for of_records in self._of_records:
             if of_records.rejects_record(record):
                 return Rejection(of_records.reason)

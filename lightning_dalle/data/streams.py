@@ -133,10 +133,13 @@ class Stream:
         """Records without end, each with the number of its source and of that source's pass."""
         records = [iter(reader) for reader in self.readers]
         while True:
-            rng = random.Random(f"{self.seed} {self.readers[0].index} {self.choices}")
-            [source] = rng.choices(range(len(records)), self.weights)
+            source = self._choice() if len(records) > 1 else 0
             self.choices += 1
             yield source, *next(records[source])
+
+    def _choice(self) -> int:
+        rng = random.Random(f"{self.seed} {self.readers[0].index} {self.choices}")
+        return rng.choices(range(len(self.readers)), self.weights)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, in numbers."""

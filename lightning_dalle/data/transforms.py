@@ -18,8 +18,8 @@ from torchvision.transforms import v2
 from lightning_dalle.data.reading import rgb
 
 
-def pixels(picture: Image.Image, image_size: int) -> UInt8[Tensor, "h w 3"]:
-    """The middle square of a PIL image of any size and mode, in bytes."""
+def pixels(picture: Image.Image, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The middle square of a PIL image of any size and mode, in bytes that cannot be written to."""
     picture = rgb(picture)
     if picture.size != (image_size, image_size):
         # What torchvision's center_crop(resize(picture)) gives, without the resized picture: of a line of 20,000 pixels
@@ -30,7 +30,7 @@ def pixels(picture: Image.Image, image_size: int) -> UInt8[Tensor, "h w 3"]:
         across, down = (length / of for length, of in zip(picture.size, resized, strict=True))
         box = (left * across, top * down, (left + image_size) * across, (top + image_size) * down)
         picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR, box)
-    return torch.from_numpy(np.array(picture))
+    return np.asarray(picture)
 
 
 def to_float(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
@@ -40,7 +40,7 @@ def to_float(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
 
 def to_image(picture: Image.Image, image_size: int) -> Float[Tensor, "3 h w"]:
     """The middle square of a PIL image of any size and mode, in [0, 1]."""
-    return to_float(pixels(picture, image_size).movedim(-1, 0))
+    return to_float(torch.tensor(pixels(picture, image_size)).movedim(-1, 0))
 
 
 @runtime_checkable
