@@ -3,11 +3,13 @@
     python -m benchmarks.training_step
 
 Rounds of all take turns in one process, on the same threads. A step is what `fit` runs of it: forward, loss, backward,
-clipping and the optimizer's step, in the precision that is our default. The peer's is its own, with the optimizer and
-the clipping of its train_dalle.py, in fp32, which is its default, and in bf16. Both are given codes, so that no dVAE
-runs. Prints the medians and their ratios, and appends them to benchmarks/results/training_step.jsonl.
+clipping and the optimizer's step, in the precision that is our default: bf16 where it is native. The peer's is its own,
+with the optimizer and the clipping of its train_dalle.py, in fp32, which is its default, and in bf16. Both are given
+codes, so that no dVAE runs. Prints the medians and their ratios, and appends them to
+benchmarks/results/training_step.jsonl.
 """
 
+import itertools
 import json
 import statistics
 import time
@@ -83,8 +85,12 @@ def our_step(size: Size, new_optimizer: Callable[[list[dict[str, Any]]], Optimiz
     return step
 
 
-def peers_step(size: Size, in_bf16: bool) -> Step:
-    """dalle-pytorch's, by the attention of its README: full, axial row, axial column, convolutional and again."""
+PEERS_PATTERNS = {"its four kinds": ("full", "axial_row", "axial_col", "conv_like"), "full": ("full",)}
+"""Kinds of attention that its layers take turns in: all that its README shows, and what its train_dalle.py has."""
+
+
+def peers_step(size: Size, pattern: str, in_bf16: bool) -> Step:
+    """dalle-pytorch's, under one of its patterns."""
     from benchmarks import peer  # installs it
 
     n_layer = 3  # of its dVAE, which only says how large the grid is
@@ -97,7 +103,7 @@ def peers_step(size: Size, in_bf16: bool) -> Step:
         depth=size.n_layer,
         heads=size.n_head,
         dim_head=size.n_embd // size.n_head,
-        attn_types=("full", "axial_row", "axial_col", "conv_like"),
+        attn_types=PEERS_PATTERNS[pattern],
     )
     parameters = [parameter for parameter in dalle.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=3e-4)
@@ -133,7 +139,10 @@ def main() -> None:
         "AdamW": our_step(size, partial(AdamW, lr=3e-4, fused=True)),
         "MuonAdamW": our_step(size, partial(MuonAdamW, lr=3e-4)),
     }
-    peers = {"fp32, its default": peers_step(size, in_bf16=False), "bf16": peers_step(size, in_bf16=True)}
+    peers = {
+        f"{'bf16' if in_bf16 else 'fp32'}, {pattern}": peers_step(size, pattern, in_bf16)
+        for in_bf16, pattern in itertools.product((False, True), PEERS_PATTERNS)
+    }
     seconds = medians({**ours, **peers}, ROUNDS)
     result = {
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
