@@ -25,7 +25,6 @@ def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any)
     config = yaml.safe_load(path.read_text())
     trainer, model = config["trainer"], config["model"]
     trainer |= {"accelerator": "cpu", "enable_progress_bar": False}
-    trainer.pop("precision", None)
     trainer["logger"]["init_args"]["save_dir"] = str(folder)
     for callback in trainer["callbacks"]:
         arguments = callback.get("init_args", {})

@@ -1,0 +1,164 @@
+"""How many times as fast as dalle-pytorch's our transformer's training step is, at that library's size.
+
+    python -m benchmarks.training_step
+
+Rounds of all take turns in one process, on the same threads. A step is what `fit` runs of it: forward, loss, backward,
+clipping and the optimizer's step, in the precision that is our default: bf16 where it is native. The peer's is its own,
+with the optimizer and the clipping of its train_dalle.py, in fp32, which is its default, and in bf16. Both are given
+codes, so that no dVAE runs. Prints the medians and their ratios, and appends them to
+benchmarks/results/training_step.jsonl.
+"""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from lightning_dalle import machine
+from lightning_dalle.losses import dalle_loss
+from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.transformer import TransformerConfig
+from lightning_dalle.records import commit
+from lightning_dalle.training.optimisation import MuonAdamW, decay_groups
+from lightning_dalle.training.precision import NativeBF16
+
+ROUNDS = 5
+RESULTS = Path(__file__).parent / "results" / "training_step.jsonl"
+
+Step = Callable[[], float]
+"""Trains once on the same batch, and returns the loss before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Of both models and their batch. Ours has 7.1 million parameters, the peer's 9.2: its MLPs are gated."""
+
+    batch: int = 32
+    n_embd: int = 256
+    n_layer: int = 8
+    n_head: int = 8
+    text_len: int = 32
+    text_vocab_size: int = 1024
+    grid: int = 8
+    codebook_size: int = 512
+
+    def streams(self) -> tuple[Tensor, Tensor]:
+        """Captions without padding (b, t), which is 0 in the peer, and codes (b, i)."""
+        text_tokens = torch.randint(1, self.text_vocab_size, (self.batch, self.text_len))
+        return text_tokens, torch.randint(self.codebook_size, (self.batch, self.grid**2))
+
+
+def our_step(size: Size, new_optimizer: Callable[[list[dict[str, Any]]], Optimizer]) -> Step:
+    """Ours, by the paper's pattern of row, column and convolutional attention."""
+    config = DALLEConfig(
+        transformer=TransformerConfig(n_layer=size.n_layer, n_head=size.n_head, n_embd=size.n_embd),
+        text_len=size.text_len,
+        text_vocab_size=size.text_vocab_size,
+        grid=size.grid,
+        codebook_size=size.codebook_size,
+    )
+    dalle = DALLE(config)
+    optimizer = new_optimizer(decay_groups(dalle))
+    precision = NativeBF16()
+    precision.connect(dalle, [optimizer], [])
+    text_tokens, codes = size.streams()
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with precision.forward_context():
+            logits = dalle(text_tokens, codes)
+            loss = dalle_loss(logits.text, logits.image, text_tokens, codes, image_weight=7.0)["loss"]
+        loss.backward()
+        precision.clip_gradients(optimizer, 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+PEERS_PATTERNS = {"its four kinds": ("full", "axial_row", "axial_col", "conv_like"), "full": ("full",)}
+"""Kinds of attention that its layers take turns in: all that its README shows, and what its train_dalle.py has."""
+
+
+def peers_step(size: Size, pattern: str, in_bf16: bool) -> Step:
+    """dalle-pytorch's, under one of its patterns."""
+    from benchmarks import peer  # installs it
+
+    n_layer = 3  # of its dVAE, which only says how large the grid is
+    vae = peer.DiscreteVAE(image_size=size.grid * 2**n_layer, num_tokens=size.codebook_size, num_layers=n_layer)
+    dalle = peer.DALLE(
+        dim=size.n_embd,
+        vae=vae,
+        num_text_tokens=size.text_vocab_size,
+        text_seq_len=size.text_len,
+        depth=size.n_layer,
+        heads=size.n_head,
+        dim_head=size.n_embd // size.n_head,
+        attn_types=PEERS_PATTERNS[pattern],
+    )
+    parameters = [parameter for parameter in dalle.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=3e-4)
+    text_tokens, codes = size.streams()
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bf16):
+            loss = dalle(text_tokens, codes, return_loss=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Seconds of each step, all of them once a round; a first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds + 1):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    size = Size()
+    ours = {
+        "AdamW": our_step(size, partial(AdamW, lr=3e-4, fused=True)),
+        "MuonAdamW": our_step(size, partial(MuonAdamW, lr=3e-4)),
+    }
+    peers = {
+        f"{'bf16' if in_bf16 else 'fp32'}, {pattern}": peers_step(size, pattern, in_bf16)
+        for in_bf16, pattern in itertools.product((False, True), PEERS_PATTERNS)
+    }
+    seconds = medians({**ours, **peers}, ROUNDS)
+    result = {
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "times_as_fast": {
+            our: {f"as dalle-pytorch in {its}": round(seconds[its] / seconds[our], 2) for its in peers} for our in ours
+        },
+        "size": asdict(size),
+        "rounds": ROUNDS,
+        "commit": commit(),
+        "machine": machine.describe(),
+    }
+    print(json.dumps(result, indent=2))
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
