@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_dalle.commands.data import report
 from lightning_dalle.commands.evaluate import evaluate
+from lightning_dalle.commands.export import export
 from lightning_dalle.commands.generate import generate
 from lightning_dalle.commands.overlap import overlap
 from lightning_dalle.commands.reproduce import reproduce
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
     "generate": generate,
+    "export": export,
     "evaluate": evaluate,
     "results": results,
     "data report": report,
@@ -47,6 +49,7 @@ DALL-E (Ramesh et al. 2021) as a PyTorch Lightning experiment repo.
 
   reproduce     run a recipe: every stage of training, then samples and a report
   generate      draw pictures of prompts with a trained model
+  export        write a trained model as a folder for others: safetensors and a model card
   evaluate      score a folder of pictures against another: FID, KID, precision, recall, IS
   results       print what has been measured as a table
   data report   print what every filter rejects of the data, before anything is trained
@@ -122,13 +125,23 @@ def _known_names() -> set[str]:
     from lightning_dalle.models.clip import CLIPConfig
     from lightning_dalle.models.dvae import DVAEConfig
     from lightning_dalle.models.transformer import TransformerConfig
-    from lightning_dalle.schedules import CosineAnneal
+    from lightning_dalle.schedules import CosineAnneal, HalvedOnPlateau
     from lightning_dalle.training.lit_clip import LitCLIP
     from lightning_dalle.training.lit_dalle import LitDALLE
     from lightning_dalle.training.lit_dvae import LitDVAE
     from lightning_dalle.training.stand_ins import StandIns
 
-    ours = (LitDVAE, LitDALLE, LitCLIP, StandIns, DVAEConfig, TransformerConfig, CLIPConfig, CosineAnneal)
+    ours = (
+        LitDVAE,
+        LitDALLE,
+        LitCLIP,
+        StandIns,
+        DVAEConfig,
+        TransformerConfig,
+        CLIPConfig,
+        CosineAnneal,
+        HalvedOnPlateau,
+    )
     classes = (Trainer, CaptionedImageDataModule, *ours)
     return {name for cls in classes for name in inspect.signature(cls).parameters}
 

@@ -52,6 +52,21 @@ def test_a_run_stopped_and_resumed_equals_an_unbroken_one_to_the_bit(
             assert torch.equal(resumed[key][name], value), (key, name)
 
 
+def test_a_rate_that_is_halved_on_plateaus_goes_on_where_it_was(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    """So small a rate that nothing is learned: the second validation is no better than the first."""
+    config = yaml.safe_load(tiny_run["dalle"].read_text())
+    config["model"]["init_args"]["learning_rate"] = {"peak": 1e-9, "warmup_steps": 2, "patience": 1}
+    (tmp_path / "plateau.yaml").write_text(yaml.safe_dump(config))
+    fit = ["fit", "--config", str(tmp_path / "plateau.yaml"), "--trainer.logger.init_args.save_dir", str(tmp_path)]
+    fit += ["--trainer.val_check_interval", "4", "--trainer.limit_train_batches", "9"]
+    last = tmp_path / "dalle" / "checkpoints" / "last.ckpt"
+    main([*fit, "--trainer.max_steps", "9"])
+    assert load(last)["plateau"]["halved"] == 1
+    main([*fit, "--trainer.max_steps", "13", "--ckpt_path", str(last)])
+    assert load(last)["plateau"]["halved"] == 2
+    assert load(last)["lr_schedulers"][0]["_last_lr"][1] == pytest.approx(1e-9 / 4)
+
+
 def tags(folder: Path) -> dict[str, list[str]]:
     events = EventAccumulator(str(folder))
     events.Reload()
