@@ -138,3 +138,61 @@ def test_two_processes_learn_what_one_does_and_each_holds_half(
     assert all(torch.equal(a, b) for a, b in zip(ours.dvae.parameters(), theirs.dvae.parameters(), strict=True))
     main(["generate", "--checkpoint", str(file), "--prompts", '["red apple"]', "--out", str(tmp_path / "drawn")])
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 4
+
+
+def split_trainer(*callbacks: pl.Callback) -> pl.Trainer:
+    strategy = ModelParallelStrategy()
+    return pl.Trainer(accelerator="cpu", devices=2, strategy=strategy, callbacks=[*callbacks], logger=False)
+
+
+def test_what_needs_the_whole_model_is_refused() -> None:
+    with pytest.raises(UserError, match="EMAWeightAveraging needs the whole model in one process"):
+        build(SHAPE, split_trainer(EMAWeightAveraging()), checkpoint_activations=False)
+    samples = SampleGrid(["a cat"])
+    trainer = split_trainer(samples)
+    with pytest.raises(UserError, match="SampleGrid needs the whole model in one process"):
+        samples.setup(trainer, pl.LightningModule(), "fit")
+
+
+def alone() -> pl.Trainer:
+    return pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+
+
+def test_a_model_begins_as_its_seed_says_and_whole() -> None:
+    torch.manual_seed(3)
+    first = build(SHAPE, alone(), checkpoint_activations=False)
+    torch.rand(5)
+    second = build(SHAPE, alone(), checkpoint_activations=True)
+    torch.manual_seed(4)
+    other, plain = build(SHAPE, alone(), checkpoint_activations=False), DALLE(SHAPE)
+    assert not list(first.buffers()), "to_empty() would leave them unset, since reset_parameters() sets none"
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name])
+        if name.endswith(("norm_1.weight", "norm_2.weight", "norm.weight", "bias")):
+            assert torch.equal(weight, plain.state_dict()[name])
+        else:
+            assert not torch.equal(weight, other.state_dict()[name])
+            torch.testing.assert_close(weight.std(), plain.state_dict()[name].std(), rtol=0.5, atol=0)
+
+
+def test_checkpointed_activations_give_the_same_gradients_and_every_block_is_computed_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed = []
+    forward = Block.forward
+
+    def counted(self: Block, *arguments: Any) -> torch.Tensor:
+        computed.append(self)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    gradients, times = [], []
+    for checkpoint_activations in (False, True):
+        computed.clear()
+        dalle = build(SHAPE, alone(), checkpoint_activations)
+        logits = dalle(torch.tensor([[5, 7]]), torch.arange(64)[None] % 12)
+        (logits.text.sum() + logits.image.logsumexp(-1).sum()).backward()
+        gradients.append([parameter.grad for parameter in dalle.parameters()])
+        times.append(len(computed))
+    assert times == [3, 6]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # type: ignore[arg-type]
