@@ -89,11 +89,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (b, h, n, d / h)
-        # A CPU's attention kernel takes more than twice as long in 16 bits as in 32; a norm's weights are never in 16.
-        wide = torch.promote_types(v.dtype, torch.float32)
-        dtype = wide if x.device.type == "cpu" else v.dtype
+        wide = torch.promote_types(v.dtype, torch.float32)  # a norm's weights are never in 16 bits
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = self.norm_q(q.to(wide)).to(dtype), self.norm_k(k.to(wide)).to(dtype), v.to(dtype)
+            q, k = self.norm_q(q.to(wide)).to(v.dtype), self.norm_k(k.to(wide)).to(v.dtype)
             y = attend(q, k, v, self.pattern) if cache is None else cache.attend(q, k, v)  # (b, h, n, d / h)
         return self.project(y.transpose(1, 2).reshape(b, n, d))
 
