@@ -47,7 +47,7 @@ class LitDALLE(pl.LightningModule):
             not, and leaves it out (section 2.2). Needs pictures: codes that were encoded beforehand are the argmax.
         code_corruption: probability of reading another picture's code instead of the own one, in training; 0 in the
             paper. It teaches to go on from codes that were sampled wrong, and to trust the caption.
-        checkpoint_activations: keep the input alone of each block for the backward pass, and compute the rest of it again
+        checkpoint_activations: keep only the input of each block for the backward pass, and compute the rest again
             (paper, section 2.4): a third more time, for a memory of one block's activations.
         optimizer: takes parameter groups; its learning rate is set by the schedule.
         seed: of the caption dropout, the drawn codes and their corruption.
