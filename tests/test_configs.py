@@ -18,6 +18,7 @@ from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.training.encoding import CodesWriter
 from lightning_dalle.training.evaluation import Evaluation
+from lightning_dalle.training.powersgd import PowerSGDStrategy
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 RECIPES = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())]
@@ -101,6 +102,11 @@ def test_the_papers_numbers_are_in_its_configs() -> None:
     assert (batch_of(dalle), dalle.trainer.world_size) == (1024, 1024)
     assert (dalle.trainer.max_steps, dalle.trainer.gradient_clip_val) == (430_000, 4)
     assert isinstance(dalle.trainer.strategy, ModelParallelStrategy)
+
+
+def test_powersgd_takes_the_place_of_a_fits_own_strategy() -> None:
+    strategy = fit_of("dalle_12b", "powersgd").trainer.strategy
+    assert (type(strategy), strategy.rank, strategy.shards) == (PowerSGDStrategy, 896, 8)
 
 
 @cache
