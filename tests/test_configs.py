@@ -16,8 +16,11 @@ from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.data.transforms import DALLEAugmentation, DVAEAugmentation
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.training.callbacks import GradientScaleCurves
 from lightning_dalle.training.encoding import CodesWriter
 from lightning_dalle.training.evaluation import Evaluation
+from lightning_dalle.training.gradient_scales import PaperPrecision
+from lightning_dalle.training.moments import PaperAdamW
 from lightning_dalle.training.powersgd import PowerSGDStrategy
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
@@ -154,6 +157,20 @@ def test_data_takes_the_place_of_a_fits_own(path: Path, monkeypatch: pytest.Monk
     assert type(source).__name__ == wanted["class_path"].rpartition(".")[2]
     for name, value in wanted["init_args"].items():
         assert name == "sources" or getattr(source, name) == value
+
+
+@pytest.mark.parametrize("path", ["openmoji/quickstart_dalle", "openmoji/dalle", "paper/dalle_12b"])
+def test_sixteen_bits_go_on_top_of_another_precision_and_optimizer(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    on_a_cpu = ["--trainer.accelerator", "cpu"]
+    cli = lightning(["fit", "--config", f"configs/{path}.yaml", "--config", f"{PAPER}/sixteen_bit.yaml", *on_a_cpu])
+    assert isinstance(cli.trainer.precision_plugin, PaperPrecision)
+    assert isinstance(cli.trainer.callbacks[-2], GradientScaleCurves), "ModelCheckpoint is always last"  # type: ignore[attr-defined]
+    optimizer = cli.model.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "is_hidden": True}])  # type: ignore[operator]
+    assert isinstance(optimizer, PaperAdamW)
+    assert {**optimizer.defaults, "lr": None} == {
+        "lr": None, "betas": (0.9, 0.96), "eps": 1e-8, "weight_decay": 4.5e-2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
