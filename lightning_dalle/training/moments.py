@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from lightning_dalle.errors import UserError
 
 BIAS = 59
 MAX_VARIANCE = 5.0
@@ -80,6 +83,9 @@ class PaperAdamW(Optimizer):
         betas: decay of the running mean and variance.
         eps: added to the root of the variance.
         weight_decay: times the learning rate, subtracted from a parameter as a share of it.
+
+    Raises:
+        UserError: if the parameters are split among processes.
     """
 
     def __init__(
@@ -90,6 +96,10 @@ class PaperAdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 4.5e-2,
     ) -> None:
+        if any(isinstance(parameter, DTensor) for group in params for parameter in group["params"]):
+            raise UserError(
+                "PaperAdamW packs the bits of plain tensors, but ModelParallelStrategy splits them: take AdamW"
+            )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

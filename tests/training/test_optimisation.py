@@ -14,6 +14,7 @@ from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.training import optimisation
+from lightning_dalle.training.moments import PaperAdamW
 from lightning_dalle.training.optimisation import MuonAdamW, decay_groups, orthogonalised
 
 
@@ -84,11 +85,13 @@ def test_a_model_without_such_matrices() -> None:
         MuonAdamW(decay_groups(dvae))
 
 
-def test_muon_refuses_matrices_that_are_split() -> None:
+def test_matrices_that_are_split_are_refused() -> None:
     with one_process() as mesh:
         dalle = fully_shard(small_dalle(), mesh=mesh)
         with pytest.raises(UserError, match="MuonAdamW needs whole matrices, but ModelParallelStrategy splits them"):
             MuonAdamW(decay_groups(dalle))
+        with pytest.raises(UserError, match="PaperAdamW packs the bits of plain tensors, but ModelParallelStrategy"):
+            PaperAdamW(decay_groups(dalle))
 
 
 def test_muon_goes_on_from_its_state() -> None:
