@@ -85,7 +85,7 @@ class PaperAdamW(Optimizer):
         weight_decay: times the learning rate, subtracted from a parameter as a share of it.
 
     Raises:
-        UserError: if parameters are sharded. A DTensor's bits are not to be had: it decodes to NaN without a word.
+        UserError: if the parameters are split among processes.
     """
 
     def __init__(
@@ -97,7 +97,9 @@ class PaperAdamW(Optimizer):
         weight_decay: float = 4.5e-2,
     ) -> None:
         if any(isinstance(parameter, DTensor) for group in params for parameter in group["params"]):
-            raise UserError("PaperAdamW needs whole matrices, but ModelParallelStrategy splits them: take AdamW")
+            raise UserError(
+                "PaperAdamW packs the bits of plain tensors, but ModelParallelStrategy splits them: take AdamW"
+            )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
