@@ -82,7 +82,7 @@ def multiplied(model: DALLE) -> list[Parameter]:
 
 
 def train(size: Size, transformer: TransformerConfig, device: str) -> dict[str, float]:
-    """Forward and backward in bf16 autocast; a product costs two operations a weight, and twice that on the way back."""
+    """Forward and backward in bf16 autocast: six operations a weight and position, four of them on the way back."""
     model = size.model(transformer, device)
     text_tokens = torch.randint(size.text_vocab_size, (size.train_batch, size.text_len), device=device)
     codes = torch.randint(size.codebook_size, (size.train_batch, size.grid**2), device=device)

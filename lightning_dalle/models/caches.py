@@ -17,13 +17,7 @@ from lightning_dalle.models.masks import Pattern
 
 def width(pattern: Pattern) -> int:
     """The most image positions that one of them sees, itself included, or of `conv` those that they lie among."""
-    reach = {
-        "full": pattern.image_len,
-        "row": pattern.grid + 1,
-        "column": pattern.grid,
-        "conv": pattern.kernel // 2 * (pattern.grid + 1) + 1,
-    }
-    return max(1, min(reach[pattern.kind], pattern.image_len))
+    return max(1, min(pattern.grid if pattern.kind == "column" else pattern.reach + 1, pattern.image_len))
 
 
 class Window:
