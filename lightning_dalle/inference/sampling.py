@@ -124,9 +124,7 @@ def sample(
     logits = logits[of]
     caches.take(of)
 
-    def step(last: Tensor) -> Tensor:
-        return model.go_on(last.repeat(sets), caches)
-
+    step: Callable[[Tensor], Tensor] = lambda last: model.go_on(last.repeat(sets), caches)  # noqa: E731
     for i in range(n, image_len):
         if i > n:
             logits = step(codes[:, i - 1])
