@@ -19,7 +19,7 @@ def test_all_three_are_measured_where_there_is_no_gpu() -> None:
 
 
 def test_the_models_are_as_large_as_it_says() -> None:
-    for config, count in ((BILLION, 1.0e9), (MILLIONS, 0.31e9)):
+    for config, count in ((BILLION, 1.0e9), (MILLIONS, 0.33e9)):
         with torch.device("meta"):
             parameters = sum(p.numel() for p in Size().model(config, "meta").parameters())
         assert abs(parameters / count - 1) < 0.05
