@@ -101,7 +101,7 @@ def chart(measured: dict[str, dict[str, dict[str, Any]]]) -> Figure:
     """Forward and backward of each form, of causal SDPA's time, over the grid; a panel for each number format."""
     figure = Figure(figsize=(4.4 * len(measured), 3.6), layout="constrained")
     for axis, (dtype, of_grids) in zip(
-        figure.subplots(1, len(measured), squeeze=False)[0], measured.items(), strict=True
+        figure.subplots(1, len(measured), squeeze=False, sharey=True)[0], measured.items(), strict=True
     ):
         grids = [int(grid) for grid in of_grids]
         axis.axhline(1, color="grey", linewidth=1, label="causal SDPA")

@@ -1,14 +1,20 @@
 """Files of weights to plain models: what a Lightning checkpoint of ours holds, and how it is opened.
 
+The same, without the state of a training, is a safetensors file: the weights under the same names, and in its metadata
+all that stands beside them.
+
 Knows files and models. Knows nothing of training.
 """
 
 import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from lightning_dalle.errors import UserError
@@ -16,6 +22,9 @@ from lightning_dalle.models.clip import CLIP, CLIPConfig
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.tokenizer import CaptionTokenizer
+
+RECORD = "lightning_dalle"
+"""In the metadata of a safetensors file, what a checkpoint keeps beside the weights, as JSON."""
 
 
 class LoadedDALLE(NamedTuple):
@@ -106,13 +115,15 @@ def check_fit(dalle: DALLE, dvae: DVAE, path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU; nothing in the file is executed.
+    """The content of a checkpoint or of a safetensors file, on the CPU; nothing in the file is executed.
 
     Raises:
         UserError: if there is no such file, or it is no checkpoint.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of bytes that are no checkpoint the unpickler raises anything
@@ -121,6 +132,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} holds no state_dict, so it is not a checkpoint of lightning_dalle")
     return checkpoint
+
+
+def write_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes the models of a checkpoint, and what is needed to open them, without the state of its training."""
+    weights = {
+        name: tensor.contiguous()
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(("dvae.", "dalle.", "clip."))
+    }
+    kept = ("dvae_config", "dalle_config", "clip_config", "tokenizer", "attribution")
+    record = {key: checkpoint[key] for key in kept if key in checkpoint}
+    save_file(weights, path, {RECORD: json.dumps(record, ensure_ascii=False)})
+    path.chmod(0o644)  # for others, but safetensors writes it for its owner alone
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            record = (file.metadata() or {}).get(RECORD)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file that can be opened: {error}") from error
+    if record is None:
+        raise UserError(f"the metadata of {path} have no entry {RECORD}, so lightning_dalle did not write it")
+    return {"state_dict": weights, **json.loads(record)}
 
 
 def weights_digest(*models: nn.Module) -> str:

@@ -5,6 +5,7 @@ Knows argv and YAML. Imports Lightning only for Lightning's verbs.
 
 import difflib
 import inspect
+import itertools
 import re
 import sys
 import warnings
@@ -12,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lightning_dalle.commands.convert import convert
 from lightning_dalle.commands.data import report
 from lightning_dalle.commands.evaluate import evaluate
+from lightning_dalle.commands.export import export
 from lightning_dalle.commands.generate import generate
 from lightning_dalle.commands.overlap import overlap
 from lightning_dalle.commands.reproduce import reproduce
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
     "generate": generate,
+    "export": export,
+    "convert": convert,
     "evaluate": evaluate,
     "results": results,
     "data report": report,
@@ -47,6 +52,8 @@ DALL-E (Ramesh et al. 2021) as a PyTorch Lightning experiment repo.
 
   reproduce     run a recipe: every stage of training, then samples and a report
   generate      draw pictures of prompts with a trained model
+  export        write a trained model as a folder for others: safetensors and a model card
+  convert       write OpenAI's released dVAE as a file of ours, without executing it
   evaluate      score a folder of pictures against another: FID, KID, precision, recall, IS
   results       print what has been measured as a table
   data report   print what every filter rejects of the data, before anything is trained
@@ -74,12 +81,30 @@ def main(argv: list[str] | None = None) -> None:
         if name in COMMANDS:
             command(COMMANDS[name], argv[words:])
         else:
+            check_configs(argv[words:])
             lightning(argv)
     except UserError as error:
         # One that was raised in a worker of a loader comes with the worker's traceback before the sentence.
         said = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
         print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
+
+
+def check_configs(argv: list[str]) -> None:
+    """Raises a UserError if a config is not there or is no YAML of keys, before Lightning is imported to read it."""
+    joined = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    for config in [value for option, value in itertools.pairwise(argv) if option in ("-c", "--config")] + joined:
+        import yaml
+
+        path = Path(config)
+        try:
+            # What is no file may be the YAML itself.
+            keys = yaml.load(path.read_text() if path.exists() else config, yaml.CSafeLoader)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"the config {config} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(keys, dict):
+            what = "holds no keys, but " + type(keys).__name__ if path.exists() else "is not there"
+            raise UserError(f"the config {config} {what}")
 
 
 def command(function: Callable[..., None], argv: list[str]) -> None:
@@ -122,13 +147,23 @@ def _known_names() -> set[str]:
     from lightning_dalle.models.clip import CLIPConfig
     from lightning_dalle.models.dvae import DVAEConfig
     from lightning_dalle.models.transformer import TransformerConfig
-    from lightning_dalle.schedules import CosineAnneal
+    from lightning_dalle.schedules import CosineAnneal, HalvedOnPlateau
     from lightning_dalle.training.lit_clip import LitCLIP
     from lightning_dalle.training.lit_dalle import LitDALLE
     from lightning_dalle.training.lit_dvae import LitDVAE
     from lightning_dalle.training.stand_ins import StandIns
 
-    ours = (LitDVAE, LitDALLE, LitCLIP, StandIns, DVAEConfig, TransformerConfig, CLIPConfig, CosineAnneal)
+    ours = (
+        LitDVAE,
+        LitDALLE,
+        LitCLIP,
+        StandIns,
+        DVAEConfig,
+        TransformerConfig,
+        CLIPConfig,
+        CosineAnneal,
+        HalvedOnPlateau,
+    )
     classes = (Trainer, CaptionedImageDataModule, *ours)
     return {name for cls in classes for name in inspect.signature(cls).parameters}
 

@@ -5,6 +5,7 @@ Knows numbers and matplotlib. Knows nothing of how they were measured.
 
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 
@@ -41,4 +42,20 @@ def scores(measured: dict[str, dict[str, Any]]) -> Figure:
               [high - value for value, (_, high) in zip(middle, spans, strict=True)]]  # fmt: skip
     axis.errorbar([size for size, _ in points], middle, around, marker="o", capsize=3)
     axis.set(xlabel="candidates", title="score of the best", xscale="log")
+    return figure
+
+
+def gradient_scales(curves: dict[int, list[float]]) -> Figure:
+    """The scale of each resblock over the updates, from dark violet for the first to yellow, as in the paper's Fig. 12.
+
+    Args:
+        curves: by update, the base-2 logarithms of the scales in the order of the resblocks.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    resblocks = list(zip(*curves.values(), strict=True))
+    axis.set_prop_cycle(color=colormaps["viridis"].resampled(len(resblocks)).colors)  # type: ignore[attr-defined]
+    for log2 in resblocks:
+        axis.plot(list(curves), log2)
+    axis.set(xlabel="updates", ylabel="base-2 logarithm of the gradient scale")
     return figure

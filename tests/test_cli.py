@@ -22,8 +22,26 @@ def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return error
 
 
-@pytest.mark.parametrize("command", ["", "--help", "generate --help", "reproduce --help", "data overlap --help"])
-def test_help_answers_without_torch(command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("", "usage"),
+        ("--help", "usage"),
+        ("generate --help", "usage"),
+        ("data overlap --help", "usage"),
+        ("gnerate", "no command 'gnerate'"),
+        ("generate --chekpoint x", "chekpoint"),
+        ("reproduce --prompt 1", "prompt"),
+        ("evaluate --image x", "image"),
+        ("convert --encodr x", "encodr"),
+        ("fit --config nowhere.yaml", "the config nowhere.yaml is not there"),
+        ("validate --config=nowhere.yaml", "the config nowhere.yaml is not there"),
+        ("fit --config README.md", "the config README.md"),
+        ("fit --config tests", "the config tests cannot be read"),
+        ("data report --config nowhere.yaml", "the config nowhere.yaml cannot be read"),
+    ],
+)
+def test_answers_without_torch(command: str, answer: str) -> None:
     code = (
         "import sys; from lightning_dalle.cli import main\n"
         "try: main(sys.argv[1:])\n"
@@ -32,7 +50,7 @@ def test_help_answers_without_torch(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "usage" in done.stdout
+    assert answer in done.stdout + done.stderr
 
 
 class Mistaken(torch.utils.data.Dataset[int]):

@@ -3,14 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_dalle.cli import lightning
 from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.evaluation.protocol import Protocol
+from lightning_dalle.training.callbacks import GradientScaleCurves, SampleGrid
 from lightning_dalle.training.encoding import CodesWriter
 from lightning_dalle.training.evaluation import Evaluation
+from lightning_dalle.training.gradient_scales import PaperPrecision
+from lightning_dalle.training.moments import PaperAdamW
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 RECIPES = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())]
@@ -18,7 +22,10 @@ PROTOCOLS = sorted(Path("configs/protocols").glob("*.yaml"))
 EVALS = sorted(Path("configs").rglob("eval*.yaml"))
 ENCODINGS = sorted(Path("configs").rglob("encode.yaml"))
 DATA = sorted(Path("configs/data").glob("*.yaml"))
-FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS, *ENCODINGS, *DATA)]
+PAPER = Path("configs/paper")
+SIXTEEN_BIT = PAPER / "sixteen_bit.yaml"
+BEHIND_ANOTHER = [path for path in PAPER.glob("*.yaml") if "data" not in yaml.safe_load(path.read_text())]
+FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS, *ENCODINGS, *DATA, *BEHIND_ANOTHER)]
 
 
 @pytest.mark.parametrize("path", FITS, ids=str)
@@ -67,6 +74,21 @@ def test_data_takes_the_place_of_a_fits_own(path: Path, monkeypatch: pytest.Monk
     assert type(source).__name__ == wanted["class_path"].rpartition(".")[2]
     for name, value in wanted["init_args"].items():
         assert name == "sources" or getattr(source, name) == value
+
+
+@pytest.mark.parametrize("path", ["configs/openmoji/quickstart_dalle.yaml", "configs/openmoji/dalle.yaml"])
+def test_sixteen_bits_go_on_top_of_another_precision_and_optimizer(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_lightning.cli import LightningCLI
+
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    cli = lightning(["fit", "--config", path, "--config", str(SIXTEEN_BIT), "--trainer.accelerator", "cpu"])
+    assert isinstance(cli.trainer.precision_plugin, PaperPrecision)
+    assert {SampleGrid, GradientScaleCurves} <= {type(callback) for callback in cli.trainer.callbacks}  # type: ignore[attr-defined]
+    optimizer = cli.model.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "is_hidden": True}])  # type: ignore[operator]
+    assert isinstance(optimizer, PaperAdamW)
+    assert {**optimizer.defaults, "lr": None} == {
+        "lr": None, "betas": (0.9, 0.96), "eps": 1e-8, "weight_decay": 4.5e-2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)

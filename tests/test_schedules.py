@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_dalle.schedules import CosineAnneal
+from lightning_dalle.schedules import CosineAnneal, HalvedOnPlateau
 
 
 def test_hits_its_ends_and_stays() -> None:
@@ -25,3 +25,31 @@ def test_warm_up_is_linear_from_zero() -> None:
 def test_warm_up_longer_than_the_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"num_steps=10 .* warmup_steps=10"):
         CosineAnneal(start=1.0, end=0.0, num_steps=10, warmup_steps=10)
+
+
+def test_the_paper_s_rate_warms_up_and_is_halved_on_each_plateau_five_times() -> None:
+    rate = HalvedOnPlateau(peak=4.5e-4, warmup_steps=5000, patience=2)
+    assert [rate(step) for step in (0, 2500, 5000, 430_000)] == pytest.approx([0.0, 2.25e-4, 4.5e-4, 4.5e-4])
+    rates = []
+    for loss in [3.0, 2.0, 2.5, 1.9999, *[2.0] * 20]:  # the fourth is lower by less than a thousandth
+        rate.observe(loss)
+        rates.append(rate(10_000) / 4.5e-4)
+    assert rates[:8] == [1, 1, 1, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8]
+    assert rates[-1] == 1 / 32
+
+
+def test_a_better_loss_ends_the_wait() -> None:
+    rate = HalvedOnPlateau(peak=1.0, patience=2)
+    for loss in (3.0, 3.0, 2.0, 2.0):
+        rate.observe(loss)
+    assert rate(0) == 1.0
+
+
+def test_what_it_has_seen_comes_back() -> None:
+    rate, other = HalvedOnPlateau(peak=1.0, patience=2), HalvedOnPlateau(peak=1.0, patience=2)
+    for loss in (3.0, 3.0, 3.0, 3.0):
+        rate.observe(loss)
+    other.load_state_dict(rate.state_dict())
+    for each in (rate, other):
+        each.observe(3.0)
+    assert rate(0) == other(0) == 0.25

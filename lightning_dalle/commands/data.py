@@ -80,9 +80,6 @@ def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageD
         UserError: if there is no such file, or its keys are not those of the data.
     """
     import yaml
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-
-    from lightning_dalle.data.datamodule import CaptionedImageDataModule
 
     try:
         settings = yaml.safe_load(config.read_text())
@@ -91,6 +88,11 @@ def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageD
     if not isinstance(settings, dict):
         raise UserError(f"the config {config} should hold the keys of a fit or of its data, but holds {settings!r}")
     settings = settings.get("data", settings)
+
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    from lightning_dalle.data.datamodule import CaptionedImageDataModule
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CaptionedImageDataModule, "data")

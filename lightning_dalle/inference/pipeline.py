@@ -79,23 +79,20 @@ class TextToImage:
         """Opens a DALL-E, with another dVAE of the same grid and codebook if one is given.
 
         Args:
-            path: its checkpoint, or the folder of a recipe's run, whose CLIP then ranks the candidates.
+            path: its checkpoint, or the folder of a recipe's run or of what `export` wrote, whose CLIP then ranks the
+                candidates.
             dvae: checkpoint of a dVAE.
 
         Raises:
             UserError: if a file is missing or of the wrong kind, or the two do not fit.
         """
-        path = Path(path)
-        stages = {stage: path / stage / "checkpoints" / "last.ckpt" for stage in ("dalle", "clip")}
-        if path.is_dir() and not stages["dalle"].is_file():
-            raise UserError(f"{path} is no run of a recipe with a DALL-E: there is no {stages['dalle']}")
-        loaded = load_dalle(stages["dalle"] if path.is_dir() else path)
+        checkpoint, clip = files_of(Path(path))
+        loaded = load_dalle(checkpoint)
         if dvae is not None:
             other = load_dvae(dvae)
             check_fit(loaded.dalle, other, dvae)
             loaded = loaded._replace(dvae=other)
-        has_clip = path.is_dir() and stages["clip"].is_file()
-        return cls(*loaded, scorer=TrainedCLIP(stages["clip"]) if has_clip else None)
+        return cls(*loaded, scorer=None if clip is None else TrainedCLIP(clip))
 
     @property
     def device(self) -> torch.device:
@@ -254,3 +251,23 @@ def check_candidates(num_candidates: int, top: int, scorer: Scorer | None) -> No
         raise UserError(
             f"the best {top} of {num_candidates} candidates are to be kept, but there is no CLIP to rank them"
         )
+
+
+def files_of(path: Path) -> tuple[Path, Path | None]:
+    """The files of a DALL-E and, if there is one, of the CLIP beside it.
+
+    Args:
+        path: a checkpoint, which has none, or the folder of a recipe's run or of what `export` wrote.
+
+    Raises:
+        UserError: if the folder is neither.
+    """
+    if not path.is_dir():
+        return path, None
+    layouts = ("{}/checkpoints/last.ckpt", "{}.safetensors")
+    for layout in layouts:
+        dalle, clip = (path / layout.format(model) for model in ("dalle", "clip"))
+        if dalle.is_file():
+            return dalle, clip if clip.is_file() else None
+    sought = " nor ".join(layout.format("dalle") for layout in layouts)
+    raise UserError(f"{path} is neither a recipe's run nor a release with a DALL-E: it holds neither {sought}")

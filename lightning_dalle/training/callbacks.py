@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides scalars: the data, reconstructions, codebook use and samples.
+"""What TensorBoard shows besides scalars: the data, reconstructions, codebook use, samples and gradient scales.
 
 Knows the Trainer's hooks and its logger. The pictures come from `pictures`, the samples from `inference`.
 """
@@ -14,12 +14,14 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from lightning_dalle import plots
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.encoded import EncodedBatch
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.pictures import captioned_grid, to_array, to_pil
 from lightning_dalle.tokenizer import CaptionTokenizer
+from lightning_dalle.training.gradient_scales import PaperPrecision
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
 
@@ -77,6 +79,9 @@ class TrainingData(Callback):
             self.rejected.update(batch.rejected)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # What is logged of the epoch is summed over the processes when it is first asked for: by a progress bar, that of
+        # the first process alone. So all ask here, lest the others wait below while that one waits for their sums.
+        _ = trainer.callback_metrics
         everywhere: list[Any] = [self.rejected] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(everywhere, self.rejected)
@@ -177,3 +182,28 @@ class SampleGrid(Callback):
         rows = [[picture.image for picture in pictures] for pictures in made]
         sheet = captioned_grid(rows, self.prompts, columns=2)
         writer.add_image("samples", to_array(sheet), trainer.global_step, dataformats="HWC")
+
+
+class GradientScaleCurves(Callback):
+    """The gradient scales of all resblocks over this fit's updates, as in the paper's Fig. 12, after each validation
+    epoch; and the share of the run's updates that were skipped.
+    """
+
+    def __init__(self) -> None:
+        self.curves: dict[int, list[float]] = {}
+        """By update, the base-2 logarithms of the scales in the order of the resblocks."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.log_every_n_steps or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        assert isinstance(trainer.precision_plugin, PaperPrecision)
+        scales = trainer.precision_plugin.scales
+        self.curves[trainer.global_step] = scales.log2.tolist()
+        pl_module.log("train/skipped_updates", scales.skipped / scales.updates)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        writer = _writer(trainer)
+        if writer is not None and self.curves:
+            writer.add_figure("gradient_scales", plots.gradient_scales(self.curves), trainer.global_step)

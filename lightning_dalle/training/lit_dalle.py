@@ -21,7 +21,7 @@ from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.dvae import DVAE, gumbel_noise
 from lightning_dalle.models.transformer import TransformerConfig
-from lightning_dalle.schedules import CosineAnneal
+from lightning_dalle.schedules import CosineAnneal, HalvedOnPlateau
 from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.optimisation import NewOptimizer, configure, is_logged, step_generator
 
@@ -35,7 +35,8 @@ class LitDALLE(pl.LightningModule):
         config: shape of the transformer.
         dvae_checkpoint: where the frozen dVAE is read from, a dVAE's or a DALL-E's; needed for a fit. It is kept in
             this model's checkpoints too, and `test` and its like take it from the one that they are given.
-        learning_rate: by optimizer step (the paper warms up to 4.5e-4 over 5,000); needed for a fit.
+        learning_rate: by optimizer step (the paper warms up to 4.5e-4 over 5,000, then halves it on each plateau of the
+            validation loss, five times); needed for a fit.
         text_len: tokens of a caption, padding included.
         text_vocab_size: ids of caption tokens.
         image_loss_weight: of the image's cross-entropy against the text's 1 (7 in the paper: 7/8 and 1/8).
@@ -53,7 +54,7 @@ class LitDALLE(pl.LightningModule):
         self,
         config: TransformerConfig = TransformerConfig(),  # noqa: B008 (frozen)
         dvae_checkpoint: Path | None = None,
-        learning_rate: CosineAnneal | None = None,
+        learning_rate: CosineAnneal | HalvedOnPlateau | None = None,
         text_len: int = 256,
         text_vocab_size: int = 16384,
         image_loss_weight: float = 7.0,
@@ -135,6 +136,9 @@ class LitDALLE(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         bits = self.val_losses["loss_image"].compute() / math.log(2)  # type: ignore[operator]
         self.log("val/bits_per_code", bits, prog_bar=True)
+        is_training = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if isinstance(self.learning_rate, HalvedOnPlateau) and is_training:
+            self.learning_rate.observe(float(self.val_losses["loss"].compute()))  # type: ignore[operator]
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
@@ -149,6 +153,8 @@ class LitDALLE(pl.LightningModule):
         assert self.dalle is not None
         assert self.dvae is not None
         checkpoint.update(dalle_record(self.dalle, self.dvae, self.tokenizer, self.attribution))
+        if isinstance(self.learning_rate, HalvedOnPlateau):
+            checkpoint["plateau"] = self.learning_rate.state_dict()
         # EMAWeightAveraging averages all it finds: the frozen dVAE too, up to rounding. Its own weights are kept.
         weights = checkpoint["state_dict"]
         weights.update({f"dvae.{name}": value for name, value in self.dvae.state_dict().items()})
@@ -161,6 +167,8 @@ class LitDALLE(pl.LightningModule):
         assert self.dalle is not None
         if found != self.dalle.config:
             raise UserError(f"the checkpoint to go on from holds {found}, but this run's is {self.dalle.config}")
+        if isinstance(self.learning_rate, HalvedOnPlateau) and "plateau" in checkpoint:
+            self.learning_rate.load_state_dict(checkpoint["plateau"])
 
     @property
     def tokenizer(self) -> CaptionTokenizer:

@@ -4,6 +4,7 @@ Knows parameters, schedules and steps. Knows nothing of losses or data.
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,7 +18,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.machine import has_native_bf16
-from lightning_dalle.schedules import CosineAnneal
 
 
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -142,7 +142,9 @@ class NewOptimizer:
         return self
 
 
-def configure(model: nn.Module, new_optimizer: NewOptimizer, learning_rate: CosineAnneal) -> OptimizerLRSchedulerConfig:
+def configure(
+    model: nn.Module, new_optimizer: NewOptimizer, learning_rate: Callable[[int], float]
+) -> OptimizerLRSchedulerConfig:
     """What `configure_optimizers` returns: the optimizer, its learning rate set to the schedule's at every step."""
     optimizer = new_optimizer(decay_groups(model))
     base = optimizer.defaults["lr"]

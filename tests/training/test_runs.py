@@ -52,6 +52,32 @@ def test_a_run_stopped_and_resumed_equals_an_unbroken_one_to_the_bit(
             assert torch.equal(resumed[key][name], value), (key, name)
 
 
+def test_a_rate_that_is_halved_on_plateaus_goes_on_where_it_was(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    """So small a rate that nothing is learned: the second validation is no better than the first."""
+    config = yaml.safe_load(tiny_run["dalle"].read_text())
+    config["model"]["init_args"]["learning_rate"] = {"peak": 1e-9, "warmup_steps": 2, "patience": 1}
+    (tmp_path / "plateau.yaml").write_text(yaml.safe_dump(config))
+    fit = ["fit", "--config", str(tmp_path / "plateau.yaml"), "--trainer.logger.init_args.save_dir", str(tmp_path)]
+    fit += ["--trainer.val_check_interval", "4", "--trainer.limit_train_batches", "9"]
+    last = tmp_path / "dalle" / "checkpoints" / "last.ckpt"
+    main([*fit, "--trainer.max_steps", "9"])
+    assert load(last)["plateau"]["halved"] == 1
+    main([*fit, "--trainer.max_steps", "13", "--ckpt_path", str(last)])
+    assert load(last)["plateau"]["halved"] == 2
+    assert load(last)["lr_schedulers"][0]["_last_lr"][1] == pytest.approx(1e-9 / 4)
+
+
+def test_two_processes_get_over_an_epoch_s_end(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    """The bar of the first one asks for the epoch's sums there, as no other does."""
+    command = [sys.executable, "-m", "lightning_dalle", "fit", "--config", str(tiny_run["dalle"]), "--trainer.devices",
+               "2", "--trainer.strategy", "ddp", "--trainer.limit_train_batches", "2", "--trainer.max_steps", "4",
+               "--trainer.enable_progress_bar", "true", "--trainer.callbacks+", "RichProgressBar",
+               "--trainer.logger.init_args.save_dir", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path / "dalle" / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
 def tags(folder: Path) -> dict[str, list[str]]:
     events = EventAccumulator(str(folder))
     events.Reload()

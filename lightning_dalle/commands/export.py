@@ -1,0 +1,162 @@
+"""`export`: a trained model as a folder for others, with a card that says what it is.
+
+Knows files, and what stands in results.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_dalle.errors import UserError
+from lightning_dalle.records import commit, sha256, write_whole
+from lightning_dalle.tables import cautions, markdown, rows
+
+CARD = """---
+library_name: lightning_dalle
+pipeline_tag: text-to-image
+---
+# {name}
+
+A DALL-E (Ramesh et al. 2021) of {dalle_size} parameters with a discrete VAE of {dvae_size}: a caption of at most
+{text_len} tokens becomes a grid of {grid}x{grid} codes out of {codebook_size}, and that a picture of {image_size}
+pixels.
+Written by lightning_dalle, commit {commit}.
+
+```python
+from lightning_dalle import TextToImage
+
+draw = TextToImage.from_pretrained("{name}")
+draw("a caption", seed=0)[0].image.save("picture.png")
+```
+
+| file | what it holds |
+|---|---|
+{files}
+
+## Data
+
+{data}
+
+## Numbers
+
+{numbers}
+
+## Made of
+
+{made_of}
+"""
+
+FILES = {
+    "dalle.safetensors": "the transformer, the dVAE, the tokenizer and their shapes: all that draws pictures",
+    "clip.safetensors": "the CLIP that ranks candidates",
+    "tokenizer.json": "the tokenizer once more, for Hugging Face's `tokenizers`: without the padding",
+    "config.json": "the shapes once more, to be read",
+}
+
+
+def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[Path] | None = None) -> None:
+    """Write a DALL-E, its dVAE, its tokenizer and a CLIP as safetensors with a model card: what `generate` and
+    `TextToImage.from_pretrained` open.
+
+    Args:
+        checkpoint: of a DALL-E, or the folder of a recipe's run.
+        out: the folder to write; it must not be there yet.
+        clip: checkpoint of a CLIP that was trained here, to rank candidates; a recipe's run brings its own.
+        results: JSON files that `test`, `evaluate` or `reproduce` wrote of this model, for the card; of a recipe's run
+            its report, if none are given.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; choose another --out")
+    if not checkpoint.exists():
+        raise UserError(f"there is no checkpoint at {checkpoint}")
+    if results is None:
+        results = [file for file in [checkpoint / "report.json"] if file.is_file()]
+    measured = {file.stem: _result(file) for file in results}
+
+    from lightning_dalle.checkpoints import load_clip, load_dalle, read_checkpoint, write_safetensors
+    from lightning_dalle.inference.pipeline import files_of
+
+    source, clip_of_run = files_of(checkpoint)
+    clip = clip or clip_of_run
+    sources = {"dalle": source} if clip is None else {"dalle": source, "clip": clip}
+    loaded = load_dalle(source)  # opened before anything is written: what is no whole model is refused
+    if "clip" in sources:
+        load_clip(sources["clip"])
+    out.mkdir(parents=True)
+    for name, file in sources.items():
+        write_safetensors(out / f"{name}.safetensors", read_checkpoint(file))
+    loaded.tokenizer.bpe.save(str(out / "tokenizer.json"))
+    content = read_checkpoint(source)
+    shapes = {"dalle": content["dalle_config"], "dvae": content["dvae_config"]}
+    write_whole(out / "config.json", json.dumps(shapes, indent=2) + "\n")
+    files = {name: what for name, what in FILES.items() if (out / name).is_file()}
+    dalle, dvae = loaded.dalle.config, loaded.dvae.config
+    card = CARD.format(
+        name=out.name,
+        dalle_size=_size(loaded.dalle),
+        dvae_size=_size(loaded.dvae),
+        text_len=dalle.text_len,
+        grid=dalle.grid,
+        codebook_size=dalle.codebook_size,
+        image_size=dvae.image_size,
+        commit=commit() or "unknown, since it did not run from a clone",
+        files="\n".join(f"| `{name}` | {what} |" for name, what in files.items()),
+        data="\n\n".join(_data(source, loaded.attribution)),
+        numbers="\n\n".join(_numbers(measured)),
+        made_of="\n".join(f"- `{name}`: a checkpoint of sha256 {sha256(file)}" for name, file in sources.items()),
+    )
+    write_whole(out / "README.md", card)
+    print(f"{out} holds {', '.join(sorted(file.name for file in out.iterdir()))}")
+
+
+def _result(file: Path) -> dict[str, Any]:
+    """A result that the table can show."""
+    if not file.is_file():
+        raise UserError(f"there is no result at {file}")
+    try:
+        result: dict[str, Any] = json.loads(file.read_text())
+        list(rows(result))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is no result of lightning_dalle: {error!r}") from error
+    return result
+
+
+def _size(model: Any) -> str:
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return f"{millions / 1e3:.2f} billion" if millions >= 1e3 else f"{millions:.1f} million"
+
+
+def _data(checkpoint: Path, attribution: str | None) -> Iterator[str]:
+    """What the model was trained on, as its run says: Lightning leaves the config beside the checkpoints."""
+    config = checkpoint.parent.parent / "config.yaml"
+    if config.is_file():
+        yield f"```yaml\n{yaml.safe_dump(yaml.safe_load(config.read_text())['data'], sort_keys=False)}```"
+    else:
+        yield "The run's config was not beside the checkpoint, so what data it is of is not known here."
+    if attribution is not None:
+        yield f"What the licence of the pictures asks to be said of all that is made from them: {attribution}"
+
+
+def _numbers(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The table of the results, what is to be known of it, and their protocols."""
+    if not measured:
+        yield "Nothing has been measured of it."
+        return
+    lines = [(name, *row) for name, result in measured.items() for row in rows(result)]
+    told = [f"{name}: {caution}" for name, result in measured.items() for caution in cautions(result)]
+    yield markdown(lines, told)
+    for name, result in measured.items():
+        protocols = yaml.safe_dump(dict(_protocols(result)), sort_keys=False)
+        yield f"Protocol of {name}, measured by commit {result['commit']}:\n\n```yaml\n{protocols}```"
+
+
+def _protocols(result: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every protocol in a result, by where it stands."""
+    for key, value in result.items():
+        if key == "protocol":
+            yield where or key, value
+        elif isinstance(value, dict):
+            yield from _protocols(value, f"{where}.{key}".lstrip("."))

@@ -1,0 +1,208 @@
+"""OpenAI's files become our dVAE and reconstruct as its modules do; poisoned ones are refused by name and not run."""
+
+import builtins
+import functools
+import os
+import re
+import shlex
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from zipfile import ZipFile
+
+import dall_e.decoder
+import dall_e.encoder
+import dall_e.utils
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import one_hot
+
+from lightning_dalle.checkpoints import load_dvae
+from lightning_dalle.cli import main
+from lightning_dalle.errors import UserError
+from lightning_dalle.openai_dvae import load_openai_dvae
+
+
+def saved(folder: Path, **shape: int) -> tuple[nn.Module, nn.Module, Path, Path]:
+    """OpenAI's modules, and the files that they are saved in as OpenAI did."""
+    encoder, decoder = dall_e.encoder.Encoder(**shape), dall_e.decoder.Decoder(**shape)
+    torch.save(encoder, folder / "encoder.pkl")
+    torch.save(decoder, folder / "decoder.pkl")
+    return encoder, decoder, folder / "encoder.pkl", folder / "decoder.pkl"
+
+
+@pytest.mark.parametrize("shape", [{"n_hid": 64, "n_blk_per_group": 1, "vocab_size": 512}, {}], ids=["small", "full"])
+def test_reconstructs_as_openais_modules(tmp_path: Path, shape: dict[str, int]) -> None:
+    encoder, decoder, *files = saved(tmp_path, **shape)
+    dvae = load_openai_dvae(*files, image_size=32)
+    assert all(weight.dtype == torch.float32 for weight in dvae.parameters())
+    images = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        logits = encoder(dall_e.utils.map_pixels(images))
+        z = one_hot(logits.argmax(1), encoder.vocab_size).permute(0, 3, 1, 2).float()
+        theirs = dall_e.utils.unmap_pixels(torch.sigmoid(decoder(z)[:, :3]))  # as in OpenAI's notebook
+        assert torch.equal(dvae.encoder_logits(images), logits)
+        assert torch.equal(dvae.decode(dvae.encode(images)), theirs)
+
+
+def test_a_converted_dvae_is_a_checkpoint_of_ours(tmp_path: Path) -> None:
+    *_, encoder, decoder = saved(tmp_path, n_hid=4, vocab_size=8)
+    out = tmp_path / "openai.safetensors"
+    options = ["--encoder", str(encoder), "--decoder", str(decoder), "--out", str(out), "--image_size", "32"]
+    main(["convert", *options])
+    ours, images = load_openai_dvae(encoder, decoder, 32), torch.rand(2, 3, 32, 32)
+    assert load_dvae(out).config == ours.config
+    assert torch.equal(load_dvae(out).decode(ours.encode(images)), ours.decode(ours.encode(images)))
+    with pytest.raises(SystemExit):  # it is there already
+        main(["convert", *options])
+
+
+class Reduced:
+    """What it is pickled as is called with the arguments when it is unpickled by pickle itself."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.reduced = (function, arguments)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.reduced
+
+
+class Stateful:
+    """Its state is a command."""
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+
+    def __getstate__(self) -> str:
+        return self.state
+
+    def __setstate__(self, state: str) -> None:
+        os.system(state)
+
+
+def module_with(poison: object) -> nn.Module:
+    encoder = dall_e.encoder.Encoder(n_hid=4, vocab_size=8)
+    encoder.poison = poison
+    return encoder
+
+
+def hooked(command: str) -> nn.Module:
+    encoder = dall_e.encoder.Encoder(n_hid=4, vocab_size=8)
+    encoder.register_forward_hook(functools.partial(os.system, command))
+    return encoder
+
+
+def inner(command: str) -> str:
+    """The name of another poisoned file."""
+    path = Path(shlex.split(command)[1]).with_suffix(".inner")
+    torch.save(Reduced(os.system, command), path)
+    return str(path)
+
+
+def text(command: str) -> bytes:
+    """The instruction that puts a command on the stack."""
+    return b"X" + len(command).to_bytes(4, "little") + command.encode()
+
+
+ENCODER = b"cdall_e.encoder\nEncoder\n"
+RUN: dict[str, tuple[str, Callable[[str], object]]] = {
+    "os.system": ("posix.system", lambda c: module_with(Reduced(os.system, c))),
+    "eval": ("builtins.eval", lambda c: Reduced(builtins.eval, f"__import__('os').system({c!r})")),
+    "nested reduces": (
+        "posix.system",
+        lambda c: module_with(Reduced(OrderedDict, [("a", Reduced(OrderedDict, [("b", Reduced(os.system, c))]))])),
+    ),
+    "a partial": ("functools.partial", lambda c: Reduced(functools.partial(os.system, c))),
+    "__setstate__ of another class": ("test_openai_dvae.Stateful", lambda c: module_with(Stateful(c))),
+    "a chain of getattr": (
+        "builtins.getattr",
+        lambda c: (
+            b"cbuiltins\ngetattr\n(cimportlib\nimport_module\n(X\x02\x00\x00\x00ostRX\x06\x00\x00\x00systemtR("
+            + text(c)
+            + b"tR."
+        ),
+    ),
+    "a dotted name": (
+        "torch.serialization.os.system",
+        lambda c: b"\x80\x04\x8c\x13torch.serialization\x8c\x09os.system\x93(" + text(c) + b"tR.",
+    ),
+    "protocol 0": ("os.system", lambda c: b"(S" + repr(c).encode() + b"\nios\nsystem\n."),
+    "the memo": ("posix.system", lambda c: b"cposix\nsystem\nq\x070" + ENCODER + b"0h\x07(" + text(c) + b"tR."),
+}
+"""Files that run a command when pickle reads them."""
+REFUSED: dict[str, tuple[str, Callable[[str], object]]] = {
+    **RUN,
+    "a module with a hook": ("functools.partial", hooked),
+    "torch.load": ("torch.serialization.load", lambda c: Reduced(torch.load, inner(c), "cpu", None)),
+    "copyreg": (
+        "copy_reg._reconstructor",
+        lambda c: b"ccopy_reg\n_reconstructor\n(csubprocess\nPopen\ncsubprocess\nPopen\n]" + text(c) + b"atR.",
+    ),
+    "an attribute of an admitted name": (
+        "collections.OrderedDict.fromkeys",
+        lambda c: b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93(" + text(c) + b"tR.",
+    ),
+    "BUILD on a class": (
+        "posix.system",
+        lambda c: ENCODER + b"q\x01N}X\x0c\x00\x00\x00__setstate__cposix\nsystem\ns\x86b0h\x01)\x81" + text(c) + b"b.",
+    ),
+    "an unknown kind of reference": ("'url'", lambda _: b"(X\x03\x00\x00\x00urlK\x07tQ."),
+}
+
+
+def write(path: Path, made: object) -> None:
+    """An object as torch.save writes it, or a pickle in the same archive."""
+    if not isinstance(made, bytes):
+        return torch.save(made, path)
+    with ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", made)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    return None
+
+
+@pytest.mark.parametrize("poison", REFUSED)
+def test_a_poisoned_file_is_refused_by_name_and_runs_nothing(tmp_path: Path, poison: str) -> None:
+    name, make = REFUSED[poison]
+    canary, path = tmp_path / "canary", tmp_path / "encoder.pkl"
+    write(path, make(shlex.join(["touch", str(canary)])))
+    with pytest.raises(UserError, match=rf"encoder\.pkl (names|refers to .* as) {re.escape(name)}, which is no"):
+        load_openai_dvae(path, tmp_path / "decoder.pkl")
+    assert not canary.exists()
+    if poison in RUN:  # so that its absence proves something
+        torch.load(path, weights_only=False)
+        assert canary.exists()
+
+
+def test_what_a_file_writes_on_a_class_is_gone_with_the_file(tmp_path: Path) -> None:
+    *_, encoder, decoder = saved(tmp_path, n_hid=4, vocab_size=8)
+    path = tmp_path / "odd.pkl"
+    write(path, ENCODER + b"q\x01N}X\x0c\x00\x00\x00__setstate__ccollections\nOrderedDict\ns\x86b0h\x01)\x81}b.")
+    with pytest.raises(UserError, match=r"odd\.pkl is not a pickled dall_e\.encoder\.Encoder that can be read"):
+        load_openai_dvae(path, decoder)
+    assert load_openai_dvae(encoder, decoder).config.n_hid == 4
+
+
+def test_a_module_within_itself_is_refused(tmp_path: Path) -> None:
+    encoder, _, path, decoder = saved(tmp_path, n_hid=4, vocab_size=8)
+    encoder.blocks._modules["group_5"] = encoder
+    torch.save(encoder, path)
+    with pytest.raises(UserError, match=r"encoder\.blocks\.group_5 is a module that is elsewhere, too"):
+        load_openai_dvae(path, decoder)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    encoder, _, *files = saved(tmp_path, n_hid=4, vocab_size=8)
+    with pytest.raises(
+        UserError, match=r"decoder\.pkl should hold a dall_e\.encoder\.Encoder, but holds a dall_e\.dec"
+    ):
+        load_openai_dvae(files[1], files[0])
+    with pytest.raises(UserError, match="there is no file"):
+        load_openai_dvae(tmp_path / "nowhere.pkl", files[1])
+    torch.save(encoder, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"old\.pkl is not in the zip format"):
+        load_openai_dvae(tmp_path / "old.pkl", files[1])
+    torch.save(dall_e.encoder.Encoder(n_hid=8, vocab_size=8), files[0])
+    with pytest.raises(UserError, match="are not the two halves of a dVAE"):
+        load_openai_dvae(*files)
