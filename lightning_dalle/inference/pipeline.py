@@ -18,7 +18,7 @@ from lightning_dalle.data.transforms import to_image
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.inference.ranking import best_first, scored
-from lightning_dalle.inference.sampling import sample
+from lightning_dalle.inference.sampling import in_native_bf16, sample
 from lightning_dalle.inference.scorers import Scorer, TrainedCLIP
 from lightning_dalle.models.dalle import DALLE
 from lightning_dalle.models.dvae import DVAE
@@ -221,6 +221,7 @@ class TextToImage:
         """
         tokens = self.tokens([request.prompt for request in requests])
         begun = 0 if given is None else len(given)
+        dalle = in_native_bf16(self.dalle)
         todo, done = len(requests) * (self.dalle.config.image_len - begun), 0
         for start in range(0, len(requests), batch_size):
             part = requests[start : start + batch_size]
@@ -231,7 +232,7 @@ class TextToImage:
                 on_progress(done, todo)
 
             codes = sample(
-                self.dalle,
+                dalle,
                 tokens[start : start + batch_size],
                 [request.seed for request in part],
                 options,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.machine import has_native_bf16
 from lightning_dalle.models.dalle import DALLE
 
 
@@ -19,18 +20,20 @@ def filter_logits(logits: Float[Tensor, "b k"], options: SamplingOptions) -> Flo
 
     The threshold is on the logit as the model (guided) gives it, before the temperature.
     """
+    scaled = logits / options.temperature
+    if (options.min_logit, options.top_k, options.top_p) == (None, None, None):
+        return scaled
     rejected = torch.zeros_like(logits, dtype=torch.bool)
     if options.min_logit is not None:
         rejected |= logits < options.min_logit
-    logits = logits / options.temperature
     if options.top_k is not None and options.top_k < logits.shape[-1]:
-        rejected |= logits < logits.topk(options.top_k).values[:, -1:]
+        rejected |= scaled < scaled.topk(options.top_k).values[:, -1:]
     if options.top_p is not None:
-        probability, order = logits.softmax(-1).sort(descending=True)
+        probability, order = scaled.softmax(-1).sort(descending=True)
         is_beyond = probability.cumsum(-1) - probability >= options.top_p  # what stands before suffices already
         rejected |= is_beyond.gather(-1, order.argsort(-1))
     rejected.scatter_(-1, logits.argmax(-1, keepdim=True), False)  # never nothing at all
-    return logits.masked_fill(rejected, -torch.inf)
+    return scaled.masked_fill_(rejected, -torch.inf)
 
 
 def draw(logits: Float[Tensor, "b k"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
@@ -44,6 +47,41 @@ def uniforms(seeds: list[int], length: int) -> Tensor:
     """A row of `length` numbers in [0, 1) for each seed, (len(seeds), length), whatever stands beside it in a batch."""
     rows = [torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows)
+
+
+def in_native_bf16(model: DALLE) -> DALLE:
+    """The same with weights of half the size where its device multiplies bf16 itself, else itself.
+
+    On a CPU a picture still hangs on its own seed alone: oneDNN's sum of a row is the same to the last bit whatever
+    rows stand beside it.
+    """
+    if not has_native_bf16(model.start.device.type):
+        return model
+    with torch.device("meta"):
+        halved = DALLE(model.config)
+    weights = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
+    halved.load_state_dict(weights, assign=True)
+    return halved.eval()
+
+
+class Graph:
+    """A step as one CUDA graph, which a GPU replays without waiting for Python to name its hundreds of kernels.
+
+    Args:
+        step: codes to logits; has run before, so that all that is made once is made.
+        codes: of the shape and device that it is called with.
+    """
+
+    def __init__(self, step: Callable[[Tensor], Tensor], codes: Int[Tensor, " b"]) -> None:
+        self.codes = codes.clone()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):  # records alone; nothing is computed and no cache moves on
+            self.logits = step(self.codes)
+
+    def __call__(self, codes: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        self.codes.copy_(codes)
+        self.graph.replay()
+        return self.logits
 
 
 @torch.no_grad()
@@ -70,32 +108,33 @@ def sample(
     """
     grid, image_len = model.config.grid, model.config.image_len
     device, b = text_tokens.device, len(text_tokens)
-    is_guided = options.guidance != 1.0
-    if is_guided:
+    sets = 1 if options.guidance == 1.0 else 2  # with a caption, and without
+    if sets == 2:
         text_tokens = torch.cat([text_tokens, model.null_caption(b)])
     codes = torch.empty(b, image_len, dtype=torch.long, device=device)
     n = 0 if given is None else given.shape[1]
     if given is not None:
         codes[:, :n] = given
     u = uniforms(seeds, image_len).to(device)
-    caches = model.transformer.new_caches()
 
     # What the pictures begin with is read once for all that share it: 512 candidates have one caption.
-    known = torch.cat([codes[:, :n], codes[:, :n]]) if is_guided else codes[:, :n]
-    begun, of = torch.cat([text_tokens, known], dim=1).unique(dim=0, return_inverse=True)
-    begun_text, begun_codes = begun.split([text_tokens.shape[1], n], dim=1)
-    unread = torch.cat([model.embed_text(begun_text), model.embed_codes(begun_codes)], dim=1)
+    known = torch.cat([text_tokens, codes[:, :n].repeat(sets, 1)], dim=1)
+    begun, of = known.unique(dim=0, return_inverse=True)
+    logits, caches = model.begin(*begun.split([text_tokens.shape[1], n], dim=1))
+    logits = logits[of]
+    caches.take(of)
+
+    step: Callable[[Tensor], Tensor] = lambda last: model.go_on(last.repeat(sets), caches)  # noqa: E731
     for i in range(n, image_len):
-        logits = model.next_code(unread, caches).float()  # (b or 2b, k)
-        if i == n:
-            logits = logits[of]
-            for cache in caches:
-                cache.take(of)
-        if is_guided:
+        if i > n:
+            logits = step(codes[:, i - 1])
+        if i == n + 1 and device.type == "cuda":
+            step = Graph(step, codes[:, i])
+        logits = logits.float()  # (sets * b, k)
+        if sets == 2:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + options.guidance * (conditional - unconditional)
         codes[:, i] = draw(filter_logits(logits, options), u[:, i])
-        unread = model.embed_codes(torch.cat([codes[:, i : i + 1]] * (1 + is_guided)), i)
         on_code()
     if not logits.isfinite().all():  # once, since looking makes a GPU wait; what is no number stays so to the end
         raise UserError("the transformer's logits are no numbers: it diverged in training")

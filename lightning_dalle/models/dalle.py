@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightning_dalle.models.caches import Caches
 from lightning_dalle.models.masks import Pattern, layer_kinds
-from lightning_dalle.models.transformer import KVCache, Normal, Transformer, TransformerConfig, normal
+from lightning_dalle.models.transformer import Normal, Transformer, TransformerConfig, normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +88,29 @@ class DALLE(nn.Module):
         text, image = x.split([self.config.text_len, self.config.image_len], dim=1)
         return Logits(self.text_head(text), self.image_head(image))
 
-    def next_code(self, embedded: Float[Tensor, "b n d"], caches: list[KVCache]) -> Float[Tensor, "b k"]:
-        """Logits of the code after n more embedded positions of the stream, which go into the caches."""
-        return self.image_head(self.transformer(embedded, caches)[:, -1])
+    def begin(self, text_tokens: Int[Tensor, "b t"], codes: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b k"], Caches]:
+        """Logits of the code that follows a caption and the first n codes, and what `go_on` goes on from."""
+        x = torch.cat([self.embed_text(text_tokens), self.embed_codes(codes)], dim=1)  # (b, t + 1 + n, d)
+        caches = Caches(self.transformer.patterns, like=x)
+        return self.image_head(self.transformer(x, caches)[:, -1]), caches
+
+    def go_on(self, codes: Int[Tensor, " b"], caches: Caches) -> Float[Tensor, "b k"]:
+        """Logits of the code that follows one more code."""
+        x = self.image_embedding(codes) + self.image_positions().index_select(0, caches.following)  # (b, d)
+        return self.image_head(self.transformer(x[:, None], caches)[:, 0])
 
     def embed_text(self, text_tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b s d"]:
         """The start vector and the caption: s = t + 1 positions."""
         text = self.text_embedding(text_tokens) + self.text_position.weight  # (b, t, d)
         return torch.cat([self.start.expand(len(text), 1, -1), text], dim=1)
 
-    def embed_codes(self, codes: Int[Tensor, "b n"], first: int = 0) -> Float[Tensor, "b n d"]:
-        """Codes at the positions `first`, `first` + 1, ... of the grid in raster order."""
-        position = torch.arange(first, first + codes.shape[1], device=codes.device)
-        row, column = position // self.config.grid, position % self.config.grid
-        return self.image_embedding(codes) + self.row_position(row) + self.column_position(column)
+    def embed_codes(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """The first n codes of the grid in raster order."""
+        return self.image_embedding(codes) + self.image_positions()[: codes.shape[1]]
+
+    def image_positions(self) -> Float[Tensor, "i d"]:
+        """A row's and a column's embedding for each code of the grid."""
+        return (self.row_position.weight[:, None] + self.column_position.weight).flatten(0, 1)
 
     def null_caption(self, batch_size: int) -> Int[Tensor, "b t"]:
         """No caption at all: padding only. What classifier-free guidance leads away from."""

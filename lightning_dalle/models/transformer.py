@@ -1,6 +1,6 @@
 """A decoder-only transformer whose layers differ in what they may see: pre-LN, GELU, as in Child et al. 2019.
 
-Knows vectors, patterns and a key/value cache. Knows nothing of vocabularies, text or images, nor of how one attends.
+Knows vectors, patterns and caches. Knows nothing of vocabularies, text or images, nor of how one attends.
 """
 
 from collections.abc import Callable
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.models.attention import attend
+from lightning_dalle.models.caches import Caches, KVCache
 from lightning_dalle.models.masks import Pattern
 
 
@@ -43,37 +44,6 @@ class TransformerConfig:
         return self.n_embd // self.n_head
 
 
-class KVCache:
-    """Keys and values of one layer for a stream under a pattern, filled from the front."""
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.length = 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def attend(
-        self, q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]
-    ) -> Float[Tensor, "b h n d"]:
-        """What the stream's next n positions take from those that they see; their keys and values are kept."""
-        if self.keys is None or self.values is None:
-            shape = (*k.shape[:2], self.pattern.text_len + self.pattern.image_len, k.shape[3])
-            self.keys, self.values = k.new_empty(shape), v.new_empty(shape)
-        start, self.length = self.length, self.length + k.shape[2]
-        self.keys[:, :, start : self.length] = k
-        self.values[:, :, start : self.length] = v
-        position = torch.arange(self.length, device=q.device)
-        seen = self.pattern.sees(position[start:, None], position)
-        keys, values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-
-    def take(self, of: Int[Tensor, " m"]) -> None:
-        """Goes on with m streams, each beginning as the one that it is given the index of."""
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys, self.values = self.keys[of], self.values[of]
-
-
 class SelfAttention(nn.Module):
     """Multi-head attention under a pattern."""
 
@@ -89,7 +59,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (b, h, n, d / h)
-        wide = torch.promote_types(v.dtype, torch.float32)  # a norm's weights are never in 16 bits
+        wide = self.qkv.weight.dtype  # of the norms' weights too, which autocast leaves alone
         with torch.autocast(x.device.type, enabled=False):
             q, k = self.norm_q(q.to(wide)).to(v.dtype), self.norm_k(k.to(wide)).to(v.dtype)
             y = attend(q, k, v, self.pattern) if cache is None else cache.attend(q, k, v)  # (b, h, n, d / h)
@@ -153,12 +123,10 @@ class Transformer(nn.Module):
             else:
                 draw(parameter, 0.02)
 
-    def forward(self, x: Float[Tensor, "b n d"], caches: list[KVCache] | None = None) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], caches: Caches | None = None) -> Float[Tensor, "b n d"]:
         """The stream's states; with caches, those of the n positions that follow what the caches hold."""
+        if caches is not None:
+            caches.read(x.shape[1])
         for i, block in enumerate(self.blocks):
-            x = block(x, caches[i] if caches is not None else None)
+            x = block(x, None if caches is None else caches.layers[i])
         return self.norm(x)
-
-    def new_caches(self) -> list[KVCache]:
-        """An empty cache for each layer."""
-        return [KVCache(pattern) for pattern in self.patterns]

@@ -7,8 +7,9 @@ from torch.testing import assert_close
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
-from lightning_dalle.inference.sampling import draw, filter_logits, sample, uniforms
-from lightning_dalle.models.dalle import DALLE
+from lightning_dalle.inference.sampling import Graph, draw, filter_logits, in_native_bf16, sample, uniforms
+from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.transformer import TransformerConfig
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
 
@@ -103,7 +104,7 @@ def test_impossible_options_are_refused(values: dict[str, float]) -> None:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_what_pictures_begin_with_is_read_once(dalle: DALLE, text_tokens: Tensor, guidance: float) -> None:
     """Candidates of two captions, two of them completions of one beginning; those of one caption share its reading."""
-    read: list[tuple[int, int]] = []
+    read: list[tuple[int, ...]] = []
     dalle.transformer.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape[:2])))
     tokens = text_tokens[[0, 1, 0, 0, 1]]
     given = torch.randint(11, (1, 4)).expand(5, -1)
@@ -111,6 +112,58 @@ def test_what_pictures_begin_with_is_read_once(dalle: DALLE, text_tokens: Tensor
     sets = 1 if guidance == 1.0 else 2
     assert read[0] == (2 + sets - 1, 7 + 4)
     assert read[1:] == [(5 * sets, 1)] * 11
+
+
+def test_a_beginning_may_end_in_the_middle_of_a_row(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
+    for n in (1, 6, 15):
+        made = sample(dalle, text_tokens, [0, 1, 2], SamplingOptions(top_k=1), codes[:, :n]).flatten(1)
+        assert torch.equal(made[:, :n], codes[:, :n])
+        assert torch.equal(dalle(text_tokens, made).image.argmax(-1)[:, n:], made[:, n:])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_picture_in_16_bits_hangs_on_its_own_seed(guidance: float) -> None:
+    """Bit for bit, as widths and batches go that a user has; a last bit that differed would soon differ in a code."""
+    torch.manual_seed(0)
+    transformer = TransformerConfig(n_layer=4, n_head=4, n_embd=128)
+    model = DALLE(DALLEConfig(transformer=transformer, text_len=20, text_vocab_size=50, grid=4, codebook_size=256))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    halved = in_native_bf16(model.eval())
+    tokens, seeds = torch.randint(50, (3, 20)).repeat_interleave(11, 0), list(range(33))
+    options = SamplingOptions(guidance=guidance)
+    together = sample(halved, tokens, seeds, options)
+    for size in (1, 2, 7):
+        some = slice(13 - size, 13)
+        assert torch.equal(sample(halved, tokens[some], seeds[some], options), together[some])
+
+
+def test_native_16_bits_are_where_the_machine_has_them(dalle: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_dalle.inference.sampling.has_native_bf16", lambda device: True)
+    halved = in_native_bf16(dalle)
+    assert {p.dtype for p in halved.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in dalle.parameters()} == {torch.float32}
+    monkeypatch.setattr("lightning_dalle.inference.sampling.has_native_bf16", lambda device: False)
+    assert in_native_bf16(dalle) is dalle
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need CUDA")
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_graph_draws_what_its_step_does(dalle: DALLE, text_tokens: Tensor, guidance: float) -> None:
+    dalle, text_tokens = dalle.cuda(), text_tokens.cuda()
+    made = sample(dalle, text_tokens, [0, 1, 2], SamplingOptions(top_k=1, guidance=guidance)).flatten(1)
+    logits, without = dalle(text_tokens, made).image, dalle(dalle.null_caption(3), made).image
+    assert torch.equal((without + guidance * (logits - without)).argmax(-1), made)
+    logits, caches = dalle.begin(text_tokens, made[:, :1])
+    eager = [dalle.go_on(made[:, i], caches) for i in range(1, 15)]
+    with torch.inference_mode():
+        logits, caches = dalle.begin(text_tokens, made[:, :1])
+        first = dalle.go_on(made[:, 1], caches)
+        graph = Graph(lambda codes: dalle.go_on(codes, caches), made[:, 2])
+        replayed = [first, *(graph(made[:, i]).clone() for i in range(2, 15))]
+    assert_close(torch.stack(replayed), torch.stack(eager))
 
 
 def test_logits_that_are_no_numbers_draw_nothing(dalle: DALLE, text_tokens: Tensor) -> None:

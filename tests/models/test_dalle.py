@@ -1,14 +1,13 @@
-"""What a position may depend on, and that decoding with a cache is the same function."""
+"""What a position may depend on."""
 
 import pytest
 import torch
-from conftest import tiny_dalle
 from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_dalle.models import masks
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
-from lightning_dalle.models.transformer import KVCache, SelfAttention, TransformerConfig
+from lightning_dalle.models.transformer import SelfAttention, TransformerConfig
 
 KINDS = ["full", "row", "column", "conv"]
 
@@ -26,44 +25,6 @@ def test_gradient_reaches_exactly_what_the_mask_shows(kind: masks.Kind) -> None:
     for q, y in enumerate(attention(x)[0]):
         (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
         assert torch.equal(gradient[0].abs().sum(-1) > 0, attention.pattern.mask()[q])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_reaches_exactly_what_the_mask_shows_with_a_cache(kind: masks.Kind) -> None:
-    attention = attention_of(kind)
-    x = torch.randn(1, 22, 8, dtype=torch.double)
-    for q in (6, 9, 15, 21):
-        cache = KVCache(attention.pattern)
-        parts = [x[:, :q].clone().requires_grad_(), x[:, q : q + 1].clone().requires_grad_()]
-        attention(parts[0], cache)
-        (y,) = attention(parts[1], cache)[0]
-        gradients = torch.autograd.grad(y.sum(), parts)
-        reached = torch.cat(gradients, dim=1)[0].abs().sum(-1) > 0
-        assert torch.equal(reached, attention.pattern.mask()[q, : q + 1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_cached_attention_equals_the_full_forward(kind: masks.Kind, batch_size: int) -> None:
-    attention = attention_of(kind)
-    x = torch.randn(batch_size, 22, 8, dtype=torch.double)
-    cache = KVCache(attention.pattern)
-    stepwise = [attention(part, cache) for part in x.split([7] + [1] * 15, dim=1)]
-    assert_close(torch.cat(stepwise, dim=1), attention(x))
-
-
-@pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_cached_decoding_equals_the_full_forward(
-    qk_norm: bool, batch_size: int, text_tokens: Tensor, codes: Tensor
-) -> None:
-    dalle = tiny_dalle(qk_norm=qk_norm)
-    text_tokens, codes = text_tokens[:batch_size], codes[:batch_size]
-    caches = dalle.transformer.new_caches()
-    steps = [dalle.next_code(dalle.embed_text(text_tokens), caches)]
-    for i in range(15):
-        steps.append(dalle.next_code(dalle.embed_codes(codes[:, i : i + 1], first=i), caches))
-    assert_close(torch.stack(steps, dim=1), dalle(text_tokens, codes).image, atol=1e-5, rtol=1e-5)
 
 
 def test_every_layer_kind_is_in_the_tiny_model(dalle: DALLE) -> None:
