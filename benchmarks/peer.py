@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lightning_dalle.models.dvae import DVAE, DVAEConfig
 
 FOLDER = Path(__file__).parents[1] / ".peer"
 PACKAGES = (
@@ -89,3 +92,23 @@ def cached_images(dalle: Any, text: Tensor, temperature: float = 1.0, filter_thr
         return dalle.generate_images(text, use_cache=True, temperature=temperature, filter_thres=filter_thres)
     finally:
         del dalle.forward_with_cond_scale
+
+
+class PeersDVAE(DVAE):
+    """The peer's dVAE by our names: images in [0, 1] to a grid of codes, and back."""
+
+    def __init__(self, vae: Any) -> None:
+        nn.Module.__init__(self)
+        self.config = DVAEConfig(image_size=vae.image_size, codebook_size=vae.num_tokens, n_group=vae.num_layers + 1)
+        self.vae = vae
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b g g"]:
+        return self.vae.get_codebook_indices(images).unflatten(1, (self.config.grid, self.config.grid))
+
+    def decode(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b 3 h w"]:
+        return to_unit(self.vae.decode(codes.flatten(1)))
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """The peer's pixels, which its default normalization has in [-1, 1], to [0, 1]."""
+    return ((images + 1) / 2).clamp(0, 1)

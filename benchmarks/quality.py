@@ -1,0 +1,245 @@
+"""Both systems from scratch on OpenMoji, asked for what neither saw: the peer with our time, and with four times it.
+
+    python -m benchmarks.quality RUN_DIR [FACTOR ...]
+
+RUN_DIR is that of a finished quickstart, whose report is our side. The peer is trained here on the same split, at the
+same 32 pixels, with a grid of 8x8 codes out of 512 and our tokenizer's ids, and measured by the same functions: 200
+held-out compositions, a sample each, at three temperatures of which its best counts.
+
+Its minutes, FACTOR times 5 for its dVAE and 9 for its transformer, are turned into steps by its own rate with all
+threads, measured once on the quiet machine and kept in .peer/quality/rates.json. So its training may be run beside
+other work, at any pace and with one thread, for the same result:
+
+    OMP_NUM_THREADS=1 python -c "from benchmarks.quality import *; peers_run(4, FOLDER, Data())"
+
+An hour and a quarter in all on two cores for the factors 1 and 4. Appends a line to benchmarks/results/quality.jsonl
+and draws quality.png and quality_samples.png beside it.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from benchmarks import peer
+from benchmarks.peer_training import (
+    TRANSFORMER,
+    VAE,
+    Step,
+    as_peers_text,
+    new_transformer,
+    steps_per_second,
+    train,
+    transformer_training,
+    vae_training,
+)
+from lightning_dalle import machine
+from lightning_dalle.data.datamodule import CaptionedImageDataModule
+from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.evaluation.openmoji import Emoji, measure_dalle, measure_dvae
+from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.inference.pipeline import Request, TextToImage
+from lightning_dalle.pictures import captioned_grid, save, texts_of, to_pil
+from lightning_dalle.records import commit, write_json
+
+MINUTES = {"dvae": 5.0, "dalle": 9.0}
+TEMPERATURES = (0.2, 0.5, 1.0)
+PROMPTS = 200
+CALIBRATION_STEPS = 60
+FOLDER = peer.FOLDER / "quality"
+RESULTS = Path(__file__).parent / "results"
+
+
+class Data:
+    """OpenMoji as the quickstart reads it, in memory."""
+
+    def __init__(self) -> None:
+        module = CaptionedImageDataModule(OpenMoji(), image_size=32, text_len=16, vocab_size=2048)
+        module.setup("fit")
+        self.tokenizer = module.tokenizer
+        self.emoji = Emoji(module.image_size)
+        train_split = self.emoji.of("train")
+        self.images: Float[Tensor, "n 3 h w"] = self.emoji.images[train_split]
+        self.text = self.peers_text([self.emoji.captions[i] for i in train_split])
+
+    @property
+    def peers_vocab_size(self) -> int:
+        """Our tokens and the peer's padding."""
+        return self.tokenizer.vocab_size + 1
+
+    def peers_text(self, captions: list[str]) -> Int[Tensor, "n t"]:
+        ids = [self.tokenizer.pad(self.tokenizer.encode(caption))[0] for caption in captions]
+        return as_peers_text(torch.tensor(ids), self.tokenizer.vocab_size)
+
+
+class PeersPictures(TextToImage):
+    """The peer's sampling by our names, with its cache repaired; the seed is that of the whole of the requests."""
+
+    def __init__(self, dalle: Any, data: Data) -> None:
+        self.peer, self.data = dalle, data
+
+    def draw(self, requests: list[Request], options: SamplingOptions, **kwargs: Any) -> Iterator[Tensor]:  # type: ignore[override]
+        torch.manual_seed(requests[0].seed)
+        for text in self.data.peers_text([request.prompt for request in requests]).split(50):
+            yield from peer.to_unit(peer.cached_images(self.peer, text, options.temperature))
+
+
+def rates(folder: Path, data: Data, steps: int = CALIBRATION_STEPS) -> dict[str, float]:
+    """Steps a second of both of the peer's trainings, by the median step; measured once for a folder."""
+    file = folder / "rates.json"
+    if not file.exists():
+        vae, vae_step = vae_training(data.images)
+        _, transformer_step = transformer_training(vae, data.text, data.images, data.peers_vocab_size)
+        vae.requires_grad_(True)  # the transformer froze it
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {"dvae": steps_per_second(vae_step, steps), "dalle": steps_per_second(transformer_step, steps)}
+        write_json(file, {"steps_per_second": found, "threads": torch.get_num_threads()})
+    measured: dict[str, float] = json.loads(file.read_text())["steps_per_second"]
+    return measured
+
+
+def peers_run(factor: float, folder: Path, data: Data, prompts: int = PROMPTS) -> dict[str, Any]:
+    """The peer after `factor` times our minutes, trained and measured unless it is already.
+
+    Returns:
+        its figures. Beside them, in the folder {factor}x, are its weights and the samples of its best temperature.
+    """
+    of_run = folder / f"{factor:g}x"
+    report = of_run / "report.json"
+    if not report.exists():
+        rate = rates(folder, data)
+        minutes = {stage: factor * of_stage for stage, of_stage in MINUTES.items()}
+        steps = {stage: round(60 * minutes[stage] * rate[stage]) for stage in minutes}
+        vae, vae_step = vae_training(data.images)
+        _trained(vae, vae_step, steps["dvae"], of_run / "dvae.pt")
+        dalle, transformer_step = transformer_training(vae, data.text, data.images, data.peers_vocab_size)
+        _trained(dalle, transformer_step, steps["dalle"], of_run / "dalle.pt")
+        write_json(report, {"minutes": minutes, "steps": steps, **peers_figures(vae, dalle, data, of_run, prompts)})
+    figures: dict[str, Any] = json.loads(report.read_text())
+    return figures
+
+
+def _trained(model: Any, step: Step, steps: int, file: Path) -> None:
+    """Trains a model unless it is trained already, and says now and then how far it is."""
+
+    def say(done: int) -> None:
+        if done % 500 == 0:
+            print(f"{time.strftime('%H:%M:%S')} {file}: {done} of {steps}", flush=True)
+
+    if not file.exists():
+        train(step, steps, say)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), file)
+    model.load_state_dict(torch.load(file))
+    model.eval()
+
+
+def peers_figures(vae: Any, dalle: Any, data: Data, of_run: Path, prompts: int) -> dict[str, Any]:
+    """What our report has too, by the same functions; the samples of the best temperature are kept in `of_run`."""
+    quick = new_transformer(vae, data.text.shape[1], data.peers_vocab_size, optimize_for_inference=True)
+    quick.load_state_dict(dalle.state_dict())
+    pictures = PeersPictures(quick.eval(), data)
+    by_temperature: dict[str, dict[str, Any]] = {}
+    samples: dict[str, list[Image.Image]] = {}
+    for temperature in TEMPERATURES:
+        name = str(temperature)
+        by_temperature[name], asked, samples[name] = measure_dalle(
+            pictures, data.emoji, prompts, SamplingOptions(temperature=temperature)
+        )
+    best = max(by_temperature, key=lambda name: by_temperature[name]["right_emoji"]["hits"])
+    (of_run / "samples").mkdir(parents=True, exist_ok=True)
+    for number, (i, sample) in enumerate(zip(asked, samples[best], strict=True)):
+        caption = {"caption": data.emoji.captions[i]}
+        save(sample, of_run / "samples" / f"{number:06d}.png", OpenMoji.attribution, caption)
+    return {
+        "reconstruction": measure_dvae(peer.PeersDVAE(vae), data.emoji),
+        "composition": by_temperature[best],
+        "by_temperature": by_temperature,
+    }
+
+
+def our_run(run_dir: Path) -> dict[str, Any]:
+    """Of a quickstart's report, what the peer's figures are set beside."""
+    report = json.loads((run_dir / "report.json").read_text())
+    stages = report["recipe"]["stages"]
+    return {
+        "minutes": {stage: round(stages[stage]["seconds"] / 60, 1) for stage in MINUTES},
+        "reconstruction": report["reconstruction"],
+        "composition": {name: report["composition"][name] for name in ("protocol", *SHARES)},
+        "commit": report["commit"],
+        "machine": report["machine"],
+    }
+
+
+SHARES = {"right_emoji": "right emoji", "right_skin_tone": "right skin tone"}
+
+
+def chart(figures: dict[str, dict[str, Any]]) -> Figure:
+    """Shares of held-out compositions, with 95 % intervals, and PSNR of the dVAE, for each of the systems."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    shares_axis, psnr_axis = figure.subplots(1, 2, width_ratios=(2, 1))
+    width = 0.8 / len(figures)
+    for place, (name, of_one) in enumerate(figures.items()):
+        values = [of_one["composition"][measure] for measure in SHARES]
+        middle = [100 * value["value"] for value in values]
+        around = [
+            [m - 100 * value["interval_95"][0] for m, value in zip(middle, values, strict=True)],
+            [100 * value["interval_95"][1] - m for m, value in zip(middle, values, strict=True)],
+        ]
+        at = [group + (place - (len(figures) - 1) / 2) * width for group in range(len(SHARES))]
+        bars = shares_axis.bar(at, middle, width, yerr=around, capsize=3, label=name)
+        shares_axis.bar_label(bars, [f"{m:.0f}" for m in middle], label_type="center", color="white")
+        dvae = of_one["reconstruction"]["dvae"]
+        psnr = psnr_axis.bar([name], dvae["psnr_db"]["value"])
+        psnr_axis.bar_label(psnr, [f"{dvae['psnr_db']['value']:.1f}\n{dvae['codes_used']} codes"])
+    shares_axis.set(title="held-out compositions, %", ylim=(0, 100))
+    shares_axis.set_xticks(range(len(SHARES)), SHARES.values())
+    shares_axis.legend(fontsize="small")
+    psnr_axis.set(title="PSNR on val, dB", ylim=(15, 23))
+    psnr_axis.tick_params(axis="x", labelsize="small")
+    return figure
+
+
+def side_by_side(folders: list[Path], emoji: Emoji, count: int = 24) -> Image.Image:
+    """Samples of the same captions, each system's from left to right, and on the right the real emoji."""
+    files = [file.name for file in sorted(folders[0].glob("*.png"))[:count]]
+    captions = [texts_of(folders[0] / file)["caption"] for file in files]
+    rows = [
+        [*(Image.open(folder / file) for folder in folders), to_pil(emoji.images[emoji.captions.index(caption)])]
+        for file, caption in zip(files, captions, strict=True)
+    ]
+    return captioned_grid(rows, captions, columns=4, side=64)
+
+
+def main(run_dir: Path, factors: list[float], folder: Path = FOLDER, results: Path = RESULTS) -> None:
+    data = Data()
+    peers = [peers_run(factor, folder, data) for factor in factors]
+    runs = [("lightning_dalle", our_run(run_dir)), *(("dalle-pytorch", run) for run in peers)]
+    figures = {f"{name}, {' + '.join(f'{m:g}' for m in run['minutes'].values())} min": run for name, run in runs}
+    result = {
+        **figures,
+        "rates_of_the_peer": json.loads((folder / "rates.json").read_text()),
+        "settings_of_the_peer": {"dvae": VAE, "dalle": TRANSFORMER},
+        "versions_of_the_peer": peer.PACKAGES,
+        "commit": commit(),
+        "machine": machine.describe(),
+    }
+    print(json.dumps(result, indent=2))
+    results.mkdir(exist_ok=True)
+    with (results / "quality.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    chart(figures).savefig(results / "quality.png", dpi=150)
+    folders = [run_dir / "samples", *(folder / f"{factor:g}x" / "samples" for factor in factors)]
+    save(side_by_side(folders, data.emoji), results / "quality_samples.png", OpenMoji.attribution)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [float(factor) for factor in sys.argv[2:]] or [1, 4])
