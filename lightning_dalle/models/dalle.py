@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_dalle.models import masks
+from lightning_dalle.models.masks import Pattern, layer_kinds
 from lightning_dalle.models.transformer import KVCache, Transformer, TransformerConfig
 
 
@@ -65,7 +65,7 @@ class DALLE(nn.Module):
         self.image_embedding = nn.Embedding(config.codebook_size, d)
         self.row_position = nn.Embedding(config.grid, d)
         self.column_position = nn.Embedding(config.grid, d)
-        self.transformer = Transformer(config.transformer, list(self._masks()))
+        self.transformer = Transformer(config.transformer, list(self._patterns()))
         self.text_head = nn.Linear(d, config.text_vocab_size)
         self.image_head = nn.Linear(d, config.codebook_size)
         nn.init.normal_(self.start, std=0.02)
@@ -102,9 +102,14 @@ class DALLE(nn.Module):
         pads = torch.arange(self.config.text_len, device=self.start.device) + self.config.text_vocab_size
         return pads.expand(batch_size, -1)
 
-    def _masks(self) -> Iterator[Tensor]:
-        """One mask a layer, over the positions that the transformer reads: start, caption, all codes but the last."""
+    def _patterns(self) -> Iterator[Pattern]:
+        """One a layer, over the positions that the transformer reads: start, caption, all codes but the last."""
         c = self.config
-        for kind in masks.layer_kinds(c.transformer.n_layer):
-            near = masks.near(kind, c.grid, c.transformer.conv_kernel)
-            yield masks.dense(near, 1 + c.text_len, c.image_len - 1)
+        for kind in layer_kinds(c.transformer.n_layer):
+            yield Pattern(
+                kind=kind,
+                text_len=1 + c.text_len,
+                image_len=c.image_len - 1,
+                grid=c.grid,
+                kernel=c.transformer.conv_kernel,
+            )

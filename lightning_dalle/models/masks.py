@@ -1,13 +1,14 @@
-"""Attention masks as predicates: which earlier image token is near enough to be seen (paper, Fig. 11).
+"""Attention patterns: which earlier positions of a stream each position may see (paper, Fig. 11).
 
-Knows positions in a raster. Knows nothing of attention, weights or devices.
+Knows positions in a stream of text, then of an image in raster order. Knows nothing of attention, weights or layers.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 Near = Callable[[Tensor, Tensor], Tensor]
@@ -37,25 +38,45 @@ def convolutional(grid: int, kernel: int) -> Near:
     return lambda q, k: (q - k <= (grid + 1) * radius) & ((q - k + radius) % grid <= 2 * radius)
 
 
-def near(kind: Kind, grid: int, kernel: int) -> Near:
-    """The predicate of a layer's kind."""
-    return {"full": full, "row": row(grid), "column": column(grid), "conv": convolutional(grid, kernel)}[kind]
-
-
 def layer_kinds(n_layer: int) -> list[Kind]:
     """The paper's order: row, column, row, row and again; the last layer convolutional (section 2.2, appendix B.1)."""
     kinds: list[Kind] = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, n_layer)]
     return [*kinds, "conv"]
 
 
-def dense(near: Near, text_len: int, image_len: int) -> Bool[Tensor, "s s"]:
-    """The mask of a stream of text then image, True where a query (row) may see a key (column).
+@dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """What the positions of a stream may see: `text_len` of text, then `image_len` of an image in raster order.
 
-    Causal; every image token sees all text tokens, and those image tokens that are near (paper, footnote 7).
+    Causal; every image token sees all text, and those earlier image tokens that are near (paper, footnote 7).
     """
-    position: Int[Tensor, " s"] = torch.arange(text_len + image_len)
-    q, k = position[:, None], position[None, :]
-    return (q >= k) & ((k < text_len) | near(q - text_len, k - text_len))
+
+    kind: Kind
+    """Which image tokens are near."""
+    text_len: int
+    """Positions before the image, the start vector included."""
+    image_len: int
+    """Positions of the image: the grid's, or fewer where the last of them are not read."""
+    grid: int
+    """Image tokens in a row."""
+    kernel: int
+    """Side of the square that `conv` sees the upper half of; odd."""
+
+    @property
+    def near(self) -> Near:
+        """The predicate of the kind."""
+        grid = self.grid
+        kinds = {"full": full, "row": row(grid), "column": column(grid), "conv": convolutional(grid, self.kernel)}
+        return kinds[self.kind]
+
+    def sees(self, q: Tensor, k: Tensor) -> Tensor:
+        """May the positions q of the stream see the positions k? Both are integers of shapes that broadcast."""
+        return (q >= k) & ((k < self.text_len) | self.near(q - self.text_len, k - self.text_len))
+
+    def mask(self) -> Bool[Tensor, "s s"]:
+        """The whole stream's, True where a query (row) may see a key (column)."""
+        position = torch.arange(self.text_len + self.image_len)
+        return self.sees(position[:, None], position)
 
 
 def picture(mask: Bool[Tensor, "q k"]) -> str:

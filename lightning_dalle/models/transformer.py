@@ -1,16 +1,18 @@
 """A decoder-only transformer whose layers differ in what they may see: pre-LN, GELU, as in Child et al. 2019.
 
-Knows vectors, masks and a key/value cache. Knows nothing of vocabularies, text or images.
+Knows vectors, patterns and a key/value cache. Knows nothing of vocabularies, text or images, nor of how one attends.
 """
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_dalle.errors import UserError
+from lightning_dalle.models.attention import attend
+from lightning_dalle.models.masks import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +43,28 @@ class TransformerConfig:
 
 
 class KVCache:
-    """Keys and values of one layer for a stream of known length, filled from the front."""
+    """Keys and values of one layer for a stream under a pattern, filled from the front."""
 
-    def __init__(self) -> None:
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
         self.length = 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def append(
-        self, k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"], capacity: int
-    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"]]:
-        """Stores n more positions of at most `capacity`; returns all s positions so far."""
+    def attend(
+        self, q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]
+    ) -> Float[Tensor, "b h n d"]:
+        """What the stream's next n positions take from those that they see; their keys and values are kept."""
         if self.keys is None or self.values is None:
-            shape = (*k.shape[:2], capacity, k.shape[3])
+            shape = (*k.shape[:2], self.pattern.text_len + self.pattern.image_len, k.shape[3])
             self.keys, self.values = k.new_empty(shape), v.new_empty(shape)
         start, self.length = self.length, self.length + k.shape[2]
         self.keys[:, :, start : self.length] = k
         self.values[:, :, start : self.length] = v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        position = torch.arange(self.length, device=q.device)
+        seen = self.pattern.sees(position[start:, None], position)
+        keys, values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
 
     def take(self, of: Int[Tensor, " m"]) -> None:
         """Goes on with m streams, each beginning as the one that it is given the index of."""
@@ -68,33 +74,26 @@ class KVCache:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention under a mask; one softmax over all that a query sees (paper, footnote 7)."""
+    """Multi-head attention under a pattern."""
 
-    mask: Tensor
-
-    def __init__(self, config: TransformerConfig, mask: Bool[Tensor, "s s"]) -> None:
+    def __init__(self, config: TransformerConfig, pattern: Pattern) -> None:
         super().__init__()
         self.n_head = config.n_head
+        self.pattern = pattern
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.project = nn.Linear(config.n_embd, config.n_embd)
         self.norm_q = nn.LayerNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.norm_k = nn.LayerNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (b, h, n, d / h)
-        start = 0
         # A CPU's attention kernel takes more than twice as long in 16 bits as in 32; a norm's weights are never in 16.
         wide = torch.promote_types(v.dtype, torch.float32)
         dtype = wide if x.device.type == "cpu" else v.dtype
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = self.norm_q(q.to(wide)).to(dtype), self.norm_k(k.to(wide)).to(dtype), v.to(dtype)
-            if cache is not None:
-                start = cache.length
-                k, v = cache.append(k, v, capacity=len(self.mask))  # (b, h, s, d / h)
-            seen = self.mask[start : start + n, : start + n]
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (b, h, n, d / h)
+            y = attend(q, k, v, self.pattern) if cache is None else cache.attend(q, k, v)  # (b, h, n, d / h)
         return self.project(y.transpose(1, 2).reshape(b, n, d))
 
 
@@ -113,10 +112,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each added to the residual stream."""
 
-    def __init__(self, config: TransformerConfig, mask: Bool[Tensor, "s s"]) -> None:
+    def __init__(self, config: TransformerConfig, pattern: Pattern) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.n_embd)
-        self.attention = SelfAttention(config, mask)
+        self.attention = SelfAttention(config, pattern)
         self.norm_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
@@ -126,11 +125,12 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks, one mask each, and a last norm."""
+    """Blocks, one pattern each, and a last norm."""
 
-    def __init__(self, config: TransformerConfig, masks: list[Bool[Tensor, "s s"]]) -> None:
+    def __init__(self, config: TransformerConfig, patterns: list[Pattern]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config, mask) for mask in masks)
+        self.patterns = patterns
+        self.blocks = nn.ModuleList(Block(config, pattern) for pattern in patterns)
         self.norm = nn.LayerNorm(config.n_embd)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -148,4 +148,4 @@ class Transformer(nn.Module):
 
     def new_caches(self) -> list[KVCache]:
         """An empty cache for each layer."""
-        return [KVCache() for _ in self.blocks]
+        return [KVCache(pattern) for pattern in self.patterns]

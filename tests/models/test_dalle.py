@@ -16,7 +16,7 @@ KINDS = ["full", "row", "column", "conv"]
 def attention_of(kind: masks.Kind) -> SelfAttention:
     torch.manual_seed(0)
     config = TransformerConfig(n_layer=1, n_head=2, n_embd=8)
-    return SelfAttention(config, masks.dense(masks.near(kind, 4, 3), 6, 16)).double()
+    return SelfAttention(config, masks.Pattern(kind=kind, text_len=6, image_len=16, grid=4, kernel=3)).double()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -25,7 +25,7 @@ def test_gradient_reaches_exactly_what_the_mask_shows(kind: masks.Kind) -> None:
     x = torch.randn(1, 22, 8, dtype=torch.double, requires_grad=True)
     for q, y in enumerate(attention(x)[0]):
         (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
-        assert torch.equal(gradient[0].abs().sum(-1) > 0, attention.mask[q])
+        assert torch.equal(gradient[0].abs().sum(-1) > 0, attention.pattern.mask()[q])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -33,13 +33,13 @@ def test_gradient_reaches_exactly_what_the_mask_shows_with_a_cache(kind: masks.K
     attention = attention_of(kind)
     x = torch.randn(1, 22, 8, dtype=torch.double)
     for q in (6, 9, 15, 21):
-        cache = KVCache()
+        cache = KVCache(attention.pattern)
         parts = [x[:, :q].clone().requires_grad_(), x[:, q : q + 1].clone().requires_grad_()]
         attention(parts[0], cache)
         (y,) = attention(parts[1], cache)[0]
         gradients = torch.autograd.grad(y.sum(), parts)
         reached = torch.cat(gradients, dim=1)[0].abs().sum(-1) > 0
-        assert torch.equal(reached, attention.mask[q, : q + 1])
+        assert torch.equal(reached, attention.pattern.mask()[q, : q + 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,7 +47,7 @@ def test_gradient_reaches_exactly_what_the_mask_shows_with_a_cache(kind: masks.K
 def test_cached_attention_equals_the_full_forward(kind: masks.Kind, batch_size: int) -> None:
     attention = attention_of(kind)
     x = torch.randn(batch_size, 22, 8, dtype=torch.double)
-    cache = KVCache()
+    cache = KVCache(attention.pattern)
     stepwise = [attention(part, cache) for part in x.split([7] + [1] * 15, dim=1)]
     assert_close(torch.cat(stepwise, dim=1), attention(x))
 

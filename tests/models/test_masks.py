@@ -10,13 +10,13 @@ from lightning_dalle.models import masks
 
 @pytest.mark.parametrize("kind", ["full", "row", "column", "conv"])
 def test_mask_equals_the_picture_of_figure_11(kind: masks.Kind) -> None:
-    mask = masks.dense(masks.near(kind, grid=4, kernel=3), text_len=6, image_len=16)
+    mask = masks.Pattern(kind=kind, text_len=6, image_len=16, grid=4, kernel=3).mask()
     assert masks.picture(mask) + "\n" == (Path(__file__).parent / "masks" / f"{kind}.txt").read_text()
 
 
 def test_column_mask_on_transposed_states_is_a_triangle_for_each_column() -> None:
     """Fig. 11 (c): what makes column attention cheap."""
-    image = masks.dense(masks.column(4), text_len=6, image_len=16)[6:, 6:]
+    image = masks.Pattern(kind="column", text_len=6, image_len=16, grid=4, kernel=3).mask()[6:, 6:]
     transposed = torch.arange(16).view(4, 4).T.flatten()
     assert torch.equal(image[transposed][:, transposed], torch.block_diag(*[torch.ones(4, 4).tril()] * 4).bool())
 
@@ -33,7 +33,7 @@ def test_extents_are_the_papers_on_the_32_by_32_grid() -> None:
 
 @pytest.mark.parametrize(("kind", "share"), [("row", 0.400), ("column", 0.380), ("conv", 0.430)])
 def test_share_of_causal_pairs_at_full_size(kind: masks.Kind, share: float) -> None:
-    mask = masks.dense(masks.near(kind, 32, 11), 256, 1024)
+    mask = masks.Pattern(kind=kind, text_len=256, image_len=1024, grid=32, kernel=11).mask()
     assert mask.sum() / mask.shape[0] / (mask.shape[0] + 1) * 2 == pytest.approx(share, abs=5e-4)
 
 
