@@ -17,6 +17,7 @@ from lightning_dalle.commands.evaluate import evaluate
 from lightning_dalle.commands.export import export
 from lightning_dalle.commands.generate import generate
 from lightning_dalle.commands.overlap import overlap
+from lightning_dalle.commands.plan import plan
 from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.commands.results import results
 from lightning_dalle.errors import UserError
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
     "generate": generate,
     "export": export,
+    "plan": plan,
     "evaluate": evaluate,
     "results": results,
     "data report": report,
@@ -52,6 +54,7 @@ DALL-E (Ramesh et al. 2021) as a PyTorch Lightning experiment repo.
   export        write a trained model as a folder for others: safetensors and a model card
   evaluate      score a folder of pictures against another: FID, KID, precision, recall, IS
   results       print what has been measured as a table
+  plan          print what a fit of a transformer will need: memory, traffic, time
   data report   print what every filter rejects of the data, before anything is trained
   data overlap  find near-duplicates of an evaluation set in the training data
   fit           train one model              (Lightning's, as are those below)
