@@ -118,8 +118,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint or of a safetensors file, on the CPU; nothing in the file is executed.
 
     Raises:
-        UserError: if there is no such file, or it is no checkpoint.
+        UserError: if there is no such file, or it is no checkpoint, or one in parts.
     """
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, a checkpoint in parts, but one file is needed: make it by "
+            f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
+        )
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
     if path.suffix == ".safetensors":

@@ -1,16 +1,24 @@
 """Every config in the repo is parsed, and what it states agrees with itself."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from jsonargparse import ArgumentParser
+from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.strategies import ModelParallelStrategy
 
 from lightning_dalle.cli import lightning
 from lightning_dalle.commands.reproduce import reproduce
+from lightning_dalle.data.transforms import DALLEAugmentation, DVAEAugmentation
 from lightning_dalle.evaluation.protocol import Protocol
+from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.training.encoding import CodesWriter
 from lightning_dalle.training.evaluation import Evaluation
+from lightning_dalle.training.powersgd import PowerSGDStrategy
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 RECIPES = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())]
@@ -18,25 +26,108 @@ PROTOCOLS = sorted(Path("configs/protocols").glob("*.yaml"))
 EVALS = sorted(Path("configs").rglob("eval*.yaml"))
 ENCODINGS = sorted(Path("configs").rglob("encode.yaml"))
 DATA = sorted(Path("configs/data").glob("*.yaml"))
-FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS, *ENCODINGS, *DATA)]
+PAPER = Path("configs/paper")
+BEHIND_ANOTHER = [path for path in PAPER.glob("*.yaml") if "data" not in yaml.safe_load(path.read_text())]
+FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS, *ENCODINGS, *DATA, *BEHIND_ANOTHER)]
 
 
 @pytest.mark.parametrize("path", FITS, ids=str)
 def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytorch_lightning.cli import LightningCLI
-
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
     cli = lightning(["fit", "--config", str(path), "--trainer.accelerator", "cpu"])
     assert type(cli.model).__name__ in ("LitDVAE", "LitDALLE", "LitCLIP")
     every = cli.trainer.checkpoint_callback._every_n_train_steps  # type: ignore[union-attr]
     assert cli.trainer.max_steps % every == 0, "the last steps would not be saved"
-    assert cli.model.learning_rate.num_steps == cli.trainer.max_steps
+    if path.parent != PAPER:  # the paper's are halved on plateaus, or constant in the end
+        assert cli.model.learning_rate.num_steps == cli.trainer.max_steps
+
+
+@pytest.mark.parametrize(
+    ("names", "n_layer", "width"),
+    [
+        (["dalle_12b"], 64, 3968),
+        (["dalle_12b", "dalle_5_6b"], 64, 2688),
+        (["dalle_12b", "dalle_2_8b"], 64, 1920),
+        (["dalle_1b"], 24, 1792),
+    ],
+    ids=["12b", "5_6b", "2_8b", "1b"],
+)
+def test_the_papers_models_have_its_sizes_and_its_patterns(names: list[str], n_layer: int, width: int) -> None:
+    """Section 2.2 and appendix B.1; the widths of the smaller ones are Table 1's."""
+    model, dvae = fit_of(*names).model, fit_of("dvae").model.dvae
+    config = DALLEConfig(
+        transformer=model.config, text_len=model.text_len, text_vocab_size=model.text_vocab_size,
+        grid=dvae.config.grid, codebook_size=dvae.config.codebook_size,
+    )  # fmt: skip
+    assert (config.text_len, config.text_vocab_size, config.grid, config.codebook_size) == (256, 16384, 32, 8192)
+    with torch.device("meta"):
+        dalle = DALLE(config)
+    blocks = dalle.transformer.blocks
+    assert model.config.head_dim == 64
+    assert sum(p.numel() for p in blocks.parameters() if p.ndim == 2) == 12 * width**2 * n_layer
+    gains_and_biases = 3 + 1 + 4 + 1 + 2 * 2  # of queries, keys and values, two projections, the expansion, two norms
+    gains_and_biases_of_heads = 4 * model.config.head_dim * model.config.qk_norm
+    assert (
+        sum(p.numel() for p in blocks.parameters() if p.ndim == 1)
+        == (gains_and_biases * width + gains_and_biases_of_heads) * n_layer
+    )
+    patterns = dalle.transformer.patterns
+    assert [pattern.kind for pattern in patterns[:4]] == ["row", "column", "row", "row"]
+    assert [i for i, pattern in enumerate(patterns, 1) if pattern.kind == "column"] == list(range(2, n_layer, 4))
+    assert patterns[-1].kind == "conv"
+    assert all((p.text_len, p.image_len, p.grid, p.kernel) == (257, 1023, 32, 11) for p in patterns)
+
+
+def test_the_papers_numbers_are_in_its_configs() -> None:
+    """Those of ../shared/paper.md that are of a run rather than of a shape; docs/paper.md lists them all."""
+    dvae, dalle = fit_of("dvae"), fit_of("dalle_12b")
+    lit = dvae.model
+    assert (lit.learning_rate(0), lit.learning_rate(1_200_000)) == (1e-4, pytest.approx(1.25e-6))
+    assert (lit.temperature(0), lit.temperature(150_000)) == (1, 1 / 16)
+    assert (lit.kl_weight(0), lit.kl_weight(5_000), lit.usage_bonus, lit.mse_weight) == (0, 6.6, 0, 0)
+    assert optimizer_of(lit) == (torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4})
+    assert isinstance(dvae.datamodule.augmentation, DVAEAugmentation)
+    assert batch_of(dvae) == 512
+    assert dvae.trainer.max_steps == 3_000_000
+
+    lit, data = dalle.model, dalle.datamodule
+    assert [lit.learning_rate(step) for step in (0, 2_500, 5_000)] == [0, 2.25e-4, 4.5e-4]
+    assert lit.learning_rate.halvings == 5
+    assert lit.image_loss_weight == 7
+    assert (lit.caption_dropout, lit.code_corruption, lit.soft_codes) == (0, 0, False)
+    assert lit.checkpoint_activations
+    assert optimizer_of(lit) == (torch.optim.AdamW, {"betas": (0.9, 0.96), "eps": 1e-8, "weight_decay": 4.5e-2})
+    assert isinstance(data.augmentation, DALLEAugmentation)
+    assert (data.image_size, data.text_len, data.vocab_size, data.bpe_dropout) == (256, 256, 16384, 0.1)
+    assert (batch_of(dalle), dalle.trainer.world_size) == (1024, 1024)
+    assert (dalle.trainer.max_steps, dalle.trainer.gradient_clip_val) == (430_000, 4)
+    assert isinstance(dalle.trainer.strategy, ModelParallelStrategy)
+
+
+def test_powersgd_takes_the_place_of_a_fits_own_strategy() -> None:
+    strategy = fit_of("dalle_12b", "powersgd").trainer.strategy
+    assert (type(strategy), strategy.rank, strategy.shards) == (PowerSGDStrategy, 896, 8)
+
+
+@cache
+def fit_of(*names: str) -> LightningCLI:
+    configs = [argument for name in names for argument in ("--config", f"{PAPER}/{name}.yaml")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+        return lightning(["fit", *configs, "--trainer.accelerator", "cpu"])
+
+
+def optimizer_of(model: Any) -> tuple[type, dict[str, Any]]:
+    made = model.optimizer([{"params": [torch.nn.Parameter(torch.ones(1))]}])
+    return type(made), {name: made.defaults[name] for name in ("betas", "eps", "weight_decay")}
+
+
+def batch_of(cli: LightningCLI) -> int:
+    return cli.datamodule.batch_size * cli.trainer.world_size
 
 
 @pytest.mark.parametrize("path", EVALS, ids=str)
 def test_test_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytorch_lightning.cli import LightningCLI
-
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
     cli = lightning(["test", "--config", str(path), "--trainer.accelerator", "cpu"])
     evaluation = next(found for found in cli.trainer.callbacks if isinstance(found, Evaluation))  # type: ignore[attr-defined]
@@ -45,8 +136,6 @@ def test_test_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("path", ENCODINGS, ids=str)
 def test_predict_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytorch_lightning.cli import LightningCLI
-
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
     cli = lightning(["predict", "--config", str(path), "--trainer.accelerator", "cpu"])
     [writer] = [found for found in cli.trainer.callbacks if isinstance(found, CodesWriter)]  # type: ignore[attr-defined]
@@ -56,8 +145,6 @@ def test_predict_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("path", DATA, ids=str)
 def test_data_takes_the_place_of_a_fits_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytorch_lightning.cli import LightningCLI
-
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
     cli = lightning(
         ["fit", "--config", "configs/coco/dvae.yaml", "--config", str(path), "--trainer.accelerator", "cpu"]
@@ -71,8 +158,6 @@ def test_data_takes_the_place_of_a_fits_own(path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_every_stage_of_a_recipe_is_accepted_with_its_overrides(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytorch_lightning.cli import LightningCLI
-
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
     parser = ArgumentParser()
     parser.add_function_arguments(reproduce)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_dalle.models.masks import Pattern, layer_kinds
-from lightning_dalle.models.transformer import KVCache, Transformer, TransformerConfig
+from lightning_dalle.models.transformer import KVCache, Normal, Transformer, TransformerConfig, normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,15 @@ class DALLE(nn.Module):
         self.transformer = Transformer(config.transformer, list(self._patterns()))
         self.text_head = nn.Linear(d, config.text_vocab_size)
         self.image_head = nn.Linear(d, config.codebook_size)
-        nn.init.normal_(self.start, std=0.02)
+        self.reset_parameters()
+
+    def reset_parameters(self, draw: Normal = normal) -> None:
+        """Begins anew: all weights of the model, which has no buffers."""
+        self.transformer.reset_parameters(draw)
+        draw(self.start, 0.02)
         for module in self.children():
             if isinstance(module, nn.Embedding | nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
+                draw(module.weight, 0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 

@@ -4,7 +4,7 @@ Knows positions in a stream of text, then of an image in raster order. Knows not
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -69,9 +69,22 @@ class Pattern:
         kinds = {"full": full, "row": row(grid), "column": column(grid), "conv": convolutional(grid, self.kernel)}
         return kinds[self.kind]
 
-    def sees(self, q: Tensor, k: Tensor) -> Tensor:
-        """May the positions q of the stream see the positions k? Both are integers of shapes that broadcast."""
-        return (q >= k) & ((k < self.text_len) | self.near(q - self.text_len, k - self.text_len))
+    @property
+    def reach(self) -> int:
+        """How many positions back the farthest image token is that an image token may see, edges aside."""
+        reaches = {"row": self.grid, "conv": (self.grid + 1) * (self.kernel // 2)}
+        return reaches.get(self.kind, self.image_len)
+
+    def beginning(self, length: int) -> "Pattern":
+        """That of a stream's first `length` positions."""
+        text_len = min(length, self.text_len)
+        return replace(self, text_len=text_len, image_len=length - text_len)
+
+    @property
+    def sees(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of any positions q and k of the stream, integers of shapes that broadcast: may q see k?"""
+        near, text_len = self.near, self.text_len
+        return lambda q, k: (q >= k) & ((k < text_len) | near(q - text_len, k - text_len))
 
     def mask(self) -> Bool[Tensor, "s s"]:
         """The whole stream's, True where a query (row) may see a key (column)."""

@@ -3,6 +3,7 @@
 Knows vectors, patterns and a key/value cache. Knows nothing of vocabularies, text or images, nor of how one attends.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -88,11 +89,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (b, h, n, d / h)
-        # A CPU's attention kernel takes more than twice as long in 16 bits as in 32; a norm's weights are never in 16.
-        wide = torch.promote_types(v.dtype, torch.float32)
-        dtype = wide if x.device.type == "cpu" else v.dtype
+        wide = torch.promote_types(v.dtype, torch.float32)  # a norm's weights are never in 16 bits
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = self.norm_q(q.to(wide)).to(dtype), self.norm_k(k.to(wide)).to(dtype), v.to(dtype)
+            q, k = self.norm_q(q.to(wide)).to(v.dtype), self.norm_k(k.to(wide)).to(v.dtype)
             y = attend(q, k, v, self.pattern) if cache is None else cache.attend(q, k, v)  # (b, h, n, d / h)
         return self.project(y.transpose(1, 2).reshape(b, n, d))
 
@@ -124,21 +123,35 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_2(x))
 
 
+Normal = Callable[[Tensor, float], object]
+"""Fills a parameter from a normal distribution around 0 of the given deviation."""
+
+
+def normal(parameter: Tensor, std: float) -> None:
+    """From torch's own generator, all at once."""
+    nn.init.normal_(parameter, std=std)
+
+
 class Transformer(nn.Module):
-    """Blocks, one pattern each, and a last norm."""
+    """Blocks, one pattern each, and a last norm. Whoever makes one calls `reset_parameters`."""
 
     def __init__(self, config: TransformerConfig, patterns: list[Pattern]) -> None:
         super().__init__()
         self.patterns = patterns
         self.blocks = nn.ModuleList(Block(config, pattern) for pattern in patterns)
         self.norm = nn.LayerNorm(config.n_embd)
+
+    def reset_parameters(self, draw: Normal = normal) -> None:
+        """Matrices drawn, gains 1, biases 0."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
+            elif parameter.ndim == 1:
+                nn.init.ones_(parameter)
             elif name.endswith("project.weight"):  # residual projections scaled by their number (Child et al. 2019)
-                nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5)
-            elif parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+                draw(parameter, 0.02 / (2 * len(self.blocks)) ** 0.5)
+            else:
+                draw(parameter, 0.02)
 
     def forward(self, x: Float[Tensor, "b n d"], caches: list[KVCache] | None = None) -> Float[Tensor, "b n d"]:
         """The stream's states; with caches, those of the n positions that follow what the caches hold."""

@@ -22,6 +22,7 @@ from lightning_dalle.pictures import captioned_grid, to_array, to_pil
 from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
+from lightning_dalle.training.sharding import needs_the_whole_model
 
 
 def batch_size(batch: Batch | EncodedBatch) -> int:
@@ -155,6 +156,9 @@ class SampleGrid(Callback):
 
     def __init__(self, prompts: list[str], num_samples: int = 4, options: SamplingOptions = SamplingOptions()) -> None:  # noqa: B008 (frozen)
         self.prompts, self.num_samples, self.options = prompts, num_samples, options
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        needs_the_whole_model(trainer, "SampleGrid")
 
     def on_validation_batch_end(
         self,

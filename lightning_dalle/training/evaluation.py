@@ -42,6 +42,7 @@ from lightning_dalle.records import commit, sha256, write_json
 from lightning_dalle.tables import cautions, markdown, rows
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
+from lightning_dalle.training.sharding import needs_the_whole_model
 
 
 class Evaluation(Callback):
@@ -85,6 +86,7 @@ class Evaluation(Callback):
         self.is_left_out = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        needs_the_whole_model(trainer, type(self).__name__)
         data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" and self.every_n_validations and self.source is None and not data.has_pictures_at_hand:
             self.is_left_out = True

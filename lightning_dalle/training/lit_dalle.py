@@ -24,6 +24,7 @@ from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal, HalvedOnPlateau
 from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.optimisation import NewOptimizer, configure, is_logged, step_generator
+from lightning_dalle.training.sharding import build
 
 
 class LitDALLE(pl.LightningModule):
@@ -46,6 +47,8 @@ class LitDALLE(pl.LightningModule):
             not, and leaves it out (section 2.2). Needs pictures: codes that were encoded beforehand are the argmax.
         code_corruption: probability of reading another picture's code instead of the own one, in training; 0 in the
             paper. It teaches to go on from codes that were sampled wrong, and to trust the caption.
+        checkpoint_activations: keep only the input of each block for the backward pass, and compute the rest again
+            (paper, section 2.4): a third more time, for a memory of one block's activations.
         optimizer: takes parameter groups; its learning rate is set by the schedule.
         seed: of the caption dropout, the drawn codes and their corruption.
     """
@@ -61,6 +64,7 @@ class LitDALLE(pl.LightningModule):
         caption_dropout: float = 0.0,
         soft_codes: bool = False,
         code_corruption: float = 0.0,
+        checkpoint_activations: bool = False,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
     ) -> None:
@@ -69,6 +73,7 @@ class LitDALLE(pl.LightningModule):
         self.text_len, self.text_vocab_size = text_len, text_vocab_size
         self.image_loss_weight, self.caption_dropout = image_loss_weight, caption_dropout
         self.soft_codes, self.code_corruption = soft_codes, code_corruption
+        self.checkpoint_activations = checkpoint_activations
         self.optimizer, self.seed = NewOptimizer(optimizer), seed
         self.loaded_attribution: str | None = None
         self.dvae: DVAE | None = None
@@ -81,15 +86,14 @@ class LitDALLE(pl.LightningModule):
                 raise UserError("there is no dVAE to make codes with: name its checkpoint as dvae_checkpoint")
             dvae = load_dvae(self.dvae_checkpoint).requires_grad_(False).to(memory_format=torch.channels_last)
             self.dvae = dvae
-            self.dalle = DALLE(
-                DALLEConfig(
-                    transformer=self.config,
-                    text_len=self.text_len,
-                    text_vocab_size=self.text_vocab_size,
-                    grid=dvae.config.grid,
-                    codebook_size=dvae.config.codebook_size,
-                )
+            config = DALLEConfig(
+                transformer=self.config,
+                text_len=self.text_len,
+                text_vocab_size=self.text_vocab_size,
+                grid=dvae.config.grid,
+                codebook_size=dvae.config.codebook_size,
             )
+            self.dalle = build(config, self.trainer, self.checkpoint_activations)
 
     def setup(self, stage: str) -> None:
         self.configure_model()

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Generator, Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -73,7 +74,7 @@ class MuonAdamW(Optimizer):
         weight_decay: of both.
 
     Raises:
-        UserError: if there is no matrix inside a stack of blocks.
+        UserError: if there is no matrix inside a stack of blocks, or if they are split among processes.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class MuonAdamW(Optimizer):
     ) -> None:
         if not any(group["is_hidden"] for group in params):
             raise UserError("MuonAdamW is for matrices inside a stack of blocks, but this model has none: take AdamW")
+        if any(isinstance(parameter, DTensor) for group in params for parameter in group["params"]):
+            raise UserError("MuonAdamW needs whole matrices, but ModelParallelStrategy splits them: take AdamW")
         for group in params:
             group["lr"] = lr * hidden_lr_ratio if group["is_hidden"] else lr
         others = [group for group in params if not group["is_hidden"]]

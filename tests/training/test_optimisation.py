@@ -1,9 +1,13 @@
 """What an optimizer is given, and Muon beside AdamW."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
@@ -11,6 +15,16 @@ from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.training import optimisation
 from lightning_dalle.training.optimisation import MuonAdamW, decay_groups, orthogonalised
+
+
+@contextmanager
+def one_process() -> Iterator[DeviceMesh]:
+    """A group of processes with but one in it."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def small_dalle() -> DALLE:
@@ -68,6 +82,13 @@ def test_a_model_without_such_matrices() -> None:
     dvae = DVAE(DVAEConfig(image_size=16, codebook_size=4, n_group=2, n_block=1, n_hid=4, n_init=4))
     with pytest.raises(UserError, match="this model has none: take AdamW"):
         MuonAdamW(decay_groups(dvae))
+
+
+def test_muon_refuses_matrices_that_are_split() -> None:
+    with one_process() as mesh:
+        dalle = fully_shard(small_dalle(), mesh=mesh)
+        with pytest.raises(UserError, match="MuonAdamW needs whole matrices, but ModelParallelStrategy splits them"):
+            MuonAdamW(decay_groups(dalle))
 
 
 def test_muon_goes_on_from_its_state() -> None:
