@@ -117,3 +117,12 @@ def test_mistakes_are_sentences(arguments: list[str], message: str, capsys: pyte
     with pytest.raises(SystemExit):
         main(["plan", *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_the_paper_s_configs_are_planned_for_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    configs = "[configs/paper/dalle_12b.yaml, configs/paper/powersgd.yaml]"
+    main(["plan", "--config", configs, "--sharded_over", "8", "--memory", "16GiB"])
+    printed = capsys.readouterr().out
+    assert "12,092.2 M" in printed
+    assert "86%" in printed
+    assert "all 430,000 steps" in printed

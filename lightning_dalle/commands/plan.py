@@ -4,6 +4,7 @@ Knows configs, units, and what of a config says how a training goes.
 """
 
 import re
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB
 
 
 def plan(
-    config: Path,
-    devices: int = 1,
+    config: Path | list[Path],
+    devices: int | None = None,
     sharded_over: int | None = None,
     memory: str = "80GiB",
     flops: float = 1e14,
@@ -28,10 +29,11 @@ def plan(
     """Print what a fit of a transformer needs: parameters, memory by part, what is sent in a step, and the time.
 
     Args:
-        config: of a fit. Its precision, strategy, batch size and steps are what is planned for.
-        devices: GPUs of all machines together.
-        sharded_over: how many of them share the parameters, the eight of a machine in the paper; as the config's
-            strategy says if not given.
+        config: of a fit; its precision, strategy, batch size and steps are what is planned for. Of several, such as
+            '[dalle_12b.yaml, powersgd.yaml]', the later ones change the earlier.
+        devices: GPUs of all machines together; as the config says if not given.
+        sharded_over: how many of them share the parameters, the eight of a machine in the paper; as the config says if
+            not given.
         memory: of each device, such as 16GiB.
         flops: floating-point operations a second that each device really does, of the order of half of its peak: 1e14
             is an A100, 3e13 a V100.
@@ -39,9 +41,11 @@ def plan(
         grid: codes along a side, an eighth of the picture if not given.
     """
     available = _bytes(memory)
-    settings = _read(config)
-    shape = _shape(config, settings, codebook_size, grid)
-    how = _training(config, settings, devices, sharded_over)
+    configs = config if isinstance(config, list) else [config]
+    settings: dict[str, Any] = reduce(_changed, map(_read, configs), {})
+    title = " + ".join(map(str, configs))
+    shape = _shape(title, settings, codebook_size, grid)
+    how = _training(title, settings, devices, sharded_over)
 
     from rich.console import Console
     from rich.table import Table
@@ -49,7 +53,7 @@ def plan(
     from lightning_dalle import planning
 
     numbers, parts, sent = planning.parameters(shape), planning.memory(shape, how), planning.sent(shape, how)
-    sheet = Table(title=str(config), show_header=False, title_justify="left")
+    sheet = Table(title=title, show_header=False, title_justify="left")
     sheet.add_column()
     sheet.add_column(justify="right")
     for name, count in numbers.items():
@@ -69,10 +73,10 @@ def plan(
             sheet.add_row(f"sent in a step: {name}", _size(size))
     sheet.add_section()
     operations = planning.operations(shape, how)
-    seconds = operations / devices / flops
+    seconds = operations / how.devices / flops
     sheet.add_row("operations of a step", f"{operations:.2e}")
     sheet.add_row(f"a step at {flops:.0e} a second and device", f"{seconds:,.2f} s")
-    steps = settings["trainer"].get("max_steps")
+    steps = settings.get("trainer", {}).get("max_steps")
     if steps:
         sheet.add_row(f"all {steps:,} steps", _duration(seconds * steps))
     Console().print(sheet)
@@ -81,28 +85,38 @@ def plan(
 
 
 def _read(config: Path) -> dict[str, Any]:
-    """The sections of a fit's config, empty where they are not there."""
     import yaml
 
     try:
         settings = yaml.safe_load(config.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"the config {config} cannot be read: {error}") from error
-    model = settings.get("model") if isinstance(settings, dict) else None
-    if not isinstance(model, dict) or not str(model.get("class_path")).endswith("LitDALLE"):
-        raise UserError(f"a plan is of a transformer, but {config} holds no model of the class LitDALLE")
-    return {name: settings.get(name) or {} for name in ("trainer", "model", "data")}
+    if not isinstance(settings, dict):
+        raise UserError(f"the config {config} should hold the keys of a fit, but holds {settings!r}")
+    return settings
 
 
-def _shape(config: Path, settings: dict[str, Any], codebook_size: int, grid: int | None) -> "DALLEConfig":
+def _changed(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those of another config in their place."""
+    both = {name: _changed(one[name], value) for name, value in other.items() if _are_sections(one.get(name), value)}
+    return {**one, **other, **both}
+
+
+def _are_sections(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def _shape(title: str, settings: dict[str, Any], codebook_size: int, grid: int | None) -> "DALLEConfig":
     from lightning_dalle.models.dalle import DALLEConfig
     from lightning_dalle.models.transformer import TransformerConfig
 
-    data = settings["data"]
+    model, data = settings.get("model", {}), settings.get("data", {})
+    if not str(model.get("class_path")).endswith("LitDALLE"):
+        raise UserError(f"a plan is of a transformer, but {title} holds no model of the class LitDALLE")
     try:
-        transformer = TransformerConfig(**settings["model"].get("init_args", {}).get("config", {}))
+        transformer = TransformerConfig(**model.get("init_args", {}).get("config", {}))
     except TypeError as error:
-        raise UserError(f"the transformer of {config} is none: {error}") from error
+        raise UserError(f"the transformer of {title} is none: {error}") from error
     return DALLEConfig(
         transformer=transformer,
         text_len=data.get("text_len", 256),
@@ -112,31 +126,35 @@ def _shape(config: Path, settings: dict[str, Any], codebook_size: int, grid: int
     )
 
 
-def _training(config: Path, settings: dict[str, Any], devices: int, sharded_over: int | None) -> "Training":
+def _training(title: str, settings: dict[str, Any], devices: int | None, sharded_over: int | None) -> "Training":
     from lightning_dalle.planning import PRECISIONS, Training
 
-    trainer, model = settings["trainer"], settings["model"].get("init_args", {})
-    plugins = [plugin["class_path"] for plugin in trainer.get("plugins", [])]
-    precision = str(trainer.get("precision", "32-true"))
-    if any(path.endswith("PaperPrecision") for path in plugins):
+    trainer, model = settings.get("trainer", {}), settings["model"].get("init_args", {})
+    of_a_machine = trainer.get("devices", 1)
+    if devices is None:
+        if not isinstance(of_a_machine, int):
+            raise UserError(f"devices in {title} are {of_a_machine}, which is no number to plan for: give --devices")
+        devices = of_a_machine * trainer.get("num_nodes", 1)
+    plugins = [plugin["class_path"].rpartition(".")[2] for plugin in trainer.get("plugins") or []]
+    precision = str(trainer.get("precision") or "32-true")
+    if "PaperPrecision" in plugins:
         precision = "paper"
-    elif any(path.endswith("NativeBF16") for path in plugins):
+    elif "NativeBF16" in plugins:
         precision = "bf16-mixed"
     if precision not in PRECISIONS:
-        raise UserError(f"the precision of {config} is {precision}, but there are plans for {', '.join(PRECISIONS)}")
+        raise UserError(f"the precision of {title} is {precision}, but there are plans for {', '.join(PRECISIONS)}")
     strategy = trainer.get("strategy")
-    name, given = ("", {}) if not isinstance(strategy, dict) else (strategy["class_path"], strategy["init_args"])
-    powersgd = given if name.endswith("PowerSGDStrategy") else {}
-    if sharded_over is None:
-        is_sharded = name.endswith("ModelParallelStrategy")
-        size = given.get("data_parallel_size", "auto") if is_sharded else 1
-        sharded_over = devices if size == "auto" else int(size)
+    strategy = strategy if isinstance(strategy, dict) else {"class_path": ""}
+    name, given = strategy["class_path"].rpartition(".")[2], strategy.get("init_args", {})
+    powersgd = given if name == "PowerSGDStrategy" else {}
+    if sharded_over is None:  # ours splits the parameters among the devices of a machine
+        sharded_over = of_a_machine if name == "ModelParallelStrategy" and isinstance(of_a_machine, int) else 1
     if devices % sharded_over:
         raise UserError(f"the parameters are shared among {sharded_over} devices, which does not divide {devices}")
     return Training(
         devices=devices,
         sharded_over=sharded_over,
-        batch_size=settings["data"].get("batch_size", 32),
+        batch_size=settings.get("data", {}).get("batch_size", 32),
         bytes=PRECISIONS[precision],
         checkpoints_activations=bool(model.get("checkpoint_activations")),
         rank=powersgd.get("rank"),
