@@ -19,6 +19,7 @@ from lightning_dalle.commands.evaluate import evaluate
 from lightning_dalle.commands.export import export
 from lightning_dalle.commands.generate import generate
 from lightning_dalle.commands.overlap import overlap
+from lightning_dalle.commands.plan import plan
 from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.commands.results import results
 from lightning_dalle.errors import UserError
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "export": export,
     "convert": convert,
+    "plan": plan,
     "evaluate": evaluate,
     "results": results,
     "data report": report,
@@ -56,6 +58,7 @@ DALL-E (Ramesh et al. 2021) as a PyTorch Lightning experiment repo.
   convert       write OpenAI's released dVAE as a file of ours, without executing it
   evaluate      score a folder of pictures against another: FID, KID, precision, recall, IS
   results       print what has been measured as a table
+  plan          print what a fit of a transformer will need: memory, traffic, time
   data report   print what every filter rejects of the data, before anything is trained
   data overlap  find near-duplicates of an evaluation set in the training data
   fit           train one model              (Lightning's, as are those below)

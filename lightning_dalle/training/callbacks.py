@@ -80,7 +80,7 @@ class TrainingData(Callback):
             self.rejected.update(batch.rejected)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # What is logged of the epoch is summed over the processes when it is first asked for: by a progress bar, that of
+        # What is logged of the epoch is summed over the processes when it is first asked for: by a progress bar, of
         # the first process alone. So all ask here, lest the others wait below while that one waits for their sums.
         _ = trainer.callback_metrics
         everywhere: list[Any] = [self.rejected] * trainer.world_size
