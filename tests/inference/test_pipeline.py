@@ -110,7 +110,7 @@ def test_candidates_that_nothing_can_choose_from(dalle_checkpoint: Path) -> None
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no run of a recipe with a DALL-E: there is no .*last\.ckpt"):
+    with pytest.raises(UserError, match=r"is neither a recipe's run nor a release with a DALL-E"):
         TextToImage.from_pretrained(tmp_path)
 
 

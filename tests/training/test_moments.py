@@ -141,7 +141,7 @@ def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         sharded = nn.Parameter(distribute_tensor(torch.ones(2, 2), init_device_mesh("cpu", (1,))))
-        with pytest.raises(UserError, match="needs whole matrices"):
+        with pytest.raises(UserError, match="packs the bits of plain tensors"):
             PaperAdamW([{"params": [sharded], "is_hidden": True}])
     finally:
         torch.distributed.destroy_process_group()
