@@ -52,8 +52,8 @@ def uniforms(seeds: list[int], length: int) -> Tensor:
 def in_native_bf16(model: DALLE) -> DALLE:
     """The same with weights of half the size where its device multiplies bf16 itself, else itself.
 
-    On a CPU a picture still hangs on its own seed alone: oneDNN's sum of a row is the same to the last bit whatever
-    rows stand beside it.
+    On the CPUs that were tried a picture still hangs on its own seed alone: in bf16 oneDNN's sum of a row came out the
+    same to the last bit whatever rows stood beside it.
     """
     if not has_native_bf16(model.start.device.type):
         return model
