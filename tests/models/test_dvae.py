@@ -101,6 +101,21 @@ def test_log_scale_is_bounded_if_asked() -> None:
     assert float(dvae.reconstruct(dvae.one_hot(torch.zeros(1, 4, 4).long())).log_scale.min()) == -2.0
 
 
+def test_in_patches_each_code_is_of_the_pixels_that_it_stands_for() -> None:
+    config = DVAEConfig(image_size=16, codebook_size=11, n_group=2, patch=2, n_block=1, n_hid=8)
+    dvae = DVAE(config)
+    assert config.grid == 4
+    codes = torch.zeros(1, 4, 4).long()
+    changed = codes.clone()
+    changed[0, 1, 2] = 1
+    difference = (dvae.decode(changed) - dvae.decode(codes)).abs().sum((0, 1))  # (16, 16)
+    assert divmod(int(difference.argmax()) // 16 // 4 * 4 + int(difference.argmax()) % 16 // 4, 4) == (1, 2)
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    dvae.encoder_logits(images)[0, :, 1, 2].sum().backward()
+    slope = images.grad.abs().sum((0, 1)).unfold(0, 4, 4).unfold(1, 4, 4).sum((2, 3))  # (4, 4)
+    assert int(slope.argmax()) == 1 * 4 + 2
+
+
 @pytest.mark.parametrize(("values", "words"), [({"image_size": 30}, "30.*8"), ({"n_hid": 6}, "n_hid.*6")])
 def test_impossible_shapes_are_refused_in_words(values: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
