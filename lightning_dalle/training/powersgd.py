@@ -122,6 +122,11 @@ def unpacked(message: Float[Tensor, " n"], like: list[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
+def sizes(matrices: dict[str, Factored]) -> tuple[int, int]:
+    """Numbers that a process sends of all matrices in a step, and those that they stand for."""
+    return sum(matrix.sent for matrix in matrices.values()), sum(matrix.error.numel() for matrix in matrices.values())
+
+
 class PowerSGDStrategy(DDPStrategy):
     """DDP with PowerSGD for the matrices inside the blocks; embeddings, heads, gains and biases are sent as they are.
 
@@ -136,13 +141,15 @@ class PowerSGDStrategy(DDPStrategy):
         kwargs: of Lightning's DDPStrategy.
 
     Raises:
-        UserError: if the rank is no multiple of the shards; in a fit, if a matrix cannot be cut into so many or the
-            model has no blocks.
+        UserError: if the rank is no positive multiple of the shards; in a fit, if a matrix cannot be cut into so many,
+            the model has no blocks, or the factors are as large as their gradients.
     """
 
     def __init__(self, rank: int, shards: int = 8, seed: int = 0, **kwargs: Any) -> None:
-        if rank % shards:
-            raise UserError(f"the rank of PowerSGD ({rank}) must be a multiple of its shards ({shards})")
+        if min(rank, shards) < 1 or rank % shards:
+            raise UserError(
+                f"the rank of PowerSGD ({rank}) must be a multiple of its shards ({shards}), and both at least 1"
+            )
         super().__init__(**kwargs)
         self.rank, self.shards, self.seed = rank, shards, seed
         self.matrices: dict[str, Factored] = {}
@@ -160,8 +167,8 @@ class PowerSGDStrategy(DDPStrategy):
         by_parameter: dict[Tensor, Factored] = {parameters[name]: matrix for name, matrix in self.matrices.items()}
         # DDP insists on a signature with torch.futures.Future, which the future of a collective is not.
         self.model.register_comm_hook(by_parameter, lambda state, bucket: exchange(state, bucket))
-        numel = sum(matrix.error.numel() for matrix in self.matrices.values())
-        saved = 1 - sum(matrix.sent for matrix in self.matrices.values()) / numel
+        sent, numel = sizes(self.matrices)
+        saved = 1 - sent / numel
         rank_zero_info(f"PowerSGD: {saved:.1%} less to send of the gradients of {numel:,} weights inside the blocks")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -203,4 +210,10 @@ class PowerSGDStrategy(DDPStrategy):
             matrices[name] = Factored(parameter, count, self.rank // self.shards, generator)
         if not matrices:
             raise UserError("PowerSGD is for matrices inside a stack of blocks, but this model has none: take ddp")
+        sent, numel = sizes(matrices)
+        if sent >= numel:
+            raise UserError(
+                f"PowerSGD at rank {self.rank} in {self.shards} shards would send {sent:,} numbers instead of the "
+                f"{numel:,} gradients that they stand for: take a lower rank, or ddp"
+            )
         return matrices

@@ -28,7 +28,7 @@ from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.optimisation import NewOptimizer, configure
-from lightning_dalle.training.powersgd import PowerSGDStrategy, orthonormal
+from lightning_dalle.training.powersgd import Factored, PowerSGDStrategy, orthonormal
 
 WIDTH, LAYERS, GRID, TEXT = 64, 2, 6, 12
 BATCH = 16  # of all processes together
@@ -165,9 +165,10 @@ def test_the_bytes_that_are_sent_are_those_of_the_formula(
 
 
 def test_at_full_rank_it_is_the_average_and_what_is_not_compressed_is_to_the_bit(
-    tmp_path: Path, examples: tuple[Tensor, Tensor]
+    tmp_path: Path, examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two batches to a step, which are sent once; gradients scaled as the paper's are, beside which 1e-6 is little."""
+    monkeypatch.setattr(Factored, "sent", 0)  # more than the gradients in truth, for which a fit would be refused
     scale = 2.0**13
     (tmp_path / "plain").mkdir()
     (tmp_path / "full").mkdir()
@@ -234,14 +235,20 @@ def test_any_matrix_gives_an_orthonormal_basis(p: Tensor) -> None:
 
 
 def test_mistakes_are_said(examples: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(UserError, match=r"the rank of PowerSGD \(100\) must be a multiple of its shards \(8\)"):
-        PowerSGDStrategy(100)
+    for rank, shards in ((100, 8), (0, 8), (-8, 8), (-8, -8), (8, 0)):
+        wanted = rf"rank of PowerSGD \({rank}\) must be a multiple of its shards \({shards}\), and both at least 1"
+        with pytest.raises(UserError, match=wanted):
+            PowerSGDStrategy(rank, shards)
     with pytest.raises(
         UserError, match=r"blocks.0.attention.qkv.weight is of 192 x 64 and cannot be cut into 15 shards"
     ):
         compressed(rank=10, shards=5)._factored(Learner(examples))
     with pytest.raises(UserError, match="this model has none"):
         compressed()._factored(nn.Linear(4, 4))
+    # A column of all shards is (1/2 + 1/2) / 64 of the gradients: at 64 columns it is they.
+    with pytest.raises(UserError, match=r"rank 64 in 2 shards would send 98,304 numbers instead of the 98,304 grad"):
+        compressed(rank=64, shards=2)._factored(Learner(examples))
+    compressed(rank=62, shards=2)._factored(Learner(examples))
 
 
 def test_the_config_takes_the_place_of_a_fits_own_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
