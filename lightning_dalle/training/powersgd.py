@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Future, Generator, Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_dalle.errors import UserError
@@ -122,6 +123,11 @@ def unpacked(message: Float[Tensor, " n"], like: list[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By names that are the same with activations checkpointed as without, as those in a state_dict are."""
+    return {name.replace(_CHECKPOINT_PREFIX, ""): parameter for name, parameter in model.named_parameters()}
+
+
 def sizes(matrices: dict[str, Factored]) -> tuple[int, int]:
     """Numbers that a process sends of all matrices in a step, and those that they stand for."""
     return sum(matrix.sent for matrix in matrices.values()), sum(matrix.error.numel() for matrix in matrices.values())
@@ -159,7 +165,7 @@ class PowerSGDStrategy(DDPStrategy):
         """Lightning registers a hook that it is given on CUDA alone, and trains on without it elsewhere: we do it."""
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
-        parameters = dict(self.model.module.named_parameters())
+        parameters = named_parameters(self.model.module)
         self.matrices = self._factored(self.model.module)
         for name, error in self.errors.items():
             self.matrices[name].error.copy_(error)
@@ -200,7 +206,7 @@ class PowerSGDStrategy(DDPStrategy):
         """A Q and an error for every matrix inside the blocks."""
         hidden = {id(p) for group in decay_groups(model) if group["is_hidden"] for p in group["params"]}
         matrices, generator = {}, Generator().manual_seed(self.seed)
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model).items():
             if id(parameter) not in hidden or not parameter.requires_grad:
                 continue
             count = self.shards * 3 if "qkv" in name else self.shards  # three matrices in the paper, one above another

@@ -14,6 +14,7 @@ from pytorch_lightning.cli import LightningCLI, OptimizerCallable
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim import SGD, AdamW
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -224,6 +225,18 @@ def test_resumed_equals_unbroken_also_with_another_number_of_processes(
     for name, value in unbroken.items():
         assert_close(resumed[name], value, atol=1e-6, rtol=0)
     assert max(float((forgetful[name] - value).abs().max()) for name, value in unbroken.items()) > 1e-3
+
+
+def test_errors_go_by_the_same_names_with_activations_checkpointed(examples: tuple[Tensor, Tensor]) -> None:
+    """So that a run can go on with or without, and draws the same Q."""
+    plain, wrapped = Learner(examples), Learner(examples)
+    blocks = wrapped.dalle.transformer.blocks
+    for i, block in enumerate(blocks):
+        blocks[i] = checkpoint_wrapper(block)
+    expected, found = (compressed()._factored(module) for module in (plain, wrapped))
+    assert found.keys() == expected.keys() <= wrapped.state_dict().keys()
+    for name, matrix in expected.items():
+        assert torch.equal(found[name].q, matrix.q)
 
 
 @pytest.mark.parametrize("p", [torch.zeros(2, 16, 4), torch.randn(2, 16, 1).expand(2, 16, 4), torch.randn(2, 16, 4)])
