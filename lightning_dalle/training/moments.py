@@ -103,8 +103,8 @@ class PaperAdamW(Optimizer):
             )
         if others := {str(p.dtype).removeprefix("torch.") for p in parameters if p.dtype != torch.float32}:
             raise UserError(
-                f"PaperAdamW reckons with parameters in float32, but some are in {' and '.join(sorted(others))}: take a "
-                "precision that is mixed, or AdamW"
+                f"PaperAdamW reckons with parameters in float32, but some are in {' and '.join(sorted(others))}: "
+                "take a precision that is mixed, or AdamW"
             )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
