@@ -20,6 +20,7 @@ from lightning_dalle.training.callbacks import GradientScaleCurves
 from lightning_dalle.training.encoding import CodesWriter
 from lightning_dalle.training.evaluation import Evaluation
 from lightning_dalle.training.gradient_scales import PaperPrecision
+from lightning_dalle.training.lit_dalle import check_saves
 from lightning_dalle.training.moments import PaperAdamW
 from lightning_dalle.training.powersgd import PowerSGDStrategy
 
@@ -39,7 +40,7 @@ def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
     cli = lightning(["fit", "--config", str(path), "--trainer.accelerator", "cpu"])
     assert type(cli.model).__name__ in ("LitDVAE", "LitDALLE", "LitCLIP")
-    every = cli.trainer.checkpoint_callback._every_n_train_steps  # type: ignore[union-attr]
+    every = cli.trainer.checkpoint_callback._every_n_train_steps or cli.trainer.val_check_interval  # type: ignore[union-attr]
     assert cli.trainer.max_steps % every == 0, "the last steps would not be saved"
     if path.parent != PAPER:  # the paper's are halved on plateaus, or constant in the end
         assert cli.model.learning_rate.num_steps == cli.trainer.max_steps
@@ -96,6 +97,7 @@ def test_the_papers_numbers_are_in_its_configs() -> None:
     lit, data = dalle.model, dalle.datamodule
     assert [lit.learning_rate(step) for step in (0, 2_500, 5_000)] == [0, 2.25e-4, 4.5e-4]
     assert lit.learning_rate.halvings == 5
+    check_saves(dalle.trainer)
     assert lit.image_loss_weight == 7
     assert (lit.caption_dropout, lit.code_corruption, lit.soft_codes) == (0, 0, False)
     assert lit.checkpoint_activations

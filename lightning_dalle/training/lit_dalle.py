@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -98,6 +99,8 @@ class LitDALLE(pl.LightningModule):
     def setup(self, stage: str) -> None:
         self.configure_model()
         assert self.dvae is not None
+        if isinstance(self.learning_rate, HalvedOnPlateau) and stage == "fit":
+            check_saves(self.trainer)
         source = self.trainer.datamodule.source  # type: ignore[attr-defined]
         if isinstance(source, EncodedPictures):
             if self.soft_codes and stage == "fit":
@@ -228,3 +231,17 @@ class LitDALLE(pl.LightningModule):
         generator = step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank, 1)
         is_other = torch.rand(codes.shape, generator=generator, device=self.device) < self.code_corruption
         return torch.where(is_other, codes.roll(1, dims=0), codes)
+
+
+def check_saves(trainer: pl.Trainer) -> None:
+    """Raises an error if a checkpoint could be without the validation of its step.
+
+    Lightning saves by steps before it validates, and a run that goes on from there does not make up for it: that
+    validation would never count for a plateau.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps:
+            raise UserError(
+                "a learning_rate that is halved on plateaus has to be saved after validations, but every_n_train_steps="
+                f"{callback._every_n_train_steps} of ModelCheckpoint saves before them: leave it out"
+            )

@@ -85,7 +85,7 @@ class PaperAdamW(Optimizer):
         weight_decay: times the learning rate, subtracted from a parameter as a share of it.
 
     Raises:
-        UserError: if the parameters are split among processes.
+        UserError: if the parameters are split among processes or not in 32 bits.
     """
 
     def __init__(
@@ -96,9 +96,15 @@ class PaperAdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 4.5e-2,
     ) -> None:
-        if any(isinstance(parameter, DTensor) for group in params for parameter in group["params"]):
+        parameters = [parameter for group in params for parameter in group["params"]]
+        if any(isinstance(parameter, DTensor) for parameter in parameters):
             raise UserError(
                 "PaperAdamW packs the bits of plain tensors, but ModelParallelStrategy splits them: take AdamW"
+            )
+        if others := {str(p.dtype).removeprefix("torch.") for p in parameters if p.dtype != torch.float32}:
+            raise UserError(
+                f"PaperAdamW reckons with parameters in float32, but some are in {' and '.join(sorted(others))}: "
+                "take a precision that is mixed, or AdamW"
             )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 

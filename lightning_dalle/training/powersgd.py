@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Future, Generator, Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_dalle.errors import UserError
@@ -122,6 +123,16 @@ def unpacked(message: Float[Tensor, " n"], like: list[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By names that are the same with activations checkpointed as without, as those in a state_dict are."""
+    return {name.replace(_CHECKPOINT_PREFIX, ""): parameter for name, parameter in model.named_parameters()}
+
+
+def sizes(matrices: dict[str, Factored]) -> tuple[int, int]:
+    """Numbers that a process sends of all matrices in a step, and those that they stand for."""
+    return sum(matrix.sent for matrix in matrices.values()), sum(matrix.error.numel() for matrix in matrices.values())
+
+
 class PowerSGDStrategy(DDPStrategy):
     """DDP with PowerSGD for the matrices inside the blocks; embeddings, heads, gains and biases are sent as they are.
 
@@ -136,13 +147,15 @@ class PowerSGDStrategy(DDPStrategy):
         kwargs: of Lightning's DDPStrategy.
 
     Raises:
-        UserError: if the rank is no multiple of the shards; in a fit, if a matrix cannot be cut into so many or the
-            model has no blocks.
+        UserError: if the rank is no positive multiple of the shards; in a fit, if a matrix cannot be cut into so many,
+            the model has no blocks, or the factors are as large as their gradients.
     """
 
     def __init__(self, rank: int, shards: int = 8, seed: int = 0, **kwargs: Any) -> None:
-        if rank % shards:
-            raise UserError(f"the rank of PowerSGD ({rank}) must be a multiple of its shards ({shards})")
+        if min(rank, shards) < 1 or rank % shards:
+            raise UserError(
+                f"the rank of PowerSGD ({rank}) must be a multiple of its shards ({shards}), and both at least 1"
+            )
         super().__init__(**kwargs)
         self.rank, self.shards, self.seed = rank, shards, seed
         self.matrices: dict[str, Factored] = {}
@@ -152,7 +165,7 @@ class PowerSGDStrategy(DDPStrategy):
         """Lightning registers a hook that it is given on CUDA alone, and trains on without it elsewhere: we do it."""
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
-        parameters = dict(self.model.module.named_parameters())
+        parameters = named_parameters(self.model.module)
         self.matrices = self._factored(self.model.module)
         for name, error in self.errors.items():
             self.matrices[name].error.copy_(error)
@@ -160,8 +173,8 @@ class PowerSGDStrategy(DDPStrategy):
         by_parameter: dict[Tensor, Factored] = {parameters[name]: matrix for name, matrix in self.matrices.items()}
         # DDP insists on a signature with torch.futures.Future, which the future of a collective is not.
         self.model.register_comm_hook(by_parameter, lambda state, bucket: exchange(state, bucket))
-        numel = sum(matrix.error.numel() for matrix in self.matrices.values())
-        saved = 1 - sum(matrix.sent for matrix in self.matrices.values()) / numel
+        sent, numel = sizes(self.matrices)
+        saved = 1 - sent / numel
         rank_zero_info(f"PowerSGD: {saved:.1%} less to send of the gradients of {numel:,} weights inside the blocks")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -193,7 +206,7 @@ class PowerSGDStrategy(DDPStrategy):
         """A Q and an error for every matrix inside the blocks."""
         hidden = {id(p) for group in decay_groups(model) if group["is_hidden"] for p in group["params"]}
         matrices, generator = {}, Generator().manual_seed(self.seed)
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model).items():
             if id(parameter) not in hidden or not parameter.requires_grad:
                 continue
             count = self.shards * 3 if "qkv" in name else self.shards  # three matrices in the paper, one above another
@@ -203,4 +216,10 @@ class PowerSGDStrategy(DDPStrategy):
             matrices[name] = Factored(parameter, count, self.rank // self.shards, generator)
         if not matrices:
             raise UserError("PowerSGD is for matrices inside a stack of blocks, but this model has none: take ddp")
+        sent, numel = sizes(matrices)
+        if sent >= numel:
+            raise UserError(
+                f"PowerSGD at rank {self.rank} in {self.shards} shards would send {sent:,} numbers instead of the "
+                f"{numel:,} gradients that they stand for: take a lower rank, or ddp"
+            )
         return matrices

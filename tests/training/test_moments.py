@@ -137,6 +137,14 @@ def test_goes_on_from_a_checkpoint_as_if_it_had_never_stopped() -> None:
     assert torch.equal(again, weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_parameters_in_other_than_32_bits_are_refused(dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.ones(2, 2, dtype=dtype))
+    found = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=f"reckons with parameters in float32, but some are in {found}: take"):
+        PaperAdamW([{"params": [weight], "is_hidden": True}])
+
+
 def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

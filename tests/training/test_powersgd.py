@@ -14,6 +14,7 @@ from pytorch_lightning.cli import LightningCLI, OptimizerCallable
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim import SGD, AdamW
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -28,7 +29,7 @@ from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.optimisation import NewOptimizer, configure
-from lightning_dalle.training.powersgd import PowerSGDStrategy, orthonormal
+from lightning_dalle.training.powersgd import Factored, PowerSGDStrategy, orthonormal
 
 WIDTH, LAYERS, GRID, TEXT = 64, 2, 6, 12
 BATCH = 16  # of all processes together
@@ -165,9 +166,10 @@ def test_the_bytes_that_are_sent_are_those_of_the_formula(
 
 
 def test_at_full_rank_it_is_the_average_and_what_is_not_compressed_is_to_the_bit(
-    tmp_path: Path, examples: tuple[Tensor, Tensor]
+    tmp_path: Path, examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two batches to a step, which are sent once; gradients scaled as the paper's are, beside which 1e-6 is little."""
+    monkeypatch.setattr(Factored, "sent", 0)  # more than the gradients in truth, for which a fit would be refused
     scale = 2.0**13
     (tmp_path / "plain").mkdir()
     (tmp_path / "full").mkdir()
@@ -225,6 +227,18 @@ def test_resumed_equals_unbroken_also_with_another_number_of_processes(
     assert max(float((forgetful[name] - value).abs().max()) for name, value in unbroken.items()) > 1e-3
 
 
+def test_errors_go_by_the_same_names_with_activations_checkpointed(examples: tuple[Tensor, Tensor]) -> None:
+    """So that a run can go on with or without, and draws the same Q."""
+    plain, wrapped = Learner(examples), Learner(examples)
+    blocks = wrapped.dalle.transformer.blocks
+    for i, block in enumerate(blocks):
+        blocks[i] = checkpoint_wrapper(block)
+    expected, found = (compressed()._factored(module) for module in (plain, wrapped))
+    assert found.keys() == expected.keys() <= wrapped.state_dict().keys()
+    for name, matrix in expected.items():
+        assert torch.equal(found[name].q, matrix.q)
+
+
 @pytest.mark.parametrize("p", [torch.zeros(2, 16, 4), torch.randn(2, 16, 1).expand(2, 16, 4), torch.randn(2, 16, 4)])
 def test_any_matrix_gives_an_orthonormal_basis(p: Tensor) -> None:
     """Also none at all, or one of lower rank than columns, which Gram-Schmidt divides by zero on."""
@@ -234,14 +248,20 @@ def test_any_matrix_gives_an_orthonormal_basis(p: Tensor) -> None:
 
 
 def test_mistakes_are_said(examples: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(UserError, match=r"the rank of PowerSGD \(100\) must be a multiple of its shards \(8\)"):
-        PowerSGDStrategy(100)
+    for rank, shards in ((100, 8), (0, 8), (-8, 8), (-8, -8), (8, 0)):
+        wanted = rf"rank of PowerSGD \({rank}\) must be a multiple of its shards \({shards}\), and both at least 1"
+        with pytest.raises(UserError, match=wanted):
+            PowerSGDStrategy(rank, shards)
     with pytest.raises(
         UserError, match=r"blocks.0.attention.qkv.weight is of 192 x 64 and cannot be cut into 15 shards"
     ):
         compressed(rank=10, shards=5)._factored(Learner(examples))
     with pytest.raises(UserError, match="this model has none"):
         compressed()._factored(nn.Linear(4, 4))
+    # A column of all shards is (1/2 + 1/2) / 64 of the gradients: at 64 columns it is they.
+    with pytest.raises(UserError, match=r"rank 64 in 2 shards would send 98,304 numbers instead of the 98,304 grad"):
+        compressed(rank=64, shards=2)._factored(Learner(examples))
+    compressed(rank=62, shards=2)._factored(Learner(examples))
 
 
 def test_the_config_takes_the_place_of_a_fits_own_strategy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,18 +53,32 @@ def test_a_run_stopped_and_resumed_equals_an_unbroken_one_to_the_bit(
 
 
 def test_a_rate_that_is_halved_on_plateaus_goes_on_where_it_was(tiny_run: dict[str, Path], tmp_path: Path) -> None:
-    """So small a rate that nothing is learned: the second validation is no better than the first."""
+    """So small a rate that nothing is learned: no validation is better than the first. Each is followed by a save."""
     config = yaml.safe_load(tiny_run["dalle"].read_text())
     config["model"]["init_args"]["learning_rate"] = {"peak": 1e-9, "warmup_steps": 2, "patience": 1}
+    config["trainer"].update(val_check_interval=4, limit_train_batches=9, max_steps=16)
+    config["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path)
+    (tmp_path / "by_steps.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="saved after validations, but every_n_train_steps=1 of ModelCheckpoint saves"):
+        lightning(["fit", "--config", str(tmp_path / "by_steps.yaml")])
+    del config["trainer"]["callbacks"][-1]["init_args"]["every_n_train_steps"]
     (tmp_path / "plateau.yaml").write_text(yaml.safe_dump(config))
-    fit = ["fit", "--config", str(tmp_path / "plateau.yaml"), "--trainer.logger.init_args.save_dir", str(tmp_path)]
-    fit += ["--trainer.val_check_interval", "4", "--trainer.limit_train_batches", "9"]
+    fit = ["fit", "--config", str(tmp_path / "plateau.yaml")]
     last = tmp_path / "dalle" / "checkpoints" / "last.ckpt"
-    main([*fit, "--trainer.max_steps", "9"])
+    main(fit)
+    unbroken = load(last)
+    last.unlink()
+    main([*fit, "--trainer.max_steps", "8"])
     assert load(last)["plateau"]["halved"] == 1
-    main([*fit, "--trainer.max_steps", "13", "--ckpt_path", str(last)])
-    assert load(last)["plateau"]["halved"] == 2
-    assert load(last)["lr_schedulers"][0]["_last_lr"][1] == pytest.approx(1e-9 / 4)
+    main([*fit, "--ckpt_path", str(last)])
+    resumed = load(last)
+    assert resumed["plateau"] == unbroken["plateau"]
+    assert resumed["plateau"]["halved"] == 3
+    assert resumed["lr_schedulers"] == unbroken["lr_schedulers"]
+    assert resumed["lr_schedulers"][0]["_last_lr"][1] == pytest.approx(1e-9 / 4)  # the fourth validation is yet to act
+    assert resumed["global_step"] == unbroken["global_step"] == 16
+    for name, value in unbroken["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name
 
 
 def test_two_processes_get_over_an_epoch_s_end(tiny_run: dict[str, Path], tmp_path: Path) -> None:
