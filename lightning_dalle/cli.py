@@ -25,6 +25,7 @@ from lightning_dalle.commands.results import results
 from lightning_dalle.errors import UserError
 
 if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
     from pytorch_lightning.cli import LightningCLI
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -200,6 +201,7 @@ def lightning(argv: list[str]) -> "LightningCLI":
     from pytorch_lightning import LightningModule
     from pytorch_lightning.callbacks import LearningRateMonitor, ThroughputMonitor
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from lightning_dalle.checkpoints import read_checkpoint
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
@@ -225,6 +227,17 @@ def lightning(argv: list[str]) -> "LightningCLI":
                 checkpoint = read_checkpoint(Path(path))
                 if self.subcommand != "fit":
                     adopt_shape(self.config[self.subcommand], checkpoint, Path(path))
+
+        def instantiate_trainer(self, **kwargs: Any) -> "Trainer":
+            try:
+                return super().instantiate_trainer(**kwargs)
+            except UserError:
+                raise
+            except (ValueError, MisconfigurationException) as error:
+                raise UserError(
+                    f"Lightning's Trainer refuses the options under `trainer`: {error} (`--trainer.plugins null` "
+                    "leaves out those of a config)"
+                ) from error
 
         def before_predict(self) -> None:
             if type(self.model).predict_step is LightningModule.predict_step:

@@ -94,6 +94,13 @@ def test_a_misspelt_key_of_fit_is_named_with_the_nearest(
     assert len(error.splitlines()) <= 2
 
 
+def test_options_of_the_trainer_that_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["--config", "configs/openmoji/clip.yaml", "--trainer.accelerator", "cpu"]
+    error = failure(capsys, "fit", *config, "--trainer.precision", "32-true")
+    assert "precision=32-true" in error
+    assert "`--trainer.plugins null` leaves out" in error
+
+
 def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere.yaml" in failure(capsys, "fit", "--config", "nowhere.yaml")
 
