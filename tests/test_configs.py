@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.strategies import ModelParallelStrategy
 
@@ -91,6 +92,8 @@ def test_the_papers_numbers_are_in_its_configs() -> None:
     assert (lit.kl_weight(0), lit.kl_weight(5_000), lit.usage_bonus, lit.mse_weight) == (0, 6.6, 0, 0)
     assert optimizer_of(lit) == (torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4})
     assert isinstance(dvae.datamodule.augmentation, DVAEAugmentation)
+    [average] = [found for found in dvae.trainer.callbacks if isinstance(found, EMAWeightAveraging)]  # type: ignore[attr-defined]
+    assert average._kwargs["avg_fn"](torch.ones(()), torch.zeros(()), 1) == pytest.approx(0.999, abs=1e-6)
     assert batch_of(dvae) == 512
     assert dvae.trainer.max_steps == 3_000_000
 

@@ -29,7 +29,7 @@ from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.optimisation import NewOptimizer, configure
-from lightning_dalle.training.powersgd import Factored, PowerSGDStrategy, orthonormal
+from lightning_dalle.training.powersgd import Factored, PowerSGDStrategy, in_shards, orthonormal
 
 WIDTH, LAYERS, GRID, TEXT = 64, 2, 6, 12
 BATCH = 16  # of all processes together
@@ -225,6 +225,30 @@ def test_resumed_equals_unbroken_also_with_another_number_of_processes(
     for name, value in unbroken.items():
         assert_close(resumed[name], value, atol=1e-6, rtol=0)
     assert max(float((forgetful[name] - value).abs().max()) for name, value in unbroken.items()) > 1e-3
+
+
+class Clipped(Learner):
+    """Records too what the optimizer gets."""
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        super().configure_gradient_clipping(*args, **kwargs)
+        gradients = {name: parameter.grad.clone() for name, parameter in self.dalle.named_parameters()}
+        self.steps[-1]["clipped"] = gradients
+
+
+def test_what_arrives_is_clipped(tmp_path: Path, examples: tuple[Tensor, Tensor]) -> None:
+    """By the norm of all of it, once decompressed, in every process alike."""
+    found = fit(tmp_path, compressed(), Clipped(examples, scale=2.0**7), steps=2, gradient_clip_val=4.0)
+    other = torch.load(tmp_path / "1.pt")
+    for step, step_there in zip(found, other, strict=True):
+        arrived, clipped = step["gradients"], step["clipped"]
+        norm = torch.cat([gradient.flatten() for gradient in arrived.values()]).norm()
+        assert norm > 2 * 4.0
+        for name, gradient in arrived.items():
+            assert_close(clipped[name], gradient * 4.0 / norm)
+            assert torch.equal(step_there["clipped"][name], clipped[name])
+            if name.endswith("attention.project.weight"):  # 8 shards, of rank 2 each once decompressed
+                assert torch.linalg.matrix_rank(in_shards(gradient, 8), rtol=1e-4).tolist() == [2] * 8
 
 
 def test_errors_go_by_the_same_names_with_activations_checkpointed(examples: tuple[Tensor, Tensor]) -> None:
