@@ -202,9 +202,9 @@ def chart(figures: dict[str, dict[str, Any]]) -> Figure:
         psnr_axis.bar_label(psnr, [f"{dvae['psnr_db']['value']:.1f}\n{dvae['codes_used']} codes"])
     shares_axis.set(title="held-out compositions, %", ylim=(0, 100))
     shares_axis.set_xticks(range(len(SHARES)), SHARES.values())
-    shares_axis.legend(fontsize="small")
-    psnr_axis.set(title="PSNR on val, dB", ylim=(15, 23))
-    psnr_axis.tick_params(axis="x", labelsize="small")
+    psnr_axis.set(title="PSNR on val, dB", ylim=(15, None), xticks=[])
+    psnr_axis.margins(y=0.25)  # for what stands on the bars
+    figure.legend(*shares_axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
