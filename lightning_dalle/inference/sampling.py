@@ -53,7 +53,7 @@ def in_native_bf16(model: DALLE) -> DALLE:
     """The same with weights of half the size where its device multiplies bf16 itself, else itself.
 
     On the CPUs that were tried a picture still hangs on its own seed alone: in bf16 oneDNN's sum of a row came out the
-    same to the last bit whatever rows stood beside it.
+    same to the last bit whatever rows stood beside it, if there was one.
     """
     if not has_native_bf16(model.start.device.type):
         return model
@@ -108,6 +108,9 @@ def sample(
     """
     grid, image_len = model.config.grid, model.config.image_len
     device, b = text_tokens.device, len(text_tokens)
+    if b == 1 and device.type == "cpu":  # a row alone is multiplied by a kernel whose last bits are others
+        two = None if given is None else given.repeat(2, 1)
+        return sample(model, text_tokens.repeat(2, 1), seeds * 2, options, two, on_code)[:1]
     sets = 1 if options.guidance == 1.0 else 2  # with a caption, and without
     if sets == 2:
         text_tokens = torch.cat([text_tokens, model.null_caption(b)])
@@ -120,6 +123,8 @@ def sample(
     # What the pictures begin with is read once for all that share it: 512 candidates have one caption.
     known = torch.cat([text_tokens, codes[:, :n].repeat(sets, 1)], dim=1)
     begun, of = known.unique(dim=0, return_inverse=True)
+    if len(begun) == 1:  # two at least, as above
+        begun = begun.repeat(2, 1)
     logits, caches = model.begin(*begun.split([text_tokens.shape[1], n], dim=1))
     logits = logits[of]
     caches.take(of)
