@@ -8,7 +8,7 @@ import shlex
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import dall_e.decoder
 import dall_e.encoder
@@ -167,7 +167,7 @@ def test_a_poisoned_file_is_refused_by_name_and_runs_nothing(tmp_path: Path, poi
     name, make = REFUSED[poison]
     canary, path = tmp_path / "canary", tmp_path / "encoder.pkl"
     write(path, make(shlex.join(["touch", str(canary)])))
-    with pytest.raises(UserError, match=rf"encoder\.pkl (names|refers to .* as) {re.escape(name)}, which is no"):
+    with pytest.raises(UserError, match=rf"encoder\.pkl (names|refers to .* as) '?{re.escape(name)}'?, which is no"):
         load_openai_dvae(path, tmp_path / "decoder.pkl")
     assert not canary.exists()
     if poison in RUN:  # so that its absence proves something
@@ -189,6 +189,49 @@ def test_a_module_within_itself_is_refused(tmp_path: Path) -> None:
     encoder.blocks._modules["group_5"] = encoder
     torch.save(encoder, path)
     with pytest.raises(UserError, match=r"encoder\.blocks\.group_5 is a module that is elsewhere, too"):
+        load_openai_dvae(path, decoder)
+
+
+def test_a_name_cannot_write_on_the_terminal(tmp_path: Path) -> None:
+    write(tmp_path / "encoder.pkl", b"cos\x1b[31m\nsystem\n.")
+    with pytest.raises(UserError) as refused:
+        load_openai_dvae(tmp_path / "encoder.pkl", tmp_path / "decoder.pkl")
+    assert r"'os\x1b[31m.system'" in str(refused.value)
+
+
+def test_a_file_takes_no_more_memory_than_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.pkl"
+    write(path, b"Nr\xff\xff\xff\x07.")
+    with pytest.raises(UserError, match="asks for room for 134217727 objects in a program of 7 bytes"):
+        load_openai_dvae(path, path)
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"N" * 10_000_000 + b".")
+    with pytest.raises(UserError, match=r"has 'archive/data\.pkl' compressed"):
+        load_openai_dvae(path, path)
+
+
+def put(place: str, module: nn.Module) -> Callable[[nn.Module], None]:
+    """Puts a module in the place of another."""
+    parent, _, name = place.rpartition(".")
+    return lambda encoder: encoder.get_submodule(parent).add_module(name, module)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put("blocks.output.relu", nn.Identity()), "encoder.blocks.output.relu is Identity, but ReLU is expected"),
+        (put("blocks.group_1.pool", nn.MaxPool2d(4)), "kernel_size of encoder.blocks.group_1.pool is 4, but 2 is"),
+        (put("blocks.group_4.pool", nn.MaxPool2d(2)), "group_4.pool is MaxPool2d, but nothing is expected"),
+        (put("blocks.group_2.pool", nn.Identity()), "group_2.pool is Identity, but MaxPool2d is expected"),
+        (lambda e: setattr(e.blocks.input, "b", nn.Parameter(torch.zeros(0))), "is not a pickled .* that can be read"),
+        (lambda e: setattr(e.blocks.output.conv, "b", nn.Parameter(torch.zeros(()))), "are not the two halves"),
+    ],
+)
+def test_other_layers_are_refused(tmp_path: Path, change: Callable[[nn.Module], None], words: str) -> None:
+    encoder, _, path, decoder = saved(tmp_path, n_hid=4, vocab_size=8)
+    change(encoder)
+    torch.save(encoder, path)
+    with pytest.raises(UserError, match=words):
         load_openai_dvae(path, decoder)
 
 
