@@ -51,6 +51,13 @@ def test_text_logits_ignore_what_follows(dalle: DALLE, text_tokens: Tensor, code
         assert not torch.allclose(dalle(text_tokens, codes).image, dalle(changed, codes).image)
 
 
+def test_a_code_is_embedded_with_its_row_and_its_column(dalle: DALLE, codes: Tensor) -> None:
+    embedded = dalle.embed_codes(codes)
+    for i in range(16):
+        parts = dalle.image_embedding.weight[codes[:, i]], dalle.row_position.weight[i // 4]
+        assert_close(embedded[:, i], sum(parts) + dalle.column_position.weight[i % 4])
+
+
 def test_paddings_differ_by_position(dalle: DALLE) -> None:
     null = dalle.null_caption(2)
     assert null.tolist() == [[20, 21, 22, 23, 24, 25]] * 2
