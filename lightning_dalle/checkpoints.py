@@ -132,7 +132,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of bytes that are no checkpoint the unpickler raises anything
-        reason = str(error).partition("\n")[0] or "it is empty"
+        # its first sentence: the next ones advise to let the file run what it likes
+        reason = str(error).partition("\n")[0].partition(". ")[0] or "it is empty"
         raise UserError(f"{path} is not a checkpoint that can be opened: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} holds no state_dict, so it is not a checkpoint of lightning_dalle")

@@ -31,9 +31,21 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder to write into, and those above it, where they are not there yet.
+
+    Raises:
+        UserError: if it cannot be made, as below a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} is to be written into, but cannot be made: {error.strerror}") from error
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write a file by, which takes the name of `path` when all is written."""
+    """A name to write a file or a folder by, which takes the name of `path` when all is written."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     yield partial
     partial.rename(path)

@@ -62,3 +62,9 @@ def test_progress_counts_codes_to_the_end(dalle_checkpoint: Path) -> None:
     )
     assert told[-1] == (48, 48)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_torchs_advice_to_trust_a_file_is_not_repeated(tmp_path: Path) -> None:
+    torch.save(print, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match=r"odd\.ckpt is not a checkpoint that can be opened: Weights only load failed$"):
+        load_dvae(tmp_path / "odd.ckpt")

@@ -79,6 +79,47 @@ def test_nothing_is_written_over_or_in_vain(tiny_run: dict[str, Path], tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+RESULT = json.loads(Path("evals/results/openmoji_quickstart.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("results", "out", "message"),
+    [
+        (["a/report.json", "b/report.json"], "out", r"two --results are called report, .*b/report\.json the second"),
+        (["uncommitted.json"], "out", r"uncommitted\.json is no result of lightning_dalle: KeyError\('commit'\)"),
+        ([], "a/report.json/out", r"the folder .*report\.json is to be written into, but cannot be made"),
+        ([], "a/report.json/x/out", r"the folder .*report\.json/x is to be written into, but cannot be made"),
+    ],
+)
+def test_a_mistake_leaves_no_half_release(
+    dalle_checkpoint: Path, tmp_path: Path, results: list[str], out: str, message: str
+) -> None:
+    from lightning_dalle.commands.export import export
+
+    folder = tmp_path / "folder"
+    for file, result in {
+        "a/report.json": RESULT,
+        "b/report.json": RESULT,
+        "uncommitted.json": {key: value for key, value in RESULT.items() if key != "commit"},
+    }.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(json.dumps(result))
+    with pytest.raises(UserError, match=message):
+        export(dalle_checkpoint, folder / out, results=[folder / result for result in results])
+    assert {path.name for path in folder.iterdir()} == {"a", "b", "uncommitted.json"}
+
+
+def test_a_config_without_data_tells_nothing_of_them(dalle_checkpoint: Path, tmp_path: Path) -> None:
+    from lightning_dalle.commands.export import export
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(dalle_checkpoint.read_bytes())
+    (tmp_path / "run" / "config.yaml").write_text("seed_everything: 1\n")
+    export(checkpoint, tmp_path / "out")
+    assert "what data it is of is not known here" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
     save_file({"dvae.x": torch.zeros(1)}, tmp_path / "theirs.safetensors")
     with pytest.raises(UserError, match="lightning_dalle did not write it"):

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.records import commit, sha256, write_whole
+from lightning_dalle.records import commit, make_folder, sha256, whole
 from lightning_dalle.tables import cautions, markdown, rows
 
 CARD = """---
@@ -74,7 +74,13 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
         raise UserError(f"there is no checkpoint at {checkpoint}")
     if results is None:
         results = [file for file in [checkpoint / "report.json"] if file.is_file()]
-    measured = {file.stem: _result(file) for file in results}
+    measured: dict[str, dict[str, Any]] = {}
+    for file in results:
+        if file.stem in measured:
+            raise UserError(
+                f"two --results are called {file.stem}, {file} the second, but the card tells them apart by their names"
+            )
+        measured[file.stem] = _result(file)
 
     from lightning_dalle.checkpoints import load_clip, load_dalle, read_checkpoint, write_safetensors
     from lightning_dalle.inference.pipeline import files_of
@@ -82,18 +88,12 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
     source, clip_of_run = files_of(checkpoint)
     clip = clip or clip_of_run
     sources = {"dalle": source} if clip is None else {"dalle": source, "clip": clip}
-    loaded = load_dalle(source)  # opened before anything is written: what is no whole model is refused
+    loaded, content = load_dalle(source), read_checkpoint(source)
     if "clip" in sources:
         load_clip(sources["clip"])
-    out.mkdir(parents=True)
-    for name, file in sources.items():
-        write_safetensors(out / f"{name}.safetensors", read_checkpoint(file))
-    loaded.tokenizer.bpe.save(str(out / "tokenizer.json"))
-    content = read_checkpoint(source)
-    shapes = {"dalle": content["dalle_config"], "dvae": content["dvae_config"]}
-    write_whole(out / "config.json", json.dumps(shapes, indent=2) + "\n")
-    files = {name: what for name, what in FILES.items() if (out / name).is_file()}
     dalle, dvae = loaded.dalle.config, loaded.dvae.config
+    written = [*(f"{name}.safetensors" for name in sources), "tokenizer.json", "config.json"]
+    # all that can be refused is refused by here and in the card, before anything is written
     card = CARD.format(
         name=out.name,
         dalle_size=_size(loaded.dalle),
@@ -103,12 +103,20 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
         codebook_size=dalle.codebook_size,
         image_size=dvae.image_size,
         commit=commit() or "unknown, since it did not run from a clone",
-        files="\n".join(f"| `{name}` | {what} |" for name, what in files.items()),
+        files="\n".join(f"| `{name}` | {what} |" for name, what in FILES.items() if name in written),
         data="\n\n".join(_data(source, loaded.attribution)),
         numbers="\n\n".join(_numbers(measured)),
         made_of="\n".join(f"- `{name}`: a checkpoint of sha256 {sha256(file)}" for name, file in sources.items()),
     )
-    write_whole(out / "README.md", card)
+    make_folder(out.parent)
+    with whole(out) as partial:  # a release that stops half written must not stand in the way of the next try
+        partial.mkdir()
+        for name, file in sources.items():
+            write_safetensors(partial / f"{name}.safetensors", read_checkpoint(file))
+        loaded.tokenizer.bpe.save(str(partial / "tokenizer.json"))
+        shapes = {"dalle": content["dalle_config"], "dvae": content["dvae_config"]}
+        (partial / "config.json").write_text(json.dumps(shapes, indent=2) + "\n")
+        (partial / "README.md").write_text(card)
     print(f"{out} holds {', '.join(sorted(file.name for file in out.iterdir()))}")
 
 
@@ -118,7 +126,7 @@ def _result(file: Path) -> dict[str, Any]:
         raise UserError(f"there is no result at {file}")
     try:
         result: dict[str, Any] = json.loads(file.read_text())
-        list(rows(result))
+        _ = list(rows(result)), cautions(result), result["commit"]  # what the card shows
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no result of lightning_dalle: {error!r}") from error
     return result
@@ -132,10 +140,14 @@ def _size(model: Any) -> str:
 def _data(checkpoint: Path, attribution: str | None) -> Iterator[str]:
     """What the model was trained on, as its run says: Lightning leaves the config beside the checkpoints."""
     config = checkpoint.parent.parent / "config.yaml"
-    if config.is_file():
-        yield f"```yaml\n{yaml.safe_dump(yaml.safe_load(config.read_text())['data'], sort_keys=False)}```"
-    else:
-        yield "The run's config was not beside the checkpoint, so what data it is of is not known here."
+    try:
+        settings = yaml.safe_load(config.read_text()) if config.is_file() else None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"the config {config} cannot be read: {' '.join(str(error).split())}") from error
+    if isinstance(settings, dict) and "data" in settings:
+        yield f"```yaml\n{yaml.safe_dump(settings['data'], sort_keys=False)}```"
+    else:  # another's file may lie there, too
+        yield "No config that names its data was beside the checkpoint, so what data it is of is not known here."
     if attribution is not None:
         yield f"What the licence of the pictures asks to be said of all that is made from them: {attribution}"
 

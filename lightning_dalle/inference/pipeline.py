@@ -262,8 +262,8 @@ def files_of(path: Path) -> tuple[Path, Path | None]:
     Raises:
         UserError: if the folder is neither.
     """
-    if not path.is_dir():
-        return path, None
+    if not path.is_dir() or (path / ".metadata").is_file():
+        return path, None  # the latter is a checkpoint in parts, and who reads it says how they become one file
     layouts = ("{}/checkpoints/last.ckpt", "{}.safetensors")
     for layout in layouts:
         dalle, clip = (path / layout.format(model) for model in ("dalle", "clip"))

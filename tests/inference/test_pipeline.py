@@ -114,6 +114,12 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         TextToImage.from_pretrained(tmp_path)
 
 
+def test_a_checkpoint_in_parts_is_told_how_to_become_one_file(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").touch()
+    with pytest.raises(UserError, match=r"is a folder, a checkpoint in parts, but one file is needed: make it by"):
+        TextToImage.from_pretrained(tmp_path)
+
+
 def test_a_long_prompt_is_cut_by_both_tokenizers(
     dalle_checkpoint: Path, clip_checkpoint: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
