@@ -58,6 +58,29 @@ def test_a_converted_dvae_is_a_checkpoint_of_ours(tmp_path: Path) -> None:
         main(["convert", *options])
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--image_size", "0", "image_size (0) must be a multiple"),
+        ("--out", "encoder.pkl/dvae.safetensors", "cannot be made"),
+        ("--out", "/proc/dvae.safetensors", "/proc/dvae.safetensors cannot be written"),
+    ],
+)
+def test_mistakes_are_sentences(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    value: str,
+    words: str,
+) -> None:
+    saved(tmp_path, n_hid=4, vocab_size=8)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["convert", "--encoder", "encoder.pkl", "--decoder", "decoder.pkl", f"{option}={value}"])
+    assert words in capsys.readouterr().err
+
+
 class Reduced:
     """What it is pickled as is called with the arguments when it is unpickled by pickle itself."""
 

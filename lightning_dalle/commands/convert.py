@@ -6,6 +6,7 @@ Knows files.
 from pathlib import Path
 
 from lightning_dalle.errors import UserError
+from lightning_dalle.records import make_folder
 
 
 def convert(encoder: Path, decoder: Path, out: Path = Path("openai_dvae.safetensors"), image_size: int = 256) -> None:
@@ -24,11 +25,16 @@ def convert(encoder: Path, decoder: Path, out: Path = Path("openai_dvae.safetens
     if out.suffix != ".safetensors":
         raise UserError(f"a safetensors file is written, but --out is {out}")
 
+    from safetensors import SafetensorError
+
     from lightning_dalle.checkpoints import dvae_record, write_safetensors
     from lightning_dalle.openai_dvae import load_openai_dvae
 
     dvae = load_openai_dvae(encoder, decoder, image_size)
     weights = {f"dvae.{name}": tensor for name, tensor in dvae.state_dict().items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(out, {"state_dict": weights, **dvae_record(dvae)})
+    make_folder(out.parent)
+    try:
+        write_safetensors(out, {"state_dict": weights, **dvae_record(dvae)})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out} cannot be written: {error}") from error
     print(f"{out} holds a dVAE of {dvae.config.codebook_size} codes on a grid of {dvae.config.grid}x{dvae.config.grid}")

@@ -50,7 +50,7 @@ class DVAEConfig:
     from faster."""
 
     def __post_init__(self) -> None:
-        if self.image_size % self.downsampling:
+        if self.image_size < 1 or self.image_size % self.downsampling:
             raise UserError(
                 f"image_size ({self.image_size}) must be a multiple of the downsampling of patches of {self.patch} "
                 f"pixels and n_group={self.n_group} groups ({self.downsampling})"

@@ -116,7 +116,9 @@ def test_in_patches_each_code_is_of_the_pixels_that_it_stands_for() -> None:
     assert int(slope.argmax()) == 1 * 4 + 2
 
 
-@pytest.mark.parametrize(("values", "words"), [({"image_size": 30}, "30.*8"), ({"n_hid": 6}, "n_hid.*6")])
+@pytest.mark.parametrize(
+    ("values", "words"), [({"image_size": 30}, "30.*8"), ({"image_size": -8}, "-8.*8"), ({"n_hid": 6}, "n_hid.*6")]
+)
 def test_impossible_shapes_are_refused_in_words(values: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DVAEConfig(**values)
