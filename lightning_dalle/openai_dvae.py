@@ -7,6 +7,7 @@ Knows the files and the names in them. Knows nothing of OpenAI's classes, which 
 """
 
 import io
+import itertools
 import pickle
 import pickletools
 from collections import OrderedDict
@@ -16,36 +17,35 @@ from typing import Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.models.dvae import DVAE, DVAEConfig
+from lightning_dalle.models.dvae import DVAE, Block, Conv, Decoder, DVAEConfig, Encoder
 
 ENCODER, DECODER = "dall_e.encoder.Encoder", "dall_e.decoder.Decoder"
-RECORDS = (
-    ENCODER,
-    "dall_e.encoder.EncoderBlock",
-    DECODER,
-    "dall_e.decoder.DecoderBlock",
-    "dall_e.utils.Conv2d",
-    "torch.device",
-    "torch.nn.modules.activation.ReLU",
-    "torch.nn.modules.container.Sequential",
-    "torch.nn.modules.linear.Identity",
-    "torch.nn.modules.pooling.MaxPool2d",
-    "torch.nn.modules.upsampling.Upsample",
-)
-"""Classes whose objects are read as records of their state."""
+RECORDS: dict[str, type[nn.Module] | None] = {
+    ENCODER: Encoder,
+    "dall_e.encoder.EncoderBlock": Block,
+    DECODER: Decoder,
+    "dall_e.decoder.DecoderBlock": Block,
+    "dall_e.utils.Conv2d": Conv,
+    "torch.device": None,
+    "torch.nn.modules.activation.ReLU": nn.ReLU,
+    "torch.nn.modules.container.Sequential": nn.Sequential,
+    "torch.nn.modules.linear.Identity": nn.Identity,
+    "torch.nn.modules.pooling.MaxPool2d": nn.MaxPool2d,
+    "torch.nn.modules.upsampling.Upsample": nn.Upsample,
+}
+"""Classes whose objects are read as records of their state, and what they are in our dVAE."""
+SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.ReLU: ("inplace",),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    nn.Upsample: ("size", "scale_factor", "mode", "align_corners"),
+}
+"""What a layer without weights computes by."""
 STORAGES = {"torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16}
 RENAMED = {"w": "weight", "b": "bias"}
 """Parameters of OpenAI's convolutions. The names of its groups and blocks are ours."""
-OURS = {"Conv2d": "Conv", "EncoderBlock": "Block", "DecoderBlock": "Block"}
-"""Classes of OpenAI's by our names; those of other layers are the same."""
-SETTINGS: dict[str, dict[str, object]] = {
-    "MaxPool2d": {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False},
-    "Upsample": {"size": None, "scale_factor": 2, "mode": "nearest"},
-}
-"""What layers without weights are made with."""
 
 
 class Record:
@@ -64,19 +64,15 @@ class Unpickler(pickle.Unpickler):
 
     def __init__(self, archive: ZipFile, path: Path) -> None:
         (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-        self.archive, self.path, self.folder = archive, path, name.removesuffix("data.pkl") + "data/"
-        program = self._member(name)
-        for operation, argument, _ in pickletools.genops(program):
-            # The memo has room for the largest index, so a short program could ask for all memory there is.
-            if operation.name.endswith("PUT") and int(argument or 0) > len(program):
-                raise UserError(f"{path} asks for room for {argument} objects in a program of {len(program)} bytes")
+        program = archive.read(name)
+        _check_memo(program)
         super().__init__(io.BytesIO(program))
+        self.archive, self.path, self.folder = archive, path, name.removesuffix("data.pkl") + "data/"
+        self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
         self.admitted: dict[str, Any] = {
             **{name: type(name, (Record,), {}) for name in RECORDS},
             **STORAGES,
-            "torch._utils._rebuild_tensor_v2": lambda storage, start, size, stride, *_: storage.as_strided(
-                size, stride, start
-            ),
+            "torch._utils._rebuild_tensor_v2": _tensor,
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "collections.OrderedDict": OrderedDict,
             "builtins.set": set,
@@ -94,13 +90,26 @@ class Unpickler(pickle.Unpickler):
         if kind != "storage":
             raise UserError(f"{self.path} refers to something outside it as {kind!r}, which is no storage of a tensor")
         dtype, key, _, _ = rest
-        return torch.frombuffer(bytearray(self._member(f"{self.folder}{key}")), dtype=dtype)
+        if (key, dtype) not in self.storages:  # once, however often it is named
+            content = bytearray(self.archive.read(f"{self.folder}{key}"))
+            self.storages[key, dtype] = torch.frombuffer(content, dtype=dtype)
+        return self.storages[key, dtype]
 
-    def _member(self, name: str) -> bytes:
-        """A part of the file, as large as it is there: torch.save compresses none, and a bomb has to."""
-        if self.archive.getinfo(name).compress_type != ZIP_STORED:
-            raise UserError(f"{self.path} has {name!r} compressed, which torch.save never does")
-        return self.archive.read(name)
+
+def _tensor(storage: Tensor, start: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
+    """A tensor of the numbers of a storage, each of them once at most: repeated ones would cost what no file holds."""
+    tensor = storage.as_strided(size, stride, start)
+    if tensor.numel() > storage.numel():
+        raise ValueError(f"a tensor of {tensor.numel()} numbers is cut from a storage of {storage.numel()}")
+    return tensor
+
+
+def _check_memo(program: bytes) -> None:
+    """Raises a ValueError if the memo is written beyond as many entries as the program has bytes: pickle makes room up
+    to the entry that is named."""
+    for instruction, argument, _ in pickletools.genops(program):
+        if "PUT" in instruction.name and int(argument or 0) > len(program):  # PUT, BINPUT and LONG_BINPUT
+            raise ValueError(f"entry {argument} of the memo is written by a program of {len(program)} bytes")
 
 
 def load_openai_dvae(encoder: Path, decoder: Path, image_size: int = 256) -> DVAE:
@@ -114,19 +123,18 @@ def load_openai_dvae(encoder: Path, decoder: Path, image_size: int = 256) -> DVA
     Raises:
         UserError: if a file is not there, is no such module, or names anything else than what such a module is made of.
     """
-    modules: dict[str, Record] = {}
+    DVAEConfig(image_size=image_size)  # of what is refused from here on the files are the reason
+    modules: list[tuple[str, Record]] = []
     for part, path, name in (("encoder", encoder, ENCODER), ("decoder", decoder, DECODER)):
         try:
-            modules |= _modules(_read(path, name), part)
+            modules += _modules(_read(path, name), part)
         except UserError:
             raise
         except Exception as error:  # of bytes that are no such module the unpickler raises anything
             raise UserError(f"{path} is not a pickled {name} that can be read: {error!r}") from error
     try:
         return _dvae(modules, image_size)
-    except UserError:
-        raise
-    except Exception as error:  # and so does what expects such a module
+    except Exception as error:  # a record may hold anything in place of a tensor or a number
         raise UserError(f"{encoder} and {decoder} are not the two halves of a dVAE of OpenAI's: {error}") from error
 
 
@@ -137,6 +145,10 @@ def _read(path: Path, name: str) -> Record:
     if not is_zipfile(path):
         raise UserError(f"{path} is not in the zip format of torch.save since 1.6, in which OpenAI's files are")
     with ZipFile(path) as archive:
+        parts = archive.infolist()
+        size, whole = sum(part.file_size for part in parts), path.stat().st_size
+        if size > whole or any(part.compress_type != ZIP_STORED for part in parts):
+            raise UserError(f"{path} is packed, {size} bytes in {whole}, but torch.save stores all parts as they are")
         record = Unpickler(archive, path).load()
     if type(record).__name__ != name:
         raise UserError(f"{path} should hold a {name}, but holds a {type(record).__name__}")
@@ -144,7 +156,7 @@ def _read(path: Path, name: str) -> Record:
 
 
 def _modules(record: Record, place: str) -> Iterator[tuple[str, Record]]:
-    """Each module and its place in the dVAE. One that is in two places, or within itself, is refused."""
+    """Each module with its place in the dVAE, in order. One that is in two places, or within itself, is refused."""
     seen: set[int] = set()
     left = [(place, record)]
     while left:
@@ -153,19 +165,19 @@ def _modules(record: Record, place: str) -> Iterator[tuple[str, Record]]:
             raise ValueError(f"{place} is a module that is elsewhere, too")
         seen.add(id(record))
         yield place, record
-        left += [(f"{place}.{name}", child) for name, child in vars(record)["_modules"].items()]
+        left += [(f"{place}.{name}", child) for name, child in reversed(vars(record)["_modules"].items())]
 
 
-def _dvae(modules: dict[str, Record], image_size: int) -> DVAE:
-    """The dVAE of the shape that the modules' weights have."""
-    weights: dict[str, Tensor] = {
-        f"{place}.{RENAMED[key]}": value.float()
-        for place, record in modules.items()
-        for key, value in vars(record)["_parameters"].items()
-    }
-    gains = {float(vars(record)["post_gain"]) for record in modules.values() if "post_gain" in vars(record)}
+def _dvae(modules: list[tuple[str, Record]], image_size: int) -> DVAE:
+    """The dVAE of the shape that the weights have."""
+    weights: dict[str, Tensor] = {}
+    gains: set[float] = set()
+    for place, record in modules:
+        weights |= {f"{place}.{RENAMED[key]}": value.float() for key, value in vars(record)["_parameters"].items()}
+        if _ours(record) is Block:
+            gains.add(float(vars(record)["post_gain"]))
     if len(gains) != 1:
-        raise RuntimeError(f"the gain of their blocks is {gains or 'not given'}, not the same in all")
+        raise ValueError(f"the gain of their blocks is {gains or 'not given'}, not the same in all")
     first = "encoder.blocks.group_1.block_"
     config = DVAEConfig(
         image_size=image_size,
@@ -177,20 +189,30 @@ def _dvae(modules: dict[str, Record], image_size: int) -> DVAE:
     )
     with torch.device("meta"):
         dvae = DVAE(config)
-    _check(modules, dvae)
+    _check_structure(modules, dvae)
     dvae.load_state_dict(weights, assign=True)
     return dvae.eval()
 
 
-def _check(modules: dict[str, Record], dvae: DVAE) -> None:
-    """Raises a RuntimeError if a layer is another than ours in its place: some have no weights to tell."""
-    ours = {place: type(module).__name__ for place, module in dvae.named_modules() if place}
-    theirs = {place: type(record).__name__.rpartition(".")[2] for place, record in modules.items()}
-    for place in sorted(ours.keys() | theirs.keys()):
-        ours_there, theirs_there = ours.get(place, "nothing"), theirs.get(place, "nothing")
-        if OURS.get(theirs_there, theirs_there) != ours_there:
-            raise RuntimeError(f"{place} is {theirs_there}, but {ours_there} is expected")
-        for name, value in SETTINGS.get(ours_there, {}).items():
-            found = vars(modules[place]).get(name, value)
-            if found != value:
-                raise RuntimeError(f"{name} of {place} is {found}, but {value} is expected")
+def _ours(record: Record) -> type[nn.Module] | None:
+    return RECORDS.get(type(record).__name__)
+
+
+def _check_structure(modules: list[tuple[str, Record]], dvae: DVAE) -> None:
+    """Raises a ValueError if the modules are others, or in another order, than those of our dVAE: weights alone do not
+    tell, since layers without any compute, too."""
+    _, *expected = dvae.named_modules()  # the first is the whole
+    for theirs, ours in itertools.zip_longest(modules, expected):
+        if theirs is None or ours is None or (theirs[0], _ours(theirs[1])) != (ours[0], type(ours[1])):
+            found, due = (
+                "nothing" if each is None else f"{type(each[1]).__name__} at {each[0]!r}" for each in (theirs, ours)
+            )
+            raise ValueError(f"they hold {found} where a dVAE has {due}")
+        place, module = ours
+        state = vars(theirs[1])
+        due_values = {name: getattr(module, name) for name in SETTINGS.get(type(module), ())}
+        if isinstance(module, Encoder | Decoder) and "group_count" in state:  # of the class, unless a file has its own
+            due_values["group_count"] = dvae.config.n_group
+        for name, value in due_values.items():
+            if state.get(name) != value:
+                raise ValueError(f"{name} of {place} is {state.get(name)!r}, but {value!r} in a dVAE")
