@@ -203,7 +203,7 @@ def chart(figures: dict[str, dict[str, Any]]) -> Figure:
     shares_axis.set(title="held-out compositions, %", ylim=(0, 100))
     shares_axis.set_xticks(range(len(SHARES)), SHARES.values())
     psnr_axis.set(title="PSNR on val, dB", ylim=(15, None), xticks=[])
-    psnr_axis.margins(y=0.25)  # for what stands on the bars
+    psnr_axis.margins(y=0.4)  # for what stands on the bars
     figure.legend(*shares_axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
