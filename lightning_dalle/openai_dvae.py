@@ -10,10 +10,11 @@ import io
 import itertools
 import pickle
 import pickletools
+import reprlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
@@ -46,6 +47,8 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
 STORAGES = {"torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16}
 RENAMED = {"w": "weight", "b": "bias"}
 """Parameters of OpenAI's convolutions. The names of its groups and blocks are ours."""
+LONGEST_PLACE = 64
+"""In characters; ours are shorter. A long name with many modules below it would be repeated in the place of each."""
 
 
 class Record:
@@ -53,6 +56,24 @@ class Record:
 
     def __init__(self, *made_of: object) -> None:
         pass
+
+
+class Storage(NamedTuple):
+    """The numbers of a storage. Like all tuples, it cannot be written on: BUILD on a tensor would give it any size."""
+
+    numbers: Tensor
+
+
+class Cut(NamedTuple):
+    """What a tensor is made of. Whether it is what its names say is seen when it is made."""
+
+    storage: Storage
+    start: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def made(self) -> Tensor:
+        return self.storage.numbers.as_strided(self.size, self.stride, self.start)
 
 
 class Unpickler(pickle.Unpickler):
@@ -68,11 +89,11 @@ class Unpickler(pickle.Unpickler):
         _check_memo(program)
         super().__init__(io.BytesIO(program))
         self.archive, self.path, self.folder = archive, path, name.removesuffix("data.pkl") + "data/"
-        self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.storages: dict[tuple[str, torch.dtype], Storage] = {}
         self.admitted: dict[str, Any] = {
             **{name: type(name, (Record,), {}) for name in RECORDS},
             **STORAGES,
-            "torch._utils._rebuild_tensor_v2": _tensor,
+            "torch._utils._rebuild_tensor_v2": lambda *made_of: Cut(*made_of[:4]),
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "collections.OrderedDict": OrderedDict,
             "builtins.set": set,
@@ -84,24 +105,16 @@ class Unpickler(pickle.Unpickler):
             raise UserError(f"{self.path} names {full!r}, which is no part of OpenAI's dVAE: nothing in it was run")
         return self.admitted[full]
 
-    def persistent_load(self, pid: Any) -> Tensor:
+    def persistent_load(self, pid: Any) -> Storage:
         """The numbers of a storage: ("storage", type, name, device, length)."""
         kind, *rest = pid if isinstance(pid, tuple) else (pid,)
         if kind != "storage":
-            raise UserError(f"{self.path} refers to something outside it as {kind!r}, which is no storage of a tensor")
+            raise UserError(f"{self.path} refers to something outside it as {reprlib.repr(kind)}, which is no storage")
         dtype, key, _, _ = rest
         if (key, dtype) not in self.storages:  # once, however often it is named
-            content = bytearray(self.archive.read(f"{self.folder}{key}"))
-            self.storages[key, dtype] = torch.frombuffer(content, dtype=dtype)
+            content = bytearray(self.archive.read(self.folder + key))
+            self.storages[key, dtype] = Storage(torch.frombuffer(content, dtype=dtype))
         return self.storages[key, dtype]
-
-
-def _tensor(storage: Tensor, start: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
-    """A tensor of the numbers of a storage, each of them once at most: repeated ones would cost what no file holds."""
-    tensor = storage.as_strided(size, stride, start)
-    if tensor.numel() > storage.numel():
-        raise ValueError(f"a tensor of {tensor.numel()} numbers is cut from a storage of {storage.numel()}")
-    return tensor
 
 
 def _check_memo(program: bytes) -> None:
@@ -164,8 +177,10 @@ def _modules(record: Record, place: str) -> Iterator[tuple[str, Record]]:
         if id(record) in seen:
             raise ValueError(f"{place} is a module that is elsewhere, too")
         seen.add(id(record))
+        if len(place) > LONGEST_PLACE:
+            raise ValueError(f"a module is at {place[:LONGEST_PLACE]!r}..., deeper than any of a dVAE")
         yield place, record
-        left += [(f"{place}.{name}", child) for name, child in reversed(vars(record)["_modules"].items())]
+        left += [(place + "." + name, child) for name, child in reversed(vars(record)["_modules"].items())]
 
 
 def _dvae(modules: list[tuple[str, Record]], image_size: int) -> DVAE:
@@ -173,9 +188,15 @@ def _dvae(modules: list[tuple[str, Record]], image_size: int) -> DVAE:
     weights: dict[str, Tensor] = {}
     gains: set[float] = set()
     for place, record in modules:
-        weights |= {f"{place}.{RENAMED[key]}": value.float() for key, value in vars(record)["_parameters"].items()}
+        for key, cut in vars(record)["_parameters"].items():
+            if key not in RENAMED:
+                raise ValueError(f"{place} has a parameter {reprlib.repr(key)}, which is none of a dVAE")
+            weights[f"{place}.{RENAMED[key]}"] = cut.made()
         if _ours(record) is Block:
             gains.add(float(vars(record)["post_gain"]))
+    held = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights.values()}
+    if (claimed := sum(weight.nbytes for weight in weights.values())) > sum(held.values()):
+        raise ValueError(f"their weights are {claimed} bytes, but cut from storages of {sum(held.values())}")
     if len(gains) != 1:
         raise ValueError(f"the gain of their blocks is {gains or 'not given'}, not the same in all")
     first = "encoder.blocks.group_1.block_"
@@ -190,7 +211,8 @@ def _dvae(modules: list[tuple[str, Record]], image_size: int) -> DVAE:
     with torch.device("meta"):
         dvae = DVAE(config)
     _check_structure(modules, dvae)
-    dvae.load_state_dict(weights, assign=True)
+    owned = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}  # two may share a storage
+    dvae.load_state_dict(owned, assign=True)
     return dvae.eval()
 
 
@@ -215,4 +237,4 @@ def _check_structure(modules: list[tuple[str, Record]], dvae: DVAE) -> None:
             due_values["group_count"] = dvae.config.n_group
         for name, value in due_values.items():
             if state.get(name) != value:
-                raise ValueError(f"{name} of {place} is {state.get(name)!r}, but {value!r} in a dVAE")
+                raise ValueError(f"{name} of {place} is {reprlib.repr(state.get(name))}, but {value!r} in a dVAE")

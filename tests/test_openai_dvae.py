@@ -233,6 +233,17 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00%b\x85K\x00\x85tR"
+NESTED = b"N" + b"q\x05h\x05\x86" * 20  # a pair of pairs of pairs, a million in all
+
+
+def encoder_of(parameters: bytes, modules: bytes = b"") -> bytes:
+    """A program that makes an encoder of what these programs put on the stack, names and values."""
+    entries = text("_parameters") + b"}(" + parameters + b"u" + text("_modules") + b"}(" + modules + b"u"
+    return b"\x80\x02" + ENCODER + b")R}(" + entries + b"ub."
+
+
+HUGE = b"J\xff\xff\xff\x7f"
 
 
 @pytest.mark.parametrize(
@@ -240,15 +251,23 @@ STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x
     [
         (b"\x80\x02" + STORAGE + b".", "encoder.pkl is packed, .* but torch.save stores all parts as they are"),
         (b"\x80\x02Nr\xff\xff\xff\x07.", "entry 134217727 of the memo is written by a program of 9 bytes"),
+        (encoder_of(text("w") + TENSOR % HUGE), r"weights are 8\d{9} bytes, but cut from storages of"),
         (
-            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00J\xff\xff\xff\x7f\x85K\x00\x85tR.",
-            "a tensor of 2147483647 numbers is cut from a storage of 1",
+            encoder_of(text("w") + TENSOR % b"K\x01" + text("b") + TENSOR % b"K\x01"),
+            r"weights are \d+ bytes, but cut from storages of",
         ),
+        (
+            encoder_of(text("w") + TENSOR % b"K\x01" + b"(" + STORAGE + b"K\x00" + HUGE + b"\x85K\x00\x85tb"),
+            "state is not a dictionary",
+        ),
+        (b"\x80\x02(" + NESTED + b"tQ.", r"refers to something outside it as [(.,) ]{1,999}, which is no storage"),
+        (encoder_of(NESTED + b"N"), r"encoder has a parameter [(.,) ]{1,999}, which is none of a dVAE"),
+        (encoder_of(b"", text("n" * 1000) + b"N"), "a module is at 'encoder.n{56}'..., deeper than any of a dVAE"),
     ],
-    ids=["compressed", "memo", "repeated"],
+    ids=["compressed", "memo", "repeated", "shared", "resized", "nested reference", "nested name", "long name"],
 )
 def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path: Path, program: bytes, said: str) -> None:
-    path = tmp_path / "encoder.pkl"
+    *_, path, decoder = saved(tmp_path, n_hid=4, vocab_size=8)
     with ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", program)
         if "packed" in said:
@@ -256,7 +275,7 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path: Path, prog
         else:
             archive.writestr("archive/data/0", bytes(4))
     with pytest.raises(UserError, match=said):
-        load_openai_dvae(path, path)
+        load_openai_dvae(path, decoder)
 
 
 RELU = "blocks.group_1.block_1.res_path.relu_1"
