@@ -236,12 +236,15 @@ class LitDALLE(pl.LightningModule):
 def check_saves(trainer: pl.Trainer) -> None:
     """Raises an error if a checkpoint could be without the validation of its step.
 
-    Lightning saves by steps before it validates, and a run that goes on from there does not make up for it: that
-    validation would never count for a plateau.
+    Lightning saves by steps, and by time, before it validates, and a run that goes on from there does not make up for
+    it: that validation would never count for a plateau.
     """
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps:
-            raise UserError(
-                "a learning_rate that is halved on plateaus has to be saved after validations, but every_n_train_steps="
-                f"{callback._every_n_train_steps} of ModelCheckpoint saves before them: leave it out"
-            )
+        if not isinstance(callback, ModelCheckpoint):
+            continue
+        for option in ("every_n_train_steps", "train_time_interval"):
+            if value := getattr(callback, f"_{option}"):
+                raise UserError(
+                    "a learning_rate that is halved on plateaus has to be saved after validations, but "
+                    f"{option}={value} of ModelCheckpoint saves before them: leave it out"
+                )

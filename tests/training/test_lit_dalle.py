@@ -1,15 +1,21 @@
 """What the transformer reads in training, beside what it is to predict."""
 
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
 from lightning_dalle.data.datamodule import Batch
+from lightning_dalle.errors import UserError
 from lightning_dalle.models.dvae import DVAE
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.lit_dalle import LitDALLE
+from lightning_dalle.training.lit_dalle import LitDALLE, check_saves
 
 
 def lit(code_corruption: float = 0.0) -> LitDALLE:
@@ -46,3 +52,24 @@ def test_soft_codes_are_drawn_from_the_distribution_that_is_the_target(dvae: DVA
     assert_close(drawn, targets.mean((0, 1)), atol=0.05, rtol=0)
     assert torch.equal(codes, module._drawn_codes(batch, batch_idx=0)[0]), "a step is the same when it is done again"
     assert not torch.equal(codes, module._drawn_codes(batch, batch_idx=1)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every_n_train_steps": 5}, "every_n_train_steps=5 of"),
+        ({"train_time_interval": timedelta(hours=1)}, "train_time_interval=1:00:00 of"),
+        ({"every_n_epochs": 1}, None),
+        ({}, None),
+    ],
+)
+def test_a_rate_that_is_halved_on_plateaus_is_saved_after_validations(
+    options: dict[str, Any], words: str | None, tmp_path: Path
+) -> None:
+    saves = ModelCheckpoint(tmp_path, **options)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[saves])
+    if words is None:
+        return check_saves(trainer)
+    with pytest.raises(UserError, match=f"has to be saved after validations, but {words} ModelCheckpoint saves before"):
+        check_saves(trainer)
+    return None
