@@ -88,6 +88,7 @@ RESULT = json.loads(Path("evals/results/openmoji_quickstart.json").read_text())
         (["a/report.json", "b/report.json"], "out", r"two --results are called report, .*b/report\.json the second"),
         (["uncommitted.json"], "out", r"uncommitted\.json is no result of lightning_dalle: KeyError\('commit'\)"),
         ([], "a/report.json/out", r"the folder .*report\.json is to be written into, but cannot be made"),
+        ([], "/proc/out", r"the folder /proc/out.* is to be written into, but cannot be made"),
         ([], "a/report.json/x/out", r"the folder .*report\.json/x is to be written into, but cannot be made"),
     ],
 )

@@ -110,7 +110,7 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
     )
     make_folder(out.parent)
     with whole(out) as partial:  # a release that stops half written must not stand in the way of the next try
-        partial.mkdir()
+        make_folder(partial)
         for name, file in sources.items():
             write_safetensors(partial / f"{name}.safetensors", read_checkpoint(file))
         loaded.tokenizer.bpe.save(str(partial / "tokenizer.json"))
