@@ -9,12 +9,10 @@ work on the machine disturbs less than the clock's; else the clock's. Prints the
 to benchmarks/results/attention.jsonl and draws them beside it.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,16 +21,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from torch import Tensor
 
+from benchmarks.recording import RESULTS, record
 from lightning_dalle import machine
 from lightning_dalle.models.attention import is_for_blocks, is_for_windows, masked, windowed
 from lightning_dalle.models.masks import Kind, Pattern
-from lightning_dalle.records import commit
 
 SIZES = {8: (17, 16), 16: (65, 4), 32: (257, 2), 64: (257, 1)}
 """By the grid: text positions, with the start vector, and streams in a batch."""
 HEADS, HEAD_DIM, KERNEL, ROUNDS = 4, 64, 11, 5
 KINDS: list[Kind] = ["row", "column", "conv"]
-RESULTS = Path(__file__).parent / "results" / "attention.jsonl"
 
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -136,14 +133,9 @@ def main() -> None:
         "heads": HEADS,
         "head_dim": HEAD_DIM,
         "rounds": ROUNDS,
-        "commit": commit(),
-        "machine": machine.describe(),
     }
-    print(json.dumps(result, indent=2))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
-    chart(measured).savefig(RESULTS.with_suffix(".png"), dpi=150)
+    record("attention", result)
+    chart(measured).savefig(RESULTS / "attention.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,22 @@ Both rates are this GPU's, measured in the same run: a product of two large matr
 and appends them to benchmarks/results/cuda.jsonl.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn import Parameter
 
-from lightning_dalle import machine
+from benchmarks.recording import record
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.inference.sampling import in_native_bf16, sample
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
-from lightning_dalle.records import commit
 
-RESULTS = Path(__file__).parent / "results" / "cuda.jsonl"
 BILLION = TransformerConfig(n_layer=24, n_head=28, n_embd=1792)
 """0.9 billion in its blocks, 1.0 with the embeddings and the heads."""
 MILLIONS = TransformerConfig(n_layer=22, n_head=16, n_embd=1024)
@@ -146,13 +142,8 @@ def main() -> None:
     torch.manual_seed(0)
     result: dict[str, Any] = {
         **measure(Size(), BILLION, MILLIONS, "cuda"),
-        "commit": commit(),
-        "machine": machine.describe(),
     }
-    print(json.dumps(result, indent=2))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
+    record("cuda", result)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Prints the medians and their ratio, and appends them to benchmarks/results/data_
 
 import io
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -26,13 +25,11 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from lightning_dalle import machine
+from benchmarks.recording import record
 from lightning_dalle.data.captioned import CaptionedPictures
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
-from lightning_dalle.records import commit
 
 PICTURES, PASSES, ROUNDS, BATCH = 256, 4, 5, 32
-RESULTS = Path(__file__).parent / "results" / "data_path.jsonl"
 
 
 def photos(folder: Path) -> list[bytes]:
@@ -109,13 +106,8 @@ def main(folder: Path | None = None) -> None:
         "bytes_of_a_picture": round(sum(map(len, contents)) / PICTURES),
         "rounds": ROUNDS,
         "passes_of_a_streamed_round": PASSES,
-        "commit": commit(),
-        "machine": machine.describe(),
     }
-    print(json.dumps(result, indent=2))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
+    record("data_path", result)
 
 
 if __name__ == "__main__":

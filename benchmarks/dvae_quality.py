@@ -8,7 +8,6 @@ minutes in all on two quiet cores. Prints PSNR and retrieval of the split val, a
 benchmarks/results/dvae_quality.jsonl.
 """
 
-import json
 import math
 import tempfile
 import time
@@ -20,16 +19,14 @@ from pytorch_lightning.callbacks import Timer
 
 from benchmarks import peer
 from benchmarks.peer_training import VAE, steps_per_second, train, vae_training
-from lightning_dalle import machine
+from benchmarks.recording import RESULTS, record
 from lightning_dalle.checkpoints import load_dvae
 from lightning_dalle.cli import lightning
 from lightning_dalle.evaluation.openmoji import Emoji, measure_dvae
 from lightning_dalle.models.dvae import DVAE
-from lightning_dalle.records import commit
 
 MINUTES, CALIBRATION_STEPS = 3.0, 500
 CONFIG = Path(__file__).parents[1] / "configs" / "openmoji" / "quickstart_dvae.yaml"
-RESULTS = Path(__file__).parent / "results"
 
 
 def scaled(config: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -79,13 +76,8 @@ def main(minutes: float = MINUTES, calibration_steps: int = CALIBRATION_STEPS, r
         "minutes": minutes,
         "settings_of_the_peer": VAE,
         "versions_of_the_peer": peer.PACKAGES,
-        "commit": commit(),
-        "machine": machine.describe(),
     }
-    print(json.dumps(result, indent=2))
-    results.mkdir(exist_ok=True)
-    with (results / "dvae_quality.jsonl").open("a") as file:
-        file.write(json.dumps(result) + "\n")
+    record("dvae_quality", result, results)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ changes no time. The ratios of the pairs and their median are printed, and appen
 with the machine.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -23,15 +22,12 @@ import yaml
 from jsonargparse import auto_cli
 from pytorch_lightning import Callback
 
-from lightning_dalle import machine
+from benchmarks.recording import record
 from lightning_dalle.checkpoints import dvae_record, weights_digest
 from lightning_dalle.cli import lightning
 from lightning_dalle.data.encoded import Encoding, code_type, write_shard
 from lightning_dalle.data.openmoji import OpenMoji
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
-from lightning_dalle.records import commit
-
-RESULTS = Path("benchmarks/results/encoded.jsonl")
 
 
 class Stopwatch(Callback):
@@ -123,13 +119,8 @@ def encoded(case: Literal["quickstart", "paper_dvae"] = "quickstart", pairs: int
         **measured,
         "encoding_milliseconds": round(encoding_milliseconds(dvae, images), 1),
         "dvae": asdict(dvae.config),
-        "commit": commit(),
-        "machine": machine.describe(),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
-    print(json.dumps(result, indent=2))
+    record("encoded", result)
 
 
 def encoding_milliseconds(dvae: DVAE, images: torch.Tensor) -> float:

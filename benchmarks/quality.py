@@ -41,21 +41,20 @@ from benchmarks.peer_training import (
     transformer_training,
     vae_training,
 )
-from lightning_dalle import machine
+from benchmarks.recording import RESULTS, record
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.openmoji import OpenMoji
 from lightning_dalle.evaluation.openmoji import Emoji, measure_dalle, measure_dvae
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
 from lightning_dalle.pictures import captioned_grid, save, texts_of, to_pil
-from lightning_dalle.records import commit, write_json
+from lightning_dalle.records import write_json
 
 MINUTES = {"dvae": 5.0, "dalle": 9.0}
 TEMPERATURES = (0.2, 0.5, 1.0)
 PROMPTS = 200
 CALIBRATION_STEPS = 60
 FOLDER = peer.FOLDER / "quality"
-RESULTS = Path(__file__).parent / "results"
 
 
 class Data:
@@ -202,8 +201,8 @@ def chart(figures: dict[str, dict[str, Any]]) -> Figure:
         psnr_axis.bar_label(psnr, [f"{dvae['psnr_db']['value']:.1f}\n{dvae['codes_used']} codes"])
     shares_axis.set(title="held-out compositions, %", ylim=(0, 100))
     shares_axis.set_xticks(range(len(SHARES)), SHARES.values())
+    psnr_axis.margins(y=0.15)  # for what stands on the bars
     psnr_axis.set(title="PSNR on val, dB", ylim=(15, None), xticks=[])
-    psnr_axis.margins(y=0.4)  # for what stands on the bars
     figure.legend(*shares_axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
@@ -229,13 +228,8 @@ def main(run_dir: Path, factors: list[float], folder: Path = FOLDER, results: Pa
         "rates_of_the_peer": json.loads((folder / "rates.json").read_text()),
         "settings_of_the_peer": {"dvae": VAE, "dalle": TRANSFORMER},
         "versions_of_the_peer": peer.PACKAGES,
-        "commit": commit(),
-        "machine": machine.describe(),
     }
-    print(json.dumps(result, indent=2))
-    results.mkdir(exist_ok=True)
-    with (results / "quality.jsonl").open("a") as file:
-        file.write(json.dumps(result) + "\n")
+    record("quality", result, results)
     chart(figures).savefig(results / "quality.png", dpi=150)
     folders = [run_dir / "samples", *(folder / f"{factor:g}x" / "samples" for factor in factors)]
     save(side_by_side(folders, data.emoji), results / "quality_samples.png", OpenMoji.attribution)

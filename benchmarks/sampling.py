@@ -10,12 +10,10 @@ its products, and no more than its weights read once, at the rates of this machi
 and appends them to benchmarks/results/sampling.jsonl.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,15 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_dalle import machine
+from benchmarks.recording import record
 from lightning_dalle.inference.options import SamplingOptions
 from lightning_dalle.inference.sampling import in_native_bf16, sample
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
-from lightning_dalle.records import commit
 
 BATCH, LARGER, ROUNDS = 8, (64, 512), 5
-RESULTS = Path(__file__).parent / "results" / "sampling.jsonl"
 
 Run = Callable[[], object]
 
@@ -154,13 +150,8 @@ def main() -> None:
         "batch": BATCH,
         "size": asdict(size),
         "rounds": ROUNDS,
-        "commit": commit(),
-        "machine": machine.describe(),
     }
-    print(json.dumps(result, indent=2))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
+    record("sampling", result)
 
 
 if __name__ == "__main__":

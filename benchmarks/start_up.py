@@ -7,17 +7,14 @@ which other work on the machine disturbs less than the clock's. Prints the media
 benchmarks/results/start_up.jsonl.
 """
 
-import json
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lightning_dalle import machine
-from lightning_dalle.records import commit
+from benchmarks.recording import record
 
 BARE = "import pytorch_lightning"
 COMMANDS = (
@@ -30,7 +27,6 @@ COMMANDS = (
     "fit --config nowhere.yaml",
 )
 ROUNDS = 5
-RESULTS = Path(__file__).parent / "results" / "start_up.jsonl"
 
 
 def seconds_of_cpu(arguments: Sequence[str]) -> float:
@@ -58,17 +54,12 @@ def result(bare: str, commands: Sequence[str], rounds: int) -> dict[str, Any]:
         "seconds_of_cpu": {name: round(taken, 3) for name, taken in seconds.items()},
         "of_the_bare_import": {name: round(seconds[name] / seconds[bare], 4) for name in commands},
         "rounds": rounds,
-        "commit": commit(),
-        "machine": machine.describe(),
     }
 
 
 def main() -> None:
     measured = result(BARE, COMMANDS, ROUNDS)
-    print(json.dumps(measured, indent=2))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(measured) + "\n")
+    record("start_up", measured)
 
 
 if __name__ == "__main__":

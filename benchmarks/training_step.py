@@ -10,29 +10,25 @@ benchmarks/results/training_step.jsonl.
 """
 
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from lightning_dalle import machine
+from benchmarks.recording import record
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
-from lightning_dalle.records import commit
 from lightning_dalle.training.optimisation import MuonAdamW, decay_groups
 from lightning_dalle.training.precision import NativeBF16
 
 ROUNDS = 5
-RESULTS = Path(__file__).parent / "results" / "training_step.jsonl"
 
 Step = Callable[[], float]
 """Trains once on the same batch, and returns the loss before."""
@@ -151,13 +147,8 @@ def main() -> None:
         },
         "size": asdict(size),
         "rounds": ROUNDS,
-        "commit": commit(),
-        "machine": machine.describe(),
     }
-    print(json.dumps(result, indent=2))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
+    record("training_step", result)
 
 
 if __name__ == "__main__":
