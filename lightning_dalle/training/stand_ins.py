@@ -55,8 +55,7 @@ class StandIns:
         dvae = self.dvae.to(images.device)
         order = torch.randperm(len(images), generator=generator, device=images.device)
         drawn = order[: math.ceil(self.share * len(images))]
-        with torch.autocast(images.device.type, enabled=False):
-            logits = dvae.encoder_logits(images[drawn])  # (n, k, g, g)
-            made = dvae.decode((logits + gumbel_noise(logits, generator)).argmax(dim=1))  # (n, 3, h, w)
+        logits = dvae.encoder_logits(images[drawn])  # (n, k, g, g)
+        made = dvae.decode((logits + gumbel_noise(logits, generator)).argmax(dim=1))  # (n, 3, h, w)
         is_of = nearest(made, images) == torch.arange(len(images), device=images.device)[:, None]  # (b, n)
         return torch.where(is_of.any(dim=1)[:, None, None, None], made[is_of.byte().argmax(dim=1)], images)
