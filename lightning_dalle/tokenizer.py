@@ -9,6 +9,7 @@ import math
 import random
 import warnings
 from collections.abc import Iterable
+from operator import itemgetter
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -67,11 +68,16 @@ class CaptionTokenizer:
             return self.bpe.encode(caption).ids
         if rng is None:
             raise UserError(f"a dropout of {dropout} needs a random generator")
-        assert self.bpe.normalizer is not None
-        assert self.bpe.pre_tokenizer is not None
-        words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption))
-        drops = Drops(dropout, rng)
-        return [self._id[token] for word, _ in words for token in self._merge(tuple(word), drops)]
+        drops, ids = Drops(dropout, rng), []
+        found = self.bpe.encode(caption)  # with no merge dropped, which is what most words are left with
+        for _, word in itertools.groupby(zip(found.word_ids, found.tokens, found.ids, strict=True), itemgetter(0)):
+            _, tokens, ids_of_word = zip(*word, strict=True)
+            letters = tuple("".join(tokens))
+            if drops.spare_all(len(letters) - len(tokens)):  # each merge made one of two
+                ids += ids_of_word
+            else:
+                ids += [self._id[token] for token in self._merge(letters, drops)]
+        return ids
 
     def _merge(self, tokens: Tokens, drops: "Drops") -> Tokens:
         """Applies the best merge that is not dropped, until none is left."""
@@ -142,11 +148,17 @@ class Drops:
 
     def spare(self, merges: int) -> int:
         """How many of the next merges come before one that is dropped; all of them, if none is."""
-        if merges <= self.left:
-            self.left -= merges
+        if self.spare_all(merges):
             return merges
         spared, self.left = self.left, self._geometric()
         return spared
+
+    def spare_all(self, merges: int) -> bool:
+        """Whether the next merges all come before one that is dropped; if not, they are still to come."""
+        if merges > self.left:
+            return False
+        self.left -= merges
+        return True
 
     def _geometric(self) -> int:
         if self.probability >= 1:

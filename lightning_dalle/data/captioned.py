@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatas
 from lightning_dalle.data import files
 from lightning_dalle.data.captions import caption_list
 from lightning_dalle.data.columns import PICTURE, RECORD, TEXTS, Columns, fields_of
+from lightning_dalle.data.streams import CHUNK
 from lightning_dalle.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,8 @@ class CaptionedPictures:
             if isinstance(feature, Image):
                 rows = rows.cast_column(name, Image(decode=False))
         if isinstance(rows, IterableDataset):
-            return rows.map(columns.record, remove_columns=rows.column_names, features=RECORD)
+            named = rows.column_names
+            return rows.map(columns.records, batched=True, batch_size=CHUNK, remove_columns=named, features=RECORD)
         return self._side_by_side(rows, columns)
 
     def _side_by_side(self, rows: Dataset, columns: Columns) -> Dataset:

@@ -3,12 +3,12 @@
 Knows names and types of columns. Knows nothing of where rows come from.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from datasets import Features, Image, List, Value
 
 from lightning_dalle.data.captions import caption_list
@@ -86,8 +86,14 @@ class Columns:
         image, id = self.picture(row)["image"], _value(row, self.id)
         if id is None:
             what = b"" if image is None else image["bytes"] or str(image["path"]).encode()
-            id = hashlib.sha256(what).hexdigest()[:16]
+            id = xxhash.xxh3_64_hexdigest(what)
         return {"image": image, "captions": caption_list(_value(row, self.captions)), "id": str(id)}
+
+    def records(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """The same of several rows, both by column: `datasets` takes hardly longer for many than for one."""
+        values = zip(*rows.values(), strict=True)
+        made = [self.record(dict(zip(rows, row, strict=True))) for row in values]
+        return {name: [record[name] for record in made] for name in RECORD}
 
     def texts(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         """Captions and id; without one it is called by its index."""
