@@ -68,6 +68,15 @@ def test_a_mistake_in_a_worker_of_a_loader_is_its_sentence(
     assert failure(capsys, "load") == "error: the picture of record 0 cannot be read\n"
 
 
+def test_a_fit_takes_denormals_for_zeros() -> None:
+    torch.set_flush_denormal(False)
+    smallest, one = torch.tensor(1e-45), torch.tensor(1.0)
+    assert smallest * one > 0
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    assert smallest * one == 0
+
+
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no command 'gnerate'" in failure(capsys, "gnerate")
 

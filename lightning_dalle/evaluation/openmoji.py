@@ -149,7 +149,7 @@ def measure_reranking(
     options: Reranking,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 512,
 ) -> dict[str, Any]:
     """The same of the best of many candidates, by the number of candidates, in nested sets (paper, Fig. 9c)."""
     asked = _asked(emoji, options.prompts, seed)
