@@ -68,7 +68,8 @@ class CaptionTokenizer:
             return self.bpe.encode(caption).ids
         if rng is None:
             raise UserError(f"a dropout of {dropout} needs a random generator")
-        drops, ids = Drops(dropout, rng), []
+        drops = Drops(dropout, rng)
+        ids: list[int] = []
         found = self.bpe.encode(caption)  # with no merge dropped, which is what most words are left with
         for _, word in itertools.groupby(zip(found.word_ids, found.tokens, found.ids, strict=True), itemgetter(0)):
             _, tokens, ids_of_word = zip(*word, strict=True)

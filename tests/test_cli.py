@@ -72,9 +72,12 @@ def test_a_fit_takes_denormals_for_zeros() -> None:
     torch.set_flush_denormal(False)
     smallest, one = torch.tensor(1e-45), torch.tensor(1.0)
     assert smallest * one > 0
-    with pytest.raises(SystemExit):
-        main(["fit", "--help"])
-    assert smallest * one == 0
+    try:
+        with pytest.raises(SystemExit):
+            main(["fit", "--help"])
+        assert smallest * one == 0
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -201,7 +201,7 @@ def test_protocol_says_what_it_is_called(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_config_opens_with_its_command_its_time_and_its_result(path: Path) -> None:
+def test_config_opens_with_its_command_and_where_its_result_is(path: Path) -> None:
     head = [line for line in path.read_text().splitlines()[:8] if line.startswith("#")]
     assert any(f"--config {path}" in line or f"--protocol {path}" in line for line in head)
     assert len(head) >= 3

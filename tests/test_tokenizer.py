@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from lightning_dalle.tokenizer import CaptionTokenizer
+from lightning_dalle.tokenizer import CaptionTokenizer, Drops
 
 CAPTIONS = [
     "man surfing dark skin tone",
@@ -22,10 +22,28 @@ def tokenizer() -> CaptionTokenizer:
     return CaptionTokenizer.train(CAPTIONS, vocab_size=300, text_len=8)
 
 
-@pytest.mark.parametrize("caption", [*CAPTIONS, "日本語 & \ttabs", "ﬁne print", "x"])
+WORDS = [*CAPTIONS[:5], "日本語 & \ttabs", "ﬁne print", "x", "", " ", "surfing" * 9]
+
+
+def by_hand(tokenizer: CaptionTokenizer, caption: str, drops: Drops) -> list[int]:
+    """Every word merged by our own table, none by the library."""
+    words = tokenizer.bpe.pre_tokenizer.pre_tokenize_str(tokenizer.bpe.normalizer.normalize_str(caption))
+    return [tokenizer._id[token] for word, _ in words for token in tokenizer._merge(tuple(word), drops)]
+
+
+@pytest.mark.parametrize("caption", WORDS)
 def test_our_merges_without_dropout_are_the_librarys(tokenizer: CaptionTokenizer, caption: str) -> None:
-    almost_none = tokenizer.encode(caption, dropout=1e-12, rng=random.Random(0))
-    assert almost_none == tokenizer.encode(caption)
+    assert by_hand(tokenizer, caption, Drops(1e-12, random.Random(0))) == tokenizer.encode(caption)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9, 1.0])
+def test_the_librarys_merges_are_taken_only_where_none_is_dropped(tokenizer: CaptionTokenizer, dropout: float) -> None:
+    for seed in range(50):
+        ours, all_by_hand = random.Random(seed), random.Random(seed)
+        for caption in WORDS:
+            wanted = by_hand(tokenizer, caption, Drops(dropout, all_by_hand))
+            assert tokenizer.encode(caption, dropout, ours) == wanted
+            assert ours.getstate() == all_by_hand.getstate()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.9, 1.0])

@@ -145,8 +145,8 @@ class CaptionedPictures:
             if isinstance(feature, Image):
                 rows = rows.cast_column(name, Image(decode=False))
         if isinstance(rows, IterableDataset):
-            named = rows.column_names
-            return rows.map(columns.records, batched=True, batch_size=CHUNK, remove_columns=named, features=RECORD)
+            theirs = rows.column_names
+            return rows.map(columns.records, batched=True, batch_size=CHUNK, remove_columns=theirs, features=RECORD)
         return self._side_by_side(rows, columns)
 
     def _side_by_side(self, rows: Dataset, columns: Columns) -> Dataset:

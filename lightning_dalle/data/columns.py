@@ -90,7 +90,7 @@ class Columns:
         return {"image": image, "captions": caption_list(_value(row, self.captions)), "id": str(id)}
 
     def records(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """The same of several rows, both by column: `datasets` takes hardly longer for many than for one."""
+        """The same of several rows, each column of rows and records a list: `datasets` takes hardly longer for many."""
         values = zip(*rows.values(), strict=True)
         made = [self.record(dict(zip(rows, row, strict=True))) for row in values]
         return {name: [record[name] for record in made] for name in RECORD}

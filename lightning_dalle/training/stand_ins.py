@@ -51,7 +51,7 @@ class StandIns:
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"], generator: Generator) -> Float[Tensor, "b 3 h w"]:
-        """The images in [0, 1], some of them replaced."""
+        """The images in [0, 1], some of them replaced; under autocast the dVAE computes in its precision."""
         dvae = self.dvae.to(images.device)
         order = torch.randperm(len(images), generator=generator, device=images.device)
         drawn = order[: math.ceil(self.share * len(images))]

@@ -13,6 +13,7 @@ from forms import FORMS, Photo, csv_of_paths, image_folder, pairs, squares, tars
 
 from lightning_dalle.data import files
 from lightning_dalle.data.captioned import CaptionedPictures, complete
+from lightning_dalle.data.columns import Columns
 from lightning_dalle.data.reading import read_picture
 from lightning_dalle.errors import UserError
 
@@ -209,3 +210,10 @@ def test_mistakes_are_sentences(streamed: bool, tmp_path: Path, monkeypatch: pyt
     mistake(r"cannot be read from .*nowhere \(no local folder or file, and the hub's\)", "nowhere")
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     mistake(r"cannot be read from .*broken.parquet \(local, as .parquet\)", "broken.parquet")
+
+
+def test_a_picture_without_an_id_is_called_by_what_it_is() -> None:
+    """By the same name for ever: which records are `val` and which are excluded hang on it."""
+    columns = Columns.choose({"image": [], "caption": []}, {"image": None, "captions": None, "id": None}, Path("/"), "")
+    rows = {"image": [b"a picture", {"bytes": None, "path": "a.png"}, None], "caption": ["x", "y", "z"]}
+    assert columns.records(rows)["id"] == ["ec3e5a5e7de02ff2", "f312fd6dc8c1eb8f", "2d06800538d394c2"]

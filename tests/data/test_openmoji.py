@@ -1,7 +1,10 @@
 """The splits of the real data: nothing that is asked for was seen, pictures that look alike included."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 from datasets import DatasetDict
 
 from lightning_dalle.data.openmoji import SKIN_TONES, Name, OpenMoji, families
@@ -86,3 +89,12 @@ def test_names_are_taken_apart() -> None:
 def test_families_are_linked_through_pictures() -> None:
     linked = families([["man farmer dark skin tone", "farmer dark skin tone"], ["farmer", "person with hoe"], ["cat"]])
     assert linked == {"man farmer": "farmer", "farmer": "farmer", "person with hoe": "farmer", "cat": "cat"}
+
+
+def test_the_quickstarts_clip_reads_every_name_to_its_end(splits: DatasetDict) -> None:
+    import open_clip
+
+    config = yaml.safe_load(Path("configs/openmoji/clip.yaml").read_text())
+    captions = [caption for split in splits.values() for captions in split["captions"] for caption in captions]
+    longest = (open_clip.SimpleTokenizer(context_length=77)(captions) != 0).sum(dim=1).max()
+    assert longest <= config["model"]["init_args"]["config"]["text_len"]
