@@ -4,10 +4,10 @@
 
 The pictures are the photos in the folder and below it, cropped to squares of 256 pixels and written at quality 95, as
 web-scale sets are kept; without a folder they are made, smooth and quick to decode, so the data path looks worse.
-Rounds of both take turns in one process, without workers, so that both have the same core; what is counted is its CPU
-time, which other work on the machine disturbs less than the clock's. Bare decoding is Pillow's, from bytes to RGB
-pixels. The data path is the datamodule's own: rows or streamed records, reading, crop, caption, tokens and batch.
-Prints the medians and their ratio, and appends them to benchmarks/results/data_path.jsonl.
+Batches of both take turns in one process, without workers, so that both have the same core at the same speed, which on
+a shared machine changes two-fold within seconds; what is counted is its CPU time. Bare decoding is Pillow's, from bytes
+to RGB pixels. The data path is the datamodule's own: rows or streamed records, reading, crop, caption, tokens, batch.
+Prints the medians of the rounds, and appends them to benchmarks/results/data_path.jsonl.
 """
 
 import io
@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from PIL import ImageOps
 
 from benchmarks.recording import record
 from lightning_dalle.data.captioned import CaptionedPictures
-from lightning_dalle.data.datamodule import CaptionedImageDataModule
+from lightning_dalle.data.datamodule import Batch, CaptionedImageDataModule
 
 PICTURES, PASSES, ROUNDS, BATCH = 256, 4, 5, 32
 
@@ -54,10 +54,18 @@ def jpeg(image: PILImage.Image, quality: int) -> bytes:
     return file.getvalue()
 
 
-def seconds_of_cpu(work: Callable[[], object]) -> float:
+def in_turns(batches: Iterable[Batch], decode: Callable[[int], object]) -> tuple[float, float]:
+    """Seconds of CPU a picture takes by the data path, and by `decode`, told how many there were in each batch."""
+    seconds, of_decoding, pictures = 0.0, 0.0, 0
+    waiting = iter(batches)
     begun = time.process_time()
-    work()
-    return time.process_time() - begun
+    while (batch := next(waiting, None)) is not None:
+        made = time.process_time()
+        decode(len(batch.images))
+        decoded = time.process_time()
+        seconds, of_decoding, pictures = seconds + made - begun, of_decoding + decoded - made, pictures + len(batch.ids)
+        begun = time.process_time()
+    return seconds / pictures, of_decoding / pictures
 
 
 def main(folder: Path | None = None) -> None:
@@ -72,7 +80,7 @@ def main(folder: Path | None = None) -> None:
         for split in ("train", "val"):
             Dataset.from_list(rows, features=features).to_parquet(Path(parquet) / f"{split}.parquet")
 
-        def loader(streamed: bool) -> object:
+        def loader(streamed: bool) -> Iterable[Batch]:
             source = CaptionedPictures(path=parquet, streamed=streamed)
             data = CaptionedImageDataModule(
                 source,
@@ -87,21 +95,26 @@ def main(folder: Path | None = None) -> None:
             data.setup("fit")
             return data.train_dataloader()
 
-        def decode() -> None:
-            for content in contents:
+        undecoded = itertools.cycle(contents)
+
+        def decode(count: int) -> None:
+            for content in itertools.islice(undecoded, count):
                 np.asarray(PILImage.open(io.BytesIO(content)).convert("RGB"))
 
-        work: dict[str, Callable[[], object]] = {"decoding": decode}
-        for name, streamed in {"rows": False, "streamed": True}.items():
-            batches = loader(streamed)
-            work[name] = lambda batches=batches: sum(len(batch.images) for batch in batches)
-        times: dict[str, list[float]] = {name: [] for name in work}
-        for _, (name, run) in itertools.product(range(ROUNDS + 1), work.items()):
-            times[name].append(seconds_of_cpu(run) / PICTURES / (PASSES if name == "streamed" else 1))
-    speeds = {name: 1 / statistics.median(taken[1:]) for name, taken in times.items()}  # the first warms up
+        loaders = {"rows": loader(False), "streamed": loader(True)}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
+        for _, (name, batches) in itertools.product(range(ROUNDS + 1), loaders.items()):
+            taken[name].append(in_turns(batches, decode))
+    rounds = {name: times[1:] for name, times in taken.items()}  # the first warms up
+    of_decoding = [decoding for times in rounds.values() for _, decoding in times]
+    speeds = {"decoding": 1 / statistics.median(of_decoding)}
+    speeds |= {name: 1 / statistics.median(seconds for seconds, _ in times) for name, times in rounds.items()}
+    ratios = {
+        name: statistics.median(decoding / seconds for seconds, decoding in times) for name, times in rounds.items()
+    }
     result = {
         "pictures_per_second_of_cpu": {name: round(speed, 1) for name, speed in speeds.items()},
-        "of_decoding": {name: round(speeds[name] / speeds["decoding"], 3) for name in ("rows", "streamed")},
+        "of_decoding": {name: round(ratio, 3) for name, ratio in ratios.items()},
         "pictures": "made" if folder is None else "photos",
         "bytes_of_a_picture": round(sum(map(len, contents)) / PICTURES),
         "rounds": ROUNDS,
