@@ -50,8 +50,8 @@ def uniforms(seeds: list[int], length: int) -> Tensor:
     return torch.stack(rows)
 
 
-ROWS = 32
-"""Of a product in 16 bits on a CPU. With more, an AMX's order of summation over many columns depends on how many."""
+ROWS, COLUMNS = 32, 384
+"""Of a product in 16 bits on a CPU: with more rows of more columns an AMX's order of summation depends on how many."""
 
 
 class ByRows(nn.Linear):
@@ -66,7 +66,7 @@ def in_native_bf16(model: DALLE) -> DALLE:
     """The same with weights of half the size where its device multiplies bf16 itself, else itself.
 
     On the CPUs that were tried a picture still hangs on its own seed alone: in bf16 oneDNN's sum of a row comes out the
-    same to the last bit whatever rows stand beside it, if there is one and there are no more than `ROWS`.
+    same to the last bit whatever rows stand beside it, if there is one, and of more than `COLUMNS` no more than `ROWS`.
     """
     device = model.start.device.type
     if not has_native_bf16(device):
@@ -75,7 +75,7 @@ def in_native_bf16(model: DALLE) -> DALLE:
         halved = DALLE(model.config)
         for parent in list(halved.modules()) if device == "cpu" else []:
             for name, child in parent.named_children():
-                if isinstance(child, nn.Linear):
+                if isinstance(child, nn.Linear) and child.in_features > COLUMNS:
                     setattr(parent, name, ByRows(child.in_features, child.out_features))
     weights = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
     halved.load_state_dict(weights, assign=True)
