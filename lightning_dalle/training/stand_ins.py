@@ -39,7 +39,7 @@ class StandIns:
     @cached_property
     def dvae(self) -> DVAE:
         """In eval mode, without gradients."""
-        return load_dvae(self.dvae_checkpoint).requires_grad_(False)
+        return load_dvae(self.dvae_checkpoint).requires_grad_(False).to(memory_format=torch.channels_last)
 
     def check(self, image_size: int) -> None:
         """Raises a UserError if the dVAE reads images of another size, in pixels."""
