@@ -42,21 +42,21 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def orthogonalised(matrix: Float[Tensor, "m n"], dtype: torch.dtype, steps: int = 5) -> Float[Tensor, "m n"]:
-    """A matrix with its singular values brought near 1, by Newton-Schulz steps (Jordan et al. 2024).
+def orthogonalised(matrices: Float[Tensor, "l m n"], dtype: torch.dtype, steps: int = 5) -> Float[Tensor, "l m n"]:
+    """Matrices with their singular values brought near 1, by Newton-Schulz steps (Jordan et al. 2024).
 
-    As torch.optim.Muon has it, but for the precision: that is always bf16 there, which a processor that only emulates
-    it takes up to a hundred times as long for.
+    As torch.optim.Muon has it, but for the precision, that is always bf16 there, which a processor that only emulates
+    it takes up to a hundred times as long for; and for taking several at once, which small products gain from.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # steep at 0, so that small singular values grow fast; not quite 1 in the end
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.to(dtype, copy=True)
-    x = x.T if is_tall else x
-    x.div_(x.norm().clamp(min=1e-7))
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.to(dtype, copy=True)
+    x = x.mT if is_tall else x
+    x.div_(torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7))
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if is_tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
 
 
 class MuonAdamW(Optimizer):
@@ -114,17 +114,25 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def _step_hidden(self, group: dict[str, Any]) -> None:
+        of_shape: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            if "momentum" not in self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-            momentum = self.state[parameter]["momentum"].lerp_(parameter.grad, 1 - self.momentum)
-            dtype = torch.bfloat16 if has_native_bf16(parameter.device.type) else torch.float32
-            update = orthogonalised(parameter.grad.lerp(momentum, self.momentum), dtype)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            ratio = max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
-            parameter.add_(update, alpha=-group["lr"] * ratio)
+            if parameter.grad is not None:
+                of_shape.setdefault(parameter.shape, []).append(parameter)
+        for shape, parameters in of_shape.items():
+            directions = torch.stack([self._direction(parameter) for parameter in parameters])
+            dtype = torch.bfloat16 if has_native_bf16(directions.device.type) else torch.float32
+            ratio = max(1.0, shape[0] / shape[1]) ** 0.5
+            for parameter, update in zip(parameters, orthogonalised(directions, dtype), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * ratio)
+
+    def _direction(self, parameter: nn.Parameter) -> Tensor:
+        """The gradient between itself and its momentum, after Nesterov."""
+        assert parameter.grad is not None
+        if "momentum" not in self.state[parameter]:
+            self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momentum = self.state[parameter]["momentum"].lerp_(parameter.grad, 1 - self.momentum)
+        return parameter.grad.lerp(momentum, self.momentum)
 
 
 class NewOptimizer:

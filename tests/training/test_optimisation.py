@@ -71,12 +71,12 @@ def test_muon_moves_the_hidden_matrices_and_adamw_the_rest(monkeypatch: pytest.M
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_singular_values_come_near_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    matrix = torch.randn(shape) * 1e-3
-    made = orthogonalised(matrix, dtype)
-    values = torch.linalg.svdvals(made.float())
+    matrices = torch.randn(3, *shape) * torch.tensor([1e-3, 1.0, 50.0])[:, None, None]
+    made = orthogonalised(matrices, dtype)
+    values = torch.linalg.svdvals(made.float())  # (3, 8)
     assert 0.5 < values.min() <= values.max() < 1.3
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    assert (made.float() * (u @ v)).sum() > 0.8 * values.numel(), "the directions stay"
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    assert ((made.float() * (u @ v)).sum((1, 2)) > 0.8 * values.shape[1]).all(), "the directions stay"
 
 
 def test_a_model_without_such_matrices() -> None:
