@@ -7,8 +7,8 @@ same 32 pixels, with a grid of 8x8 codes out of 512 and our tokenizer's ids, and
 held-out compositions, a sample each, at three temperatures of which its best counts.
 
 Its minutes, FACTOR times 5 for its dVAE and 9 for its transformer, are turned into steps by its own rate with all
-threads, measured once on the quiet machine and kept in .peer/quality/rates.json. So its training may be run beside
-other work, at any pace and with one thread, for the same result:
+threads, measured once on the quiet machine and kept in .peer/quality/PROCESSOR/rates.json. So its training may be run
+beside other work, at any pace and with one thread, for the same result:
 
     OMP_NUM_THREADS=1 python -c "from benchmarks.quality import *; peers_run(4, FOLDER, Data())"
 
@@ -42,6 +42,7 @@ from benchmarks.peer_training import (
     vae_training,
 )
 from benchmarks.recording import RESULTS, record
+from lightning_dalle import machine
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.openmoji import OpenMoji
 from lightning_dalle.evaluation.openmoji import Emoji, measure_dalle, measure_dvae
@@ -54,7 +55,7 @@ MINUTES = {"dvae": 5.0, "dalle": 9.0}
 TEMPERATURES = (0.2, 0.5, 1.0)
 PROMPTS = 200
 CALIBRATION_STEPS = 60
-FOLDER = peer.FOLDER / "quality"
+FOLDER = peer.FOLDER / "quality" / machine.describe()["processor"]  # minutes of another one are other steps
 
 
 class Data:

@@ -48,6 +48,9 @@ def test_the_peer_is_trained_measured_and_drawn(tmp_path: Path) -> None:
 
 
 def test_schedules_end_at_the_same_share_of_a_shorter_run() -> None:
-    config = scaled(yaml.safe_load(CONFIG.read_text()), steps=850)
-    assert config["trainer"]["max_steps"] == config["model"]["init_args"]["learning_rate"]["num_steps"] == 850
-    assert config["model"]["init_args"]["learning_rate"]["warmup_steps"] == 10
+    config = yaml.safe_load(CONFIG.read_text())
+    whole = config["model"]["init_args"]["learning_rate"]
+    steps, warmup = whole["num_steps"] // 10, whole["warmup_steps"] // 10
+    shorter = scaled(config, steps)["model"]["init_args"]["learning_rate"]
+    assert config["trainer"]["max_steps"] == shorter["num_steps"] == steps
+    assert shorter["warmup_steps"] == warmup
