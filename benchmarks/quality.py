@@ -1,4 +1,4 @@
-"""Both systems from scratch on OpenMoji, asked for what neither saw: the peer with our time, and with four times it.
+"""Both systems from scratch on OpenMoji, asked for what neither saw: the peer with a time, and with four times it.
 
     python -m benchmarks.quality RUN_DIR [FACTOR ...]
 
@@ -6,9 +6,10 @@ RUN_DIR is that of a finished quickstart, whose report is our side. The peer is 
 same 32 pixels, with a grid of 8x8 codes out of 512 and our tokenizer's ids, and measured by the same functions: 200
 held-out compositions, a sample each, at three temperatures of which its best counts.
 
-Its minutes, FACTOR times 5 for its dVAE and 9 for its transformer, are turned into steps by its own rate with all
-threads, measured once on the quiet machine and kept in .peer/quality/PROCESSOR/rates.json. So its training may be run
-beside other work, at any pace and with one thread, for the same result:
+Its minutes are FACTOR times 5 for its dVAE and 9 for its transformer: what ours took, and more, on two cores of an AMD
+EPYC, so run the quickstart on the same machine and look at its minutes beside. They are turned into steps by the peer's
+own rate with all threads, measured once on the quiet machine and kept in .peer/quality/PROCESSOR/rates.json. After that
+its training may be run beside other work, at any pace and with one thread, for the same result:
 
     OMP_NUM_THREADS=1 python -c "from benchmarks.quality import *; peers_run(4, FOLDER, Data())"
 
@@ -55,7 +56,8 @@ MINUTES = {"dvae": 5.0, "dalle": 9.0}
 TEMPERATURES = (0.2, 0.5, 1.0)
 PROMPTS = 200
 CALIBRATION_STEPS = 60
-FOLDER = peer.FOLDER / "quality" / machine.describe()["processor"]  # minutes of another one are other steps
+PROCESSOR = machine.describe()["processor"] + (" with bf16" if machine.has_native_bf16("cpu") else "")
+FOLDER = peer.FOLDER / "quality" / PROCESSOR  # on another, minutes are other steps
 
 
 class Data:

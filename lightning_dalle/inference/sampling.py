@@ -3,6 +3,7 @@
 Knows logits and randomness. Knows nothing of captions, pixels or files.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -51,14 +52,18 @@ def uniforms(seeds: list[int], length: int) -> Tensor:
 
 
 ROWS, COLUMNS = 32, 384
-"""Of a product in 16 bits on a CPU: with more rows of more columns an AMX's order of summation depends on how many."""
+"""Of a left factor in 16 bits on a CPU: with more rows of more columns an AMX's order of summation depends on how many
+there are."""
 
 
 class ByRows(nn.Linear):
-    """A linear layer that multiplies at most `ROWS` rows at once, so that none hangs on how many stand beside it."""
+    """A linear layer that multiplies at most `ROWS` rows at once, so that none hangs on how many stand beside it; as
+    many in each product, so that none is left alone.
+    """
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
-        parts = [F.linear(part, self.weight, self.bias) for part in x.flatten(0, -2).split(ROWS)]
+        rows = x.flatten(0, -2)
+        parts = [F.linear(part, self.weight, self.bias) for part in rows.tensor_split(math.ceil(len(rows) / ROWS))]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unflatten(0, x.shape[:-1])
 
 

@@ -45,8 +45,8 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
 def orthogonalised(matrices: Float[Tensor, "l m n"], dtype: torch.dtype, steps: int = 5) -> Float[Tensor, "l m n"]:
     """Matrices with their singular values brought near 1, by Newton-Schulz steps (Jordan et al. 2024).
 
-    As torch.optim.Muon has it, but for the precision, that is always bf16 there, which a processor that only emulates
-    it takes up to a hundred times as long for; and for taking several at once, which small products gain from.
+    As torch.optim.Muon has it, but for the precision, which is always bf16 there, and a processor that only emulates it
+    takes up to a hundred times as long; and but for the number, since small products gain from being made together.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # steep at 0, so that small singular values grow fast; not quite 1 in the end
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -127,7 +127,7 @@ class MuonAdamW(Optimizer):
                 parameter.add_(update, alpha=-group["lr"] * ratio)
 
     def _direction(self, parameter: nn.Parameter) -> Tensor:
-        """The gradient between itself and its momentum, after Nesterov."""
+        """The gradient after Nesterov's momentum, which this moves on."""
         assert parameter.grad is not None
         if "momentum" not in self.state[parameter]:
             self.state[parameter]["momentum"] = torch.zeros_like(parameter)

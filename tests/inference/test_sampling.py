@@ -2,12 +2,23 @@
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.options import SamplingOptions
-from lightning_dalle.inference.sampling import Graph, draw, filter_logits, in_native_bf16, sample, uniforms
+from lightning_dalle.inference.sampling import (
+    COLUMNS,
+    ByRows,
+    Graph,
+    draw,
+    filter_logits,
+    in_native_bf16,
+    sample,
+    uniforms,
+)
+from lightning_dalle.machine import has_native_bf16
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 
@@ -121,11 +132,11 @@ def test_a_beginning_may_end_in_the_middle_of_a_row(dalle: DALLE, text_tokens: T
         assert torch.equal(dalle(text_tokens, made).image.argmax(-1)[:, n:], made[:, n:])
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_picture_in_16_bits_hangs_on_its_own_seed(guidance: float) -> None:
+@pytest.mark.parametrize(("guidance", "n_embd"), [(1.0, 256), (3.0, 256), (1.0, 384)])
+def test_a_picture_in_16_bits_hangs_on_its_own_seed(guidance: float, n_embd: int) -> None:
     """Bit for bit, as widths and batches go that a user has; a last bit that differed would soon differ in a code."""
     torch.manual_seed(0)
-    transformer = TransformerConfig(n_layer=4, n_head=4, n_embd=256)  # where a row alone has another kernel
+    transformer = TransformerConfig(n_layer=4, n_head=4, n_embd=n_embd)  # where a row alone has another kernel
     model = DALLE(DALLEConfig(transformer=transformer, text_len=20, text_vocab_size=50, grid=4, codebook_size=256))
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -134,10 +145,32 @@ def test_a_picture_in_16_bits_hangs_on_its_own_seed(guidance: float) -> None:
     tokens, seeds = torch.randint(50, (3, 20)).repeat_interleave(50, 0), list(range(150))
     options = SamplingOptions(guidance=guidance)
     together = sample(halved, tokens, seeds, options)
-    for size, count in ((1, 20), (2, 20), (7, 35), (64, 150)):
+    for size, count in ((1, 20), (2, 20), (7, 35), (33, 66), (64, 150)):
         parts = [slice(begun, begun + size) for begun in range(0, count, size)]
         apart = torch.cat([sample(halved, tokens[some], seeds[some], options) for some in parts])
         assert torch.equal(apart[:count], together[:count])
+
+
+@pytest.mark.parametrize("columns", [384, 768, 1024])
+def test_a_row_hangs_on_none_beside_it(columns: int) -> None:
+    """Those of a layer as `in_native_bf16` has it, as many as candidates and tokens of captions make."""
+    if not has_native_bf16("cpu"):
+        pytest.skip("this CPU only emulates bf16, and samples in fp32")
+    torch.manual_seed(0)
+    layer = (ByRows if columns > COLUMNS else nn.Linear)(columns, 256, dtype=torch.bfloat16)
+    x = torch.randn(600, columns, dtype=torch.bfloat16)
+    in_pairs = torch.cat([layer(pair) for pair in x.split(2)])
+    for rows in (3, 32, 33, 34, 64, 65, 97, 150, 289, 512, 600):
+        assert torch.equal(layer(x[:rows]), in_pairs[:rows]), rows
+
+
+def test_no_product_has_too_many_rows_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplied: list[int] = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, *rest: multiplied.append(len(x)) or linear(x, *rest))
+    layer, x = ByRows(4, 3), torch.randn(97, 1, 4)
+    torch.testing.assert_close(layer(x), linear(x, layer.weight, layer.bias))
+    assert multiplied == [25, 24, 24, 24]
 
 
 def test_native_16_bits_are_where_the_machine_has_them(dalle: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,8 @@ def test_muon_moves_the_hidden_matrices_and_adamw_the_rest(monkeypatch: pytest.M
     for _ in range(3):
         for model, optimizer in ((dalle, both), (by_muon, muon), (by_adamw, adamw)):
             optimizer.zero_grad()
-            for parameter in model.parameters():
-                parameter.grad = torch.sin(torch.arange(parameter.numel())).view_as(parameter).float()
+            for i, parameter in enumerate(model.parameters()):  # another of each, those of one shape too
+                parameter.grad = torch.sin(i + torch.arange(parameter.numel())).view_as(parameter).float()
             optimizer.step()
     changed = {id(parameter) for parameter in hidden["params"]}
     assert others
