@@ -4,9 +4,10 @@
 
 The pictures are the photos in the folder and below it, cropped to squares of 256 pixels and written at quality 95, as
 web-scale sets are kept; without a folder they are made, smooth and quick to decode, so the data path looks worse.
-Batches of both take turns in one process, without workers, so that both have the same core at the same speed, which on
-a shared machine changes two-fold within seconds; what is counted is its CPU time. Bare decoding is Pillow's, from bytes
-to RGB pixels. The data path is the datamodule's own: rows or streamed records, reading, crop, caption, tokens, batch.
+Batches of all take turns in one process, without workers, so that all have the same core at the same speed, which on
+a shared machine changes two-fold within seconds; what is counted is its CPU time. Bare decoding, from bytes to RGB
+pixels, is Pillow's, which one would write down, and simplejpeg's, which is in the data path. That is the datamodule's
+own: rows or streamed records, reading, crop, caption, tokens, batch.
 Prints the medians of the rounds, and appends them to benchmarks/results/data_path.jsonl.
 """
 
@@ -16,7 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +26,13 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from PIL import ImageOps
+from simplejpeg import decode_jpeg
 
 from benchmarks.recording import record
 from lightning_dalle.data.captioned import CaptionedPictures
 from lightning_dalle.data.datamodule import Batch, CaptionedImageDataModule
 
-PICTURES, PASSES, ROUNDS, BATCH = 256, 4, 5, 32
+PICTURES, PASSES, ROUNDS, BATCH = 256, 4, 9, 32
 
 
 def photos(folder: Path) -> list[bytes]:
@@ -54,18 +57,32 @@ def jpeg(image: PILImage.Image, quality: int) -> bytes:
     return file.getvalue()
 
 
-def in_turns(batches: Iterable[Batch], decode: Callable[[int], object]) -> tuple[float, float]:
-    """Seconds of CPU a picture takes by the data path, and by `decode`, told how many there were in each batch."""
-    seconds, of_decoding, pictures = 0.0, 0.0, 0
+def by_pillow(content: bytes) -> np.ndarray:
+    return np.asarray(PILImage.open(io.BytesIO(content)).convert("RGB"))
+
+
+def by_simplejpeg(content: bytes) -> np.ndarray:
+    return decode_jpeg(content, "RGB")
+
+
+DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {"pillow": by_pillow, "simplejpeg": by_simplejpeg}
+
+
+def in_turns(batches: Iterable[Batch], undecoded: Iterator[bytes]) -> dict[str, float]:
+    """Seconds of CPU a picture takes by the data path, and by each decoder, which does as many after each batch."""
+    seconds, pictures = Counter[str](), 0
     waiting = iter(batches)
     begun = time.process_time()
     while (batch := next(waiting, None)) is not None:
-        made = time.process_time()
-        decode(len(batch.images))
-        decoded = time.process_time()
-        seconds, of_decoding, pictures = seconds + made - begun, of_decoding + decoded - made, pictures + len(batch.ids)
+        seconds["data_path"] += time.process_time() - begun
+        pictures += len(batch.ids)
+        for name, decode in DECODERS.items():
+            begun = time.process_time()
+            for content in itertools.islice(undecoded, len(batch.ids)):
+                decode(content)
+            seconds[name] += time.process_time() - begun
         begun = time.process_time()
-    return seconds / pictures, of_decoding / pictures
+    return {name: total / pictures for name, total in seconds.items()}
 
 
 def main(folder: Path | None = None) -> None:
@@ -96,25 +113,24 @@ def main(folder: Path | None = None) -> None:
             return data.train_dataloader()
 
         undecoded = itertools.cycle(contents)
-
-        def decode(count: int) -> None:
-            for content in itertools.islice(undecoded, count):
-                np.asarray(PILImage.open(io.BytesIO(content)).convert("RGB"))
-
         loaders = {"rows": loader(False), "streamed": loader(True)}
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
         for _, (name, batches) in itertools.product(range(ROUNDS + 1), loaders.items()):
-            taken[name].append(in_turns(batches, decode))
+            taken[name].append(in_turns(batches, undecoded))
     rounds = {name: times[1:] for name, times in taken.items()}  # the first warms up
-    of_decoding = [decoding for times in rounds.values() for _, decoding in times]
-    speeds = {"decoding": 1 / statistics.median(of_decoding)}
-    speeds |= {name: 1 / statistics.median(seconds for seconds, _ in times) for name, times in rounds.items()}
+    decoding = {decoder: [seconds[decoder] for times in rounds.values() for seconds in times] for decoder in DECODERS}
+    path = {name: [seconds["data_path"] for seconds in times] for name, times in rounds.items()}
+    speeds = {name: 1 / statistics.median(seconds) for name, seconds in {**decoding, **path}.items()}
     ratios = {
-        name: statistics.median(decoding / seconds for seconds, decoding in times) for name, times in rounds.items()
+        decoder: {
+            name: round(statistics.median(seconds[decoder] / seconds["data_path"] for seconds in times), 3)
+            for name, times in rounds.items()
+        }
+        for decoder in DECODERS
     }
     result = {
         "pictures_per_second_of_cpu": {name: round(speed, 1) for name, speed in speeds.items()},
-        "of_decoding": {name: round(ratio, 3) for name, ratio in ratios.items()},
+        "of_decoding": ratios,
         "pictures": "made" if folder is None else "photos",
         "bytes_of_a_picture": round(sum(map(len, contents)) / PICTURES),
         "rounds": ROUNDS,

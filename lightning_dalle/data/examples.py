@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from lightning_dalle.data.draws import Draw
-from lightning_dalle.data.reading import Unreadable, read_picture
+from lightning_dalle.data.reading import Unreadable, read_pixels
 from lightning_dalle.data.screening import Rejection, Screening
 from lightning_dalle.data.streams import Reader, Stream
-from lightning_dalle.data.transforms import Augmentation, pixels
+from lightning_dalle.data.transforms import Augmentation, Pixels, middle_square
 from lightning_dalle.errors import UserError
 from lightning_dalle.tokenizer import CaptionTokenizer
 
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 class Example(NamedTuple):
     """One record of a batch."""
 
-    image: UInt8[np.ndarray, "h w 3"]
+    image: Pixels
     text_tokens: list[int]
     is_cut: bool
     caption: str
@@ -72,12 +72,12 @@ class Preparation:
         Raises:
             Unreadable: if the picture cannot be read.
         """
-        picture = read_picture(record["image"])
+        picture = read_pixels(record["image"])
         if self.augmentation is not None:
             picture = self.augmentation(picture, self.image_size, draw.picture(self.seed))
         text_tokens, is_cut, caption = self.caption(record["captions"], draw)
         id = record.get("id") or str(draw.record)
-        return Example(pixels(picture, self.image_size), text_tokens, is_cut, caption, id)
+        return Example(middle_square(picture, self.image_size), text_tokens, is_cut, caption, id)
 
     def caption(self, captions: list[str], draw: Draw) -> tuple[list[int], bool, str]:
         """One of a record's captions as tokens, whether it was cut, and as it was written."""

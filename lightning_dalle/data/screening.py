@@ -23,7 +23,7 @@ from lightning_dalle.data.filters import (
     TooLong,
     count_captions,
 )
-from lightning_dalle.data.reading import UNREACHABLE, Unreadable, picture_size, read_picture
+from lightning_dalle.data.reading import UNREACHABLE, Unreadable, picture_size, read_pixels
 
 Record = Mapping[str, Any]
 """At least `image`, undecoded: its "bytes" or "path", and `captions`, a list of texts."""
@@ -122,7 +122,7 @@ class Screening:
         screened = self.screen(record)
         if not isinstance(screened, Rejection):
             try:
-                read_picture(record["image"])
+                read_pixels(record["image"])
             except Unreadable as error:
                 return Rejection(error.reason)
         return screened

@@ -1,6 +1,6 @@
 """Pictures to tensors, and the paper's two augmentations on the way.
 
-Knows PIL images of any size. Knows nothing of captions or of where pictures come from; all randomness is an argument.
+Knows pixels, of any number. Knows nothing of captions or of where pictures come from; all randomness is an argument.
 """
 
 import random
@@ -17,20 +17,23 @@ from torchvision.transforms import v2
 
 from lightning_dalle.data.reading import rgb
 
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+"""Of an RGB picture of any height and width."""
 
-def pixels(picture: Image.Image, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The middle square of a PIL image of any size and mode, in bytes that cannot be written to."""
-    picture = rgb(picture)
-    if picture.size != (image_size, image_size):
-        # What torchvision's center_crop(resize(picture)) gives, without the resized picture: of a line of 20,000 pixels
-        # that would take gigabytes.
-        shorter = min(picture.size)
-        resized = [image_size * length // shorter for length in picture.size]
-        left, top = (round((length - image_size) / 2) for length in resized)
-        across, down = (length / of for length, of in zip(picture.size, resized, strict=True))
-        box = (left * across, top * down, (left + image_size) * across, (top + image_size) * down)
-        picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR, box)
-    return np.asarray(picture)
+
+def middle_square(picture: Pixels, image_size: int) -> Pixels:
+    """Of a picture of any size, one of image_size by image_size pixels."""
+    height, width, _ = picture.shape
+    if (height, width) == (image_size, image_size):
+        return picture
+    # What torchvision's center_crop(resize(picture)) gives, without the resized picture: of a line of 20,000 pixels
+    # that would take gigabytes.
+    shorter = min(width, height)
+    resized = [image_size * length // shorter for length in (width, height)]
+    left, top = (round((length - image_size) / 2) for length in resized)
+    across, down = (length / of for length, of in zip((width, height), resized, strict=True))
+    box = (left * across, top * down, (left + image_size) * across, (top + image_size) * down)
+    return _resized(picture, image_size, box)
 
 
 def to_float(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
@@ -40,16 +43,16 @@ def to_float(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
 
 def to_image(picture: Image.Image, image_size: int) -> Float[Tensor, "3 h w"]:
     """The middle square of a PIL image of any size and mode, in [0, 1]."""
-    return to_float(torch.tensor(pixels(picture, image_size)).movedim(-1, 0))
+    return to_float(torch.tensor(middle_square(np.asarray(rgb(picture)), image_size)).movedim(-1, 0))
 
 
 @runtime_checkable
 class Augmentation(Protocol):
     """A random square of a picture."""
 
-    def __call__(self, picture: Image.Image, image_size: int, rng: random.Random) -> Any:
-        """An RGB picture of any size to one of image_size by image_size pixels."""
-        ...  # Any is a PIL image: jsonargparse takes a callable that returns a class for a factory of that class
+    def __call__(self, picture: Pixels, image_size: int, rng: random.Random) -> Any:
+        """A picture of any size to one of image_size by image_size pixels."""
+        ...  # Any is Pixels: jsonargparse takes a callable that returns a class for a factory of that class
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,12 @@ class DVAEAugmentation:
     large as it was, any window of that, half of them flipped.
     """
 
-    def __call__(self, picture: Image.Image, image_size: int, rng: random.Random) -> Image.Image:
-        side = min(picture.size)
+    def __call__(self, picture: Pixels, image_size: int, rng: random.Random) -> Pixels:
+        side = min(picture.shape[:2])
         square = random_crop(picture, side, rng)
         smallest, largest = (min(side, round(eighths / 8 * image_size)) for eighths in (9, 12))
         window = random_crop(_shrink(square, rng.randint(smallest, largest), image_size), image_size, rng)
-        return v2.functional.horizontal_flip(window) if rng.random() < 0.5 else window
+        return window[:, ::-1] if rng.random() < 0.5 else window
 
 
 @dataclass(frozen=True)
@@ -72,21 +75,23 @@ class DALLEAugmentation:
     of that. Never flipped, since the picture may contain text.
     """
 
-    def __call__(self, picture: Image.Image, image_size: int, rng: random.Random) -> Image.Image:
-        side = min(picture.size)
-        left, top = (_near_the_middle(length - side, rng) for length in picture.size)
-        square = v2.functional.crop(picture, top, left, side, side)
+    def __call__(self, picture: Pixels, image_size: int, rng: random.Random) -> Pixels:
+        height, width, _ = picture.shape
+        side = min(width, height)
+        left, top = (_near_the_middle(length - side, rng) for length in (width, height))
+        square = picture[top : top + side, left : left + side]
         largest = max(image_size, min(side, round(9 / 8 * image_size)))
         return random_crop(_shrink(square, rng.randint(image_size, largest), image_size), image_size, rng)
 
 
-def random_crop(picture: Image.Image, side: int, rng: random.Random) -> Image.Image:
+def random_crop(picture: Pixels, side: int, rng: random.Random) -> Pixels:
     """A square of so many pixels, from anywhere in the picture."""
-    left, top = (rng.randint(0, length - side) for length in picture.size)
-    return v2.functional.crop(picture, top, left, side, side)
+    height, width, _ = picture.shape
+    left, top = (rng.randint(0, length - side) for length in (width, height))
+    return picture[top : top + side, left : left + side]
 
 
-def area_resize(picture: Image.Image, side: int) -> Image.Image:
+def area_resize(picture: Pixels, side: int) -> Pixels:
     """A smaller square picture, of side by side pixels, each the mean over its area of the larger one.
 
     This is TensorFlow 1's resize_images(AREA, align_corners=True), which both listings call: a window is
@@ -94,13 +99,13 @@ def area_resize(picture: Image.Image, side: int) -> Image.Image:
     the edge. PIL's BOX is quicker, but takes or leaves pixels whole: between 1 and 2 pixels a window, where the
     listings are, that is next to picking the nearest, and 32 to 34 dB away on photos.
     """
-    if picture.width == side:
+    if len(picture) == side:
         return picture
-    windows = _windows(picture.width, side)
-    pixels = np.asarray(picture, np.float32)
+    windows = _windows(len(picture), side)
+    pixels = picture.astype(np.float32)
     for _ in range(2):  # along one axis, then the other
         pixels = (windows @ pixels.reshape(len(pixels), -1)).reshape(side, -1, 3).swapaxes(0, 1)
-    return Image.fromarray(np.rint(pixels).astype(np.uint8))
+    return np.rint(pixels).astype(np.uint8)
 
 
 def _windows(of: int, to: int) -> sparse.csr_array:
@@ -113,11 +118,14 @@ def _windows(of: int, to: int) -> sparse.csr_array:
     return sparse.csr_array((share.ravel(), places), shape=(to, of))
 
 
-def _shrink(square: Image.Image, side: int, least: int) -> Image.Image:
+def _shrink(square: Pixels, side: int, least: int) -> Pixels:
     """By area, but enlarged where the picture is smaller than the least side, with which the listings would fail."""
-    if square.width < least:
-        return square.resize((least, least), Image.Resampling.BILINEAR)
-    return area_resize(square, side)
+    return _resized(square, least) if len(square) < least else area_resize(square, side)
+
+
+def _resized(picture: Pixels, side: int, box: tuple[float, float, float, float] | None = None) -> Pixels:
+    size = (side, side)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, box))
 
 
 def _near_the_middle(slack: int, rng: random.Random) -> int:

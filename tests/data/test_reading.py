@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from lightning_dalle.data.openmoji import OpenMoji
-from lightning_dalle.data.reading import Unreadable, picture_size, read_picture
+from lightning_dalle.data.reading import Unreadable, picture_size, read_picture, read_pixels
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -73,6 +74,41 @@ def test_a_cmyk_jpeg_has_its_colours() -> None:
 def test_what_is_transparent_is_white(image: dict[str, Any]) -> None:
     picture = read_picture(image)
     assert [picture.getpixel((x, 4)) for x in (0, 11)] == [RED, WHITE]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_jpegs_have_the_pixels_that_pillow_gives_them_whole_or_damaged(capfd: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((97, 63))
+    kinds = [
+        encoded(smooth, "JPEG"),
+        encoded(smooth, "JPEG", progressive=True),
+        encoded(smooth, "JPEG", subsampling="4:2:2"),
+        encoded(smooth, "JPEG", keep_rgb=True),
+        *(encoded(smooth.convert(mode), "JPEG") for mode in ("L", "CMYK")),
+    ]
+    for kind in kinds:
+        assert np.array_equal(read_pixels(kind), Image.open(io.BytesIO(kind["bytes"])).convert("RGB"))
+    whole, judged = kinds[0]["bytes"], {True: 0, False: 0}
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[rng.integers(2, len(whole))] = rng.integers(0, 256)
+        try:
+            theirs = Image.open(io.BytesIO(damaged), formats=["JPEG"]).convert("RGB")
+        except Exception:
+            assert reason({"bytes": bytes(damaged), "path": None}) == "unreadable picture"
+        else:
+            assert np.array_equal(read_pixels({"bytes": bytes(damaged), "path": None}), theirs)
+        judged[reads(damaged)] += 1
+    assert min(judged.values()) > 10, "both those that simplejpeg takes and those that it leaves to Pillow"
+    assert capfd.readouterr().err == "", "nobody wants libjpeg's remarks between two progress bars"
+
+
+def reads(jpeg: bytearray) -> bool:
+    with contextlib.suppress(ValueError):
+        simplejpeg.decode_jpeg(jpeg, "RGB")
+        return True
+    return False
 
 
 def test_grey_and_16_bits_keep_their_scale() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dalle.checkpoints import load_dvae, weights_digest
@@ -85,7 +86,8 @@ def test_codes_are_the_dvae_s_and_captions_those_of_the_pictures(tiny_run: dict[
 
 
 def augmented(row: dict[str, Any], draw: Draw) -> torch.Tensor:
-    return to_image(DVAEAugmentation()(row["image"].convert("RGB"), 32, draw.picture(seed=0)), 32)
+    window = DVAEAugmentation()(np.asarray(row["image"].convert("RGB")), 32, draw.picture(seed=0))
+    return to_image(Image.fromarray(window), 32)
 
 
 def test_two_processes_write_what_is_missing_and_nothing_twice(
