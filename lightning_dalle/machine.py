@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-MEASURING = ("torchvision", "pytorch-lightning", "torch-fidelity", "datasets", "pillow")
+MEASURING = ("torchvision", "pytorch-lightning", "torch-fidelity", "datasets", "pillow", "simplejpeg")
 """Packages beside torch that figures depend on."""
 
 

@@ -57,7 +57,7 @@ def read_pixels(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -
     encoded = content(image)
     picture = _opened(encoded, max_pixels)
     if picture.format == "JPEG" and picture.mode in ("RGB", "L") and _is_upright(picture):
-        # Pillow takes half as long again for the very same pixels. Of what is damaged in the least, it is the judge.
+        # Pillow takes half as long again, or twice, for the very same pixels. Of what is damaged it stays the judge.
         with contextlib.suppress(ValueError):
             return decode_jpeg(encoded, "RGB")
     try:
