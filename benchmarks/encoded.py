@@ -1,7 +1,8 @@
 """Steps per second of the transformer's training from codes, against the same run from pixels.
 
     python -m benchmarks.encoded
-    python -m benchmarks.encoded --case paper_dvae --steps 4 --pairs 3
+    python -m benchmarks.encoded --photos FOLDER
+    python -m benchmarks.encoded --case paper_dvae --steps 6 --pairs 3
 
 Fits from pixels and from codes take turns in one process, each with all that the config asks for; of each the seconds
 between the end of its second step and of its last are counted. The dVAE is untrained and the codes are random, which
@@ -25,8 +26,11 @@ from pytorch_lightning import Callback
 from benchmarks.recording import record
 from lightning_dalle.checkpoints import dvae_record, weights_digest
 from lightning_dalle.cli import lightning
-from lightning_dalle.data.encoded import Encoding, code_type, write_shard
+from lightning_dalle.data.captioned import CaptionedPictures
+from lightning_dalle.data.encoded import EncodedPictures, Encoding, code_type, write_shard
 from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.data.source import Source
+from lightning_dalle.data.transforms import Augmentation, DALLEAugmentation
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 
 
@@ -49,14 +53,14 @@ def quickstart_dvae() -> DVAEConfig:
     return DVAEConfig(image_size=32, **config["model"]["init_args"]["config"])
 
 
-def write_codes(folder: Path, dvae: DVAE) -> None:
-    """Random codes of the emoji, as the dVAE's."""
-    rows = OpenMoji().load(dvae.config.image_size)
+def write_codes(folder: Path, dvae: DVAE, source: Source, augmentation: Augmentation | None) -> None:
+    """Random codes of a source's pictures, as the dVAE's."""
+    rows = source.load(dvae.config.image_size)
     encoding = Encoding(
         dvae=weights_digest(dvae), grid=dvae.config.grid, codebook_size=dvae.config.codebook_size,
-        image_size=dvae.config.image_size, augmentation="None", crops={"train": 1, "val": 1},
-        records={split: len(rows[split]) for split in ("train", "val")}, shard_size=4096, source="OpenMoji()",
-        filters="[]", seed=0, attribution=OpenMoji.attribution, made_on={},
+        image_size=dvae.config.image_size, augmentation=repr(augmentation), crops={"train": 1, "val": 1},
+        records={split: len(rows[split]) for split in ("train", "val")}, shard_size=4096, source=repr(source),
+        filters="[]", seed=0, attribution=None, made_on={},
     )  # fmt: skip
     rng = np.random.default_rng(0)
     for shard in encoding.shards:
@@ -65,14 +69,26 @@ def write_codes(folder: Path, dvae: DVAE) -> None:
         write_shard(folder, shard, encoding, rows[shard.split], codes)
 
 
-def encoded(case: Literal["quickstart", "paper_dvae"] = "quickstart", pairs: int = 5, steps: int = 60) -> None:
+def source_options(kind: type, path: Path) -> list[str]:
+    return ["--data.source", f"{kind.__module__}.{kind.__qualname__}", "--data.source.path", str(path)]
+
+
+def encoded(
+    case: Literal["quickstart", "paper_dvae"] = "quickstart",
+    photos: Path | None = None,
+    pairs: int = 5,
+    steps: int = 60,
+) -> None:
     """Compares training from codes with training from pixels.
 
     Args:
         case: the quickstart, or its transformer on the 32x32 codes of the paper's dVAE at 256 pixels in batches of 2.
+        photos: a folder of captioned pictures, cut by the transformer's augmentation, in the place of the emoji.
         pairs: fits of each kind.
         steps: of each fit.
     """
+    source = OpenMoji() if photos is None else CaptionedPictures(path=str(photos))
+    augmentation = None if photos is None else DALLEAugmentation()
     dvae = DVAE(quickstart_dvae() if case == "quickstart" else DVAEConfig())
     watches: dict[str, list[Any]] = {"pixels": [], "codes": []}
     with tempfile.TemporaryDirectory() as name:
@@ -81,7 +97,7 @@ def encoded(case: Literal["quickstart", "paper_dvae"] = "quickstart", pairs: int
         codes.mkdir()
         weights = {f"dvae.{key}": value for key, value in dvae.state_dict().items()}
         torch.save({"state_dict": weights, **dvae_record(dvae)}, checkpoint)
-        write_codes(codes, dvae)
+        write_codes(codes, dvae, source, augmentation)
         fit = [
             "fit", "--config", "configs/openmoji/quickstart_dalle.yaml", "--model.soft_codes", "false",
             "--model.dvae_checkpoint", str(checkpoint), "--data.image_size", str(dvae.config.image_size),
@@ -89,14 +105,11 @@ def encoded(case: Literal["quickstart", "paper_dvae"] = "quickstart", pairs: int
             "--trainer.logger.init_args.save_dir", str(folder), "--trainer.callbacks+=benchmarks.encoded.Stopwatch",
             *(["--data.batch_size", "2"] if case == "paper_dvae" else []),
         ]  # fmt: skip
+        if augmentation is not None:
+            fit += ["--data.augmentation", "lightning_dalle.data.transforms.DALLEAugmentation"]
         sources = {
-            "pixels": [],
-            "codes": [
-                "--data.source",
-                "lightning_dalle.data.encoded.EncodedPictures",
-                "--data.source.path",
-                str(codes),
-            ],
+            "pixels": [] if photos is None else source_options(CaptionedPictures, photos),
+            "codes": source_options(EncodedPictures, codes),
         }
         for _ in range(pairs):
             for kind, source in sources.items():
@@ -115,6 +128,7 @@ def encoded(case: Literal["quickstart", "paper_dvae"] = "quickstart", pairs: int
         }
     result = {
         "case": case,
+        "pictures": "OpenMoji" if photos is None else "photos",
         "steps": steps,
         **measured,
         "encoding_milliseconds": round(encoding_milliseconds(dvae, images), 1),
