@@ -107,13 +107,13 @@ def encoded(
         ]  # fmt: skip
         if augmentation is not None:
             fit += ["--data.augmentation", "lightning_dalle.data.transforms.DALLEAugmentation"]
-        sources = {
+        fits = {
             "pixels": [] if photos is None else source_options(CaptionedPictures, photos),
             "codes": source_options(EncodedPictures, codes),
         }
         for _ in range(pairs):
-            for kind, source in sources.items():
-                callbacks = lightning([*fit, *source]).trainer.callbacks  # type: ignore[attr-defined]
+            for kind, options in fits.items():
+                callbacks = lightning([*fit, *options]).trainer.callbacks  # type: ignore[attr-defined]
                 [watch] = [callback for callback in callbacks if type(callback).__name__ == "Stopwatch"]
                 watches[kind].append(watch)
         images = torch.rand(2 if case == "paper_dvae" else 16, 3, *[dvae.config.image_size] * 2)

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from lightning_dalle.data.draws import Draw
-from lightning_dalle.data.reading import Unreadable, read_pixels
+from lightning_dalle.data.reading import Pixels, Unreadable, read_pixels
 from lightning_dalle.data.screening import Rejection, Screening
 from lightning_dalle.data.streams import Reader, Stream
-from lightning_dalle.data.transforms import Augmentation, Pixels, middle_square
+from lightning_dalle.data.transforms import Augmentation, middle_square
 from lightning_dalle.errors import UserError
 from lightning_dalle.tokenizer import CaptionTokenizer
 

@@ -22,6 +22,9 @@ MAX_PIXELS = 89_478_485
 """A quarter of a GiB of RGB, which is where Pillow begins to warn of decompression bombs."""
 
 
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+"""Of an RGB picture of any height and width."""
+
 UNREACHABLE = "unreachable picture"
 """The one reason that says nothing of the picture: the network failed, and may not the next time."""
 
@@ -43,7 +46,7 @@ def read_picture(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) 
     return Image.fromarray(read_pixels(image, max_pixels))
 
 
-def read_pixels(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
+def read_pixels(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> Pixels:
     """A picture in RGB and upright: turned as EXIF says, transparency laid on white, of an animation the first frame.
 
     Args:
@@ -58,7 +61,7 @@ def read_pixels(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -
     picture = _opened(encoded, max_pixels)
     if picture.format == "JPEG" and picture.mode in ("RGB", "L") and _is_upright(picture):
         # Pillow takes half as long again, or twice, for the very same pixels. Of what is damaged it stays the judge.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(Exception):
             return decode_jpeg(encoded, "RGB")
     try:
         picture.load()

@@ -1,6 +1,7 @@
 """Pictures to tensors, and the paper's two augmentations on the way.
 
-Knows pixels, of any number. Knows nothing of captions or of where pictures come from; all randomness is an argument.
+Knows RGB pictures of any size, as arrays. Knows nothing of captions or of where pictures come from; all randomness is
+an argument.
 """
 
 import random
@@ -15,25 +16,28 @@ from scipy import sparse
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lightning_dalle.data.reading import rgb
-
-Pixels = UInt8[np.ndarray, "_ _ 3"]
-"""Of an RGB picture of any height and width."""
+from lightning_dalle.data.reading import Pixels, rgb
 
 
 def middle_square(picture: Pixels, image_size: int) -> Pixels:
     """Of a picture of any size, one of image_size by image_size pixels."""
-    height, width, _ = picture.shape
-    if (height, width) == (image_size, image_size):
+    if picture.shape[:2] == (image_size, image_size):
         return picture
-    # What torchvision's center_crop(resize(picture)) gives, without the resized picture: of a line of 20,000 pixels
-    # that would take gigabytes.
-    shorter = min(width, height)
-    resized = [image_size * length // shorter for length in (width, height)]
+    return np.asarray(_middle(Image.fromarray(picture), image_size))
+
+
+def _middle(picture: Image.Image, image_size: int) -> Image.Image:
+    """What torchvision's center_crop(resize(picture)) gives, without the resized picture: of a line of 20,000 pixels
+    that would take gigabytes.
+    """
+    if picture.size == (image_size, image_size):
+        return picture
+    shorter = min(picture.size)
+    resized = [image_size * length // shorter for length in picture.size]
     left, top = (round((length - image_size) / 2) for length in resized)
-    across, down = (length / of for length, of in zip((width, height), resized, strict=True))
+    across, down = (length / of for length, of in zip(picture.size, resized, strict=True))
     box = (left * across, top * down, (left + image_size) * across, (top + image_size) * down)
-    return _resized(picture, image_size, box)
+    return picture.resize((image_size, image_size), Image.Resampling.BILINEAR, box)
 
 
 def to_float(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
@@ -43,7 +47,7 @@ def to_float(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
 
 def to_image(picture: Image.Image, image_size: int) -> Float[Tensor, "3 h w"]:
     """The middle square of a PIL image of any size and mode, in [0, 1]."""
-    return to_float(torch.tensor(middle_square(np.asarray(rgb(picture)), image_size)).movedim(-1, 0))
+    return to_float(torch.tensor(np.asarray(_middle(rgb(picture), image_size))).movedim(-1, 0))
 
 
 @runtime_checkable
@@ -51,7 +55,10 @@ class Augmentation(Protocol):
     """A random square of a picture."""
 
     def __call__(self, picture: Pixels, image_size: int, rng: random.Random) -> Any:
-        """A picture of any size to one of image_size by image_size pixels."""
+        """A picture of any size to one of image_size by image_size pixels.
+
+        No view of it: until the batch is made, that would keep the whole picture.
+        """
         ...  # Any is Pixels: jsonargparse takes a callable that returns a class for a factory of that class
 
 
@@ -66,7 +73,7 @@ class DVAEAugmentation:
         square = random_crop(picture, side, rng)
         smallest, largest = (min(side, round(eighths / 8 * image_size)) for eighths in (9, 12))
         window = random_crop(_shrink(square, rng.randint(smallest, largest), image_size), image_size, rng)
-        return window[:, ::-1] if rng.random() < 0.5 else window
+        return (window[:, ::-1] if rng.random() < 0.5 else window).copy()
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class DALLEAugmentation:
         left, top = (_near_the_middle(length - side, rng) for length in (width, height))
         square = picture[top : top + side, left : left + side]
         largest = max(image_size, min(side, round(9 / 8 * image_size)))
-        return random_crop(_shrink(square, rng.randint(image_size, largest), image_size), image_size, rng)
+        return random_crop(_shrink(square, rng.randint(image_size, largest), image_size), image_size, rng).copy()
 
 
 def random_crop(picture: Pixels, side: int, rng: random.Random) -> Pixels:
@@ -120,12 +127,7 @@ def _windows(of: int, to: int) -> sparse.csr_array:
 
 def _shrink(square: Pixels, side: int, least: int) -> Pixels:
     """By area, but enlarged where the picture is smaller than the least side, with which the listings would fail."""
-    return _resized(square, least) if len(square) < least else area_resize(square, side)
-
-
-def _resized(picture: Pixels, side: int, box: tuple[float, float, float, float] | None = None) -> Pixels:
-    size = (side, side)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, box))
+    return middle_square(square, least) if len(square) < least else area_resize(square, side)
 
 
 def _near_the_middle(slack: int, rng: random.Random) -> int:

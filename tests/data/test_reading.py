@@ -38,13 +38,13 @@ def half_transparent() -> Image.Image:
     return picture
 
 
-def turned() -> dict[str, Any]:
+def turned(kind: str = "PNG") -> dict[str, Any]:
     """A red left half, stored lying on its side."""
-    picture = Image.new("RGB", (12, 8), WHITE)
-    picture.paste(RED, (0, 0, 6, 8))
+    picture = Image.new("RGB", (48, 32), WHITE)
+    picture.paste(RED, (0, 0, 24, 32))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to view
-    return encoded(picture.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    return encoded(picture.transpose(Image.Transpose.ROTATE_90), kind, exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,13 @@ def test_jpegs_have_the_pixels_that_pillow_gives_them_whole_or_damaged(capfd: py
     assert capfd.readouterr().err == "", "nobody wants libjpeg's remarks between two progress bars"
 
 
+def test_of_upright_jpegs_pillow_reads_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    jpegs = [encoded(red(mode), "JPEG") for mode in ("RGB", "L")]
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded by Pillow"))
+    for jpeg in jpegs:
+        assert read_pixels(jpeg).shape == (8, 12, 3)
+
+
 def reads(jpeg: bytearray) -> bool:
     with contextlib.suppress(ValueError):
         simplejpeg.decode_jpeg(jpeg, "RGB")
@@ -122,15 +129,20 @@ def test_grey_and_16_bits_keep_their_scale() -> None:
         assert np.array_equal(np.asarray(read_picture(image)), grey)
 
 
-def test_a_picture_is_turned_as_exif_says() -> None:
-    picture = read_picture(turned())
-    assert picture.size == (12, 8)
-    assert [picture.getpixel((x, 4)) for x in (0, 11)] == [RED, WHITE]
-    assert picture_size(turned()) == (8, 12)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_picture_is_turned_as_exif_says(kind: str) -> None:
+    pixels = read_pixels(turned(kind))
+    assert pixels.shape == (32, 48, 3)
+    for x, colour in ((0, RED), (47, WHITE)):
+        assert np.abs(pixels[16, x].astype(int) - colour).max() < 3
+    assert picture_size(turned(kind)) == (32, 48), "as it is stored"
 
 
-def test_broken_exif_does_not_cost_the_picture() -> None:
-    assert read_picture(encoded(red("RGB"), exif=b"Exif\0\0broken")).size == (12, 8)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_broken_exif_does_not_cost_the_picture(kind: str) -> None:
+    broken = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"  # says that there is much more of it
+    for exif in (b"Exif\0\0broken", broken):
+        assert read_picture(encoded(red("RGB"), kind, exif=exif)).size == (12, 8)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -164,8 +176,10 @@ def test_what_is_no_picture_has_a_reason(tmp_path: Path) -> None:
 def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = encoded(Image.new("1", (20_000, 20_000)))
     large = encoded(Image.new("1", (10_000, 10_000)))
+    jpeg = encoded(Image.new("L", (10_000, 10_000)), "JPEG")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
-    for image in (bomb, large):
+    monkeypatch.setattr("lightning_dalle.data.reading.decode_jpeg", lambda *_: pytest.fail("decoded"))
+    for image in (bomb, large, jpeg):
         assert reason(image) == "too many pixels"
         with pytest.raises(Unreadable, match="too many pixels"):
             picture_size(image)

@@ -10,11 +10,11 @@ from PIL import Image
 from scipy.stats import chisquare
 from torchvision.transforms import v2
 
+from lightning_dalle.data.reading import Pixels
 from lightning_dalle.data.transforms import (
     Augmentation,
     DALLEAugmentation,
     DVAEAugmentation,
-    Pixels,
     area_resize,
     middle_square,
 )
@@ -137,6 +137,12 @@ def test_a_draw_hangs_on_its_seed_alone(augmentation: Augmentation) -> None:
     picture = coordinates(250, 120)
     drawn = [augmentation(picture, SIZE, random.Random(seed)).tobytes() for seed in (0, 1, 0)]
     assert drawn[0] == drawn[2] != drawn[1]
+
+
+@pytest.mark.parametrize("augmentation", [DVAEAugmentation(), DALLEAugmentation()])
+def test_a_window_keeps_no_picture_alive(augmentation: Augmentation) -> None:
+    picture = coordinates(250, SIZE)  # of the wanted height, so that nothing is resized
+    assert not any(np.shares_memory(picture, augmentation(picture, SIZE, random.Random(seed))) for seed in range(8))
 
 
 def test_a_resized_pixel_is_the_mean_over_its_area() -> None:
