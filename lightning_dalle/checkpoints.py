@@ -8,6 +8,7 @@ Knows files and models. Knows nothing of training.
 
 import hashlib
 import json
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +115,30 @@ def check_fit(dalle: DALLE, dvae: DVAE, path: Path) -> None:
             raise UserError(f"the transformer has {name}={ours}, but the dVAE in {path} has {name}={theirs}")
 
 
+def check_image_size(dvae: DVAE, image_size: int, path: Path | None) -> None:
+    """Raises a UserError if the data's pictures are not of the size that the dVAE in `path` reads."""
+    if dvae.config.image_size != image_size:
+        raise UserError(
+            f"the data's image_size is {image_size}, but the dVAE in {path} was trained with "
+            f"image_size={dvae.config.image_size}"
+        )
+
+
+def check_same(found: Any, ours: Any) -> None:
+    """Raises a UserError that names the fields in which the config of a checkpoint to go on from is not this run's."""
+    theirs, mine = (_flat(asdict(config)) for config in (found, ours))
+    other = [name for name in mine if theirs[name] != mine[name]]
+    if other:
+        has, wants = (", ".join(f"{name}={values[name]}" for name in other) for values in (theirs, mine))
+        raise UserError(f"the checkpoint to go on from has {has}, but this run {wants}")
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Fields of fields beside the others."""
+    parts = (_flat(value) if isinstance(value, dict) else {name: value} for name, value in values.items())
+    return {name: value for part in parts for name, value in part.items()}
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint or of a safetensors file, on the CPU; nothing in the file is executed.
 
@@ -132,8 +157,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of bytes that are no checkpoint the unpickler raises anything
-        # its first sentence: the next ones advise to let the file run what it likes
-        reason = str(error).partition("\n")[0].partition(". ")[0] or "it is empty"
+        # Not in its words, which are a byte's number, or advise to let the file run what it likes.
+        whole = "it holds objects that only code in it could make, and none of it is run"
+        reason = whole if zipfile.is_zipfile(path) else "it is no file of torch's, or broken off"
         raise UserError(f"{path} is not a checkpoint that can be opened: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} holds no state_dict, so it is not a checkpoint of lightning_dalle")

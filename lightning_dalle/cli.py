@@ -115,19 +115,27 @@ def command(function: Callable[..., None], argv: list[str]) -> None:
     """Runs a function whose parameters are the options; `--config` is a file of them, if it is not one itself."""
     from jsonargparse import ArgumentParser, auto_cli
 
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise UserError(sentence(message, lambda: set(inspect.signature(function).parameters))) from ex
+
     if "config" not in inspect.signature(function).parameters:
-        auto_cli(function, args=argv, as_positional=False)
+        auto_cli(function, args=argv, as_positional=False, parser_class=Parser)
         return
-    parser = ArgumentParser(description=inspect.getdoc(function).partition("\n")[0])  # type: ignore[union-attr]
+    parser = Parser(description=inspect.getdoc(function).partition("\n")[0])  # type: ignore[union-attr]
     parser.add_function_arguments(function, as_group=False)
     function(**parser.instantiate(parser.parse_args(argv)))
 
 
-def sentence(message: str) -> str:
+def sentence(message: str, names: Callable[[], set[str]]) -> str:
     """A message of jsonargparse's without its reports of types that nobody meant, and with the name that was.
 
     A model's key is tried against "a LightningModule or None", so each mistake in it comes with the news that it is
     not None either.
+
+    Args:
+        message: of jsonargparse.
+        names: those that could have been meant.
     """
     noise = (
         'Parser key "model":', "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>",
@@ -136,10 +144,10 @@ def sentence(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     said = " ".join(line for line in lines if not line.startswith(noise))
     unknown = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", said)
-    if unknown is None:
+    if unknown is None or "; did you mean" in said:  # a parser within the parser has asked already
         return said
     name = (unknown[1] or unknown[2]).split(".")[-1]
-    close = difflib.get_close_matches(name, _known_names(), n=1)
+    close = difflib.get_close_matches(name, names(), n=1)
     return f"{said}; did you mean {close[0]}?" if close else said
 
 
@@ -204,7 +212,7 @@ def lightning(argv: list[str]) -> "LightningCLI":
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from lightning_dalle.checkpoints import read_checkpoint
+    from lightning_dalle.checkpoints import check_image_size, load_dvae, read_checkpoint
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
     from lightning_dalle.training.callbacks import TrainingData, batch_size
 
@@ -217,7 +225,7 @@ def lightning(argv: list[str]) -> "LightningCLI":
 
     class Parser(LightningArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(sentence(message)) from ex
+            raise UserError(sentence(message, _known_names)) from ex
 
     class CLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -233,6 +241,15 @@ def lightning(argv: list[str]) -> "LightningCLI":
                 if self.subcommand != "fit":
                     adopt_shape(self.config[self.subcommand], checkpoint, Path(path))
 
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except ValueError as error:
+                if isinstance(error, UserError) or "Does not validate" not in str(error):
+                    raise
+                # What a class says of its own arguments comes wrapped in the types that were tried.
+                raise UserError(sentence(str(error), _known_names)) from error
+
         def instantiate_trainer(self, **kwargs: Any) -> "Trainer":
             try:
                 return super().instantiate_trainer(**kwargs)
@@ -243,6 +260,11 @@ def lightning(argv: list[str]) -> "LightningCLI":
                     f"Lightning's Trainer refuses the options under `trainer`: {error} (`--trainer.plugins null` "
                     "leaves out those of a config)"
                 ) from error
+
+        def before_fit(self) -> None:
+            dvae = getattr(self.model, "dvae_checkpoint", None)
+            if dvae is not None:  # told before all pictures are looked through, which may take hours
+                check_image_size(load_dvae(dvae), self.datamodule.image_size, dvae)
 
         def before_predict(self) -> None:
             if type(self.model).predict_step is LightningModule.predict_step:

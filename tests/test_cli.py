@@ -31,8 +31,8 @@ def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("data overlap --help", "usage"),
         ("gnerate", "no command 'gnerate'"),
         ("generate --chekpoint x", "chekpoint"),
-        ("reproduce --prompt 1", "prompt"),
-        ("evaluate --image x", "image"),
+        ("reproduce --prompts 1", "required: run_dir, stages"),
+        ("evaluate --images x", "required: reference, protocol.name"),
         ("convert --encodr x", "encodr"),
         ("fit --config nowhere.yaml", "the config nowhere.yaml is not there"),
         ("validate --config=nowhere.yaml", "the config nowhere.yaml is not there"),
@@ -102,8 +102,29 @@ def test_a_misspelt_key_of_fit_is_named_with_the_nearest(
 ) -> None:
     error = failure(capsys, "fit", "--config", "configs/openmoji/quickstart_dvae.yaml", option)
     assert option.split("=")[0].split(".")[-1] in error
-    assert f"did you mean {near}?" in error
+    assert error.count(f"did you mean {near}?") == error.count("did you mean") == 1
     assert len(error.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "said"),
+    [
+        ("dalle", "--model.init_args.config.n_embd=33", "n_embd (33) must be a multiple of n_head (4)"),
+        ("dvae", "--data.image_size=30", "image_size (30) must be a multiple of the downsampling"),
+        ("dalle", "--model.init_args.dvae_checkpoint=nowhere.ckpt", "there is no checkpoint at nowhere.ckpt"),
+    ],
+)
+def test_what_a_class_says_of_its_arguments_is_the_sentence(
+    capsys: pytest.CaptureFixture[str], config: str, option: str, said: str
+) -> None:
+    error = failure(capsys, "fit", "--config", f"configs/openmoji/quickstart_{config}.yaml", option)
+    assert said in error
+    assert "Namespace" not in error
+    assert len(error) < 300
+
+
+def test_one_prompt_needs_no_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no checkpoint at x.ckpt" in failure(capsys, "generate", "--checkpoint", "x.ckpt", "--prompts", "a cat")
 
 
 def test_options_of_the_trainer_that_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +187,7 @@ def test_a_dvae_of_another_grid(
         ([*PROMPTS, "--top", "1"], "the best 1 of 4 candidates are to be kept, but there is no CLIP"),
         ([*PROMPTS, "--clip", "nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt"),
         ([*PROMPTS, "--clip", "ViT-None:openai"], "open_clip has no model ViT-None"),
-        ([*PROMPTS, "--num_candidates", "0"], "of 0 candidates 0 are to be kept"),
+        ([*PROMPTS, "--num_candidates", "0"], "num_candidates is 0, but at least 1"),
         ([*PROMPTS, "--sampling.temperature", "0"], "temperature is 0.0, but must be above 0"),
     ],
 )

@@ -17,7 +17,7 @@ MOST_ROWS = 64
 
 def generate(
     checkpoint: Path,
-    prompts: list[str] | None = None,
+    prompts: list[str] | str | None = None,
     prompt_file: Path | None = None,
     num_candidates: int = 4,
     top: int | None = None,
@@ -36,7 +36,7 @@ def generate(
 
     Args:
         checkpoint: of a DALL-E, which carries its tokenizer and its dVAE, or the folder of a recipe's run.
-        prompts: what to draw: '["a cat", "a dog"]', or one `--prompts+ "a cat"` after the other.
+        prompts: what to draw: "a cat", or '["a cat", "a dog"]', or one `--prompts+ "a cat"` after the other.
         prompt_file: a text file of prompts, one a line.
         num_candidates: pictures that are made of each prompt (512 in the paper).
         top: pictures that are kept of them, the best by CLIP; all of them if not given.
@@ -63,6 +63,8 @@ def generate(
         raise UserError(f"the folder for the pictures is to be {out}, but that is a file")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, but at least 1 picture must be made at once")
+    if num_candidates < 1:
+        raise UserError(f"num_candidates is {num_candidates}, but at least 1 picture of a prompt must be made")
     kept = num_candidates if top is None else top
     if not checkpoint.exists():
         raise UserError(f"there is no checkpoint at {checkpoint}")
@@ -124,8 +126,10 @@ def generate(
     print(f"{len(of_all)} pictures in {out}; {overview} shows {'them' if len(sheet) < MOST_ROWS else 'the first'}")
 
 
-def _prompts(prompts: list[str] | None, prompt_file: Path | None) -> list[str]:
+def _prompts(prompts: list[str] | str | None, prompt_file: Path | None) -> list[str]:
     """The prompts asked for, none of them empty."""
+    if isinstance(prompts, str):
+        prompts = [prompts]
     if (prompts is None) == (prompt_file is None):
         raise UserError("give either --prompts or --prompt_file, and not both")
     if prompt_file is not None:

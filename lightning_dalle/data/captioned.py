@@ -114,7 +114,7 @@ class CaptionedPictures:
     def _from_pairs(self, pictures: list[str]) -> Dataset | IterableDataset:
         size = files.PAIRS_IN_A_SHARD
         groups = [pictures[start : start + size] for start in range(0, len(pictures), size)]
-        texts = [str(Path(picture).with_suffix(".txt")) for picture in pictures]
+        texts = [str(files.text_of(Path(picture))) for picture in pictures]
         return self._generated(_pair_records, {"groups": groups}, {"root": self._root()}, [*pictures, *texts])
 
     def _generated(

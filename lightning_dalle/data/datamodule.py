@@ -4,7 +4,6 @@ Knows a source's splits and how to draw from them, the same on a resumed run as 
 models.
 """
 
-import hashlib
 import itertools
 import logging
 from collections import Counter
@@ -82,6 +81,14 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         look_alikes: int = 0,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("image_size", image_size, 1),
+            ("batch_size", batch_size, 1),
+            ("text_len", text_len, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise UserError(f"the data's {name} is {value}, but must be at least {least}")
         self.source, self.filters, self.augmentation = source, filters, augmentation
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
         self.text_len, self.vocab_size, self.bpe_dropout = text_len, vocab_size, bpe_dropout
@@ -304,20 +311,19 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn != "fit":
             self._tokenizer = found
             return
-        fits = (found.vocab_size, found.text_len) == (self.vocab_size, self.text_len)
-        if isinstance(self.splits, IterableDatasetDict) and self.tokenizer_file is None and fits:
-            self._tokenizer = found  # as it was learned from the stream, which need not be read for it again
-        ours = self.tokenizer.to_json()
-        if ours != theirs:
-            raise UserError(
-                f"the checkpoint was trained with another tokenizer ({_digest(theirs)}) than these captions "
-                f"give ({_digest(ours)}): its data, text_len or vocab_size differ from this run's"
-            )
+        theirs_is = {"vocab_size": found.vocab_size, "text_len": found.text_len}
+        ours_is = {"vocab_size": self.vocab_size, "text_len": self.text_len}
+        if theirs_is != ours_is:
+            raise UserError(f"the checkpoint's captions have {_named(theirs_is)}, but this run's {_named(ours_is)}")
+        if self.tokenizer_file is None:
+            self._tokenizer = found  # what the model has learned to read, even if there are other captions by now
+        elif self.tokenizer.to_json() != theirs:
+            raise UserError(f"the checkpoint was trained with another tokenizer than that of {self.tokenizer_file}")
+
+
+def _named(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _examples(rows: Dataset, prepare: Preparation) -> CaptionedImages | EncodedCaptions:
     return (EncodedCaptions if "codes" in rows.column_names else CaptionedImages)(rows, prepare)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -31,6 +31,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     ".tsv": ("csv", {"sep": "\t", **CSV}),
     ".jsonl": ("json", {}),
 }
+TEXTS = (".txt", ".TXT")
 SPLIT_WORDS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
@@ -64,9 +65,16 @@ def find(path: str) -> tuple[str, Any]:
     for suffix, form in {".tar": "tars", **{suffix: suffix for suffix in TABLES}}.items():
         if suffix in suffixes:
             return form, by_split([str(file) for file in files if file.suffix.lower() == suffix], str(local))
-    texts = {file.with_suffix("") for file in files if file.suffix == ".txt"}
-    pairs = [str(file) for file in files if file.suffix.lower() in PICTURES and file.with_suffix("") in texts]
+    texts = {file.with_suffix("") for file in files if file.suffix in TEXTS}
+    pictures = [file for file in files if file.suffix.lower() in PICTURES]
+    pairs = [str(file) for file in pictures if file.with_suffix("") in texts]
     if pairs:
+        alone = len(texts - {file.with_suffix("") for file in pictures})
+        if alone or len(pairs) < len(pictures):
+            log.warning(
+                "%s: passed over %d pictures without a text and %d texts without a picture", path,
+                len(pictures) - len(pairs), alone,
+            )  # fmt: skip
         return "pairs", by_split(pairs, str(local), by_folder=True)
     found = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(5))
     raise UserError(
@@ -203,10 +211,16 @@ def _decoded(field: str, content: bytes) -> Any:
     return content
 
 
+def text_of(picture: Path) -> Path:
+    """The text beside a picture, whose name may be in capitals, as cameras have them."""
+    texts = [picture.with_suffix(suffix) for suffix in TEXTS]
+    return next((text for text in texts if text.is_file()), texts[0])
+
+
 def pairs(pictures: Iterable[str], root: Path) -> Iterator[dict[str, Any]]:
     """Pictures with the captions in the text of the same name, one on each line, called by their path in the root."""
     for picture in pictures:
         path = Path(picture)
-        captions = path.with_suffix(".txt").read_bytes()
+        captions = text_of(path).read_bytes()
         name = path.relative_to(root).with_suffix("").as_posix()
         yield {"image": {"bytes": None, "path": picture}, "captions": captions, "id": name}

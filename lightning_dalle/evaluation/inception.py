@@ -68,8 +68,8 @@ def find_weights(path: Path | None = None) -> Path:
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(cached), hash_prefix="6726825d")
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"the Inception weights cannot be downloaded here ({error}): put the file {cached.name} of "
-            f"torch-fidelity's release 0.2.0 into {cached.parent}, or name any copy of it in ${VARIABLE}"
+            f"the Inception weights, which FID is measured by, cannot be downloaded here ({error}): put the file "
+            f"{cached.name} of torch-fidelity's release 0.2.0 into {cached.parent}, or name a copy of it in ${VARIABLE}"
         ) from error
     return cached
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
-from lightning_dalle.checkpoints import clip_record
+from lightning_dalle.checkpoints import check_same, clip_record
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.encoded import needs_pictures
 from lightning_dalle.errors import UserError
@@ -108,5 +108,4 @@ class LitCLIP(pl.LightningModule):
         if "clip_config" not in checkpoint:
             raise UserError("the checkpoint to go on from holds no CLIP: it is of another kind of model")
         found = CLIPConfig(**checkpoint["clip_config"])
-        if found != self.config:
-            raise UserError(f"the checkpoint to go on from holds {found}, but this run's is {self.config}")
+        check_same(found, self.config)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
-from lightning_dalle.checkpoints import dalle_record, load_dvae, weights_digest
+from lightning_dalle.checkpoints import check_image_size, check_same, dalle_record, load_dvae, weights_digest
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.encoded import EncodedBatch, EncodedPictures
 from lightning_dalle.errors import UserError
@@ -111,11 +111,7 @@ class LitDALLE(pl.LightningModule):
             config = self.dvae.config
             source.check(weights_digest(self.dvae), config.grid, config.codebook_size, self.dvae_checkpoint)
         image_size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-        if self.dvae.config.image_size != image_size:
-            raise UserError(
-                f"the data's image_size is {image_size}, but the dVAE in {self.dvae_checkpoint} "
-                f"was trained with image_size={self.dvae.config.image_size}"
-            )
+        check_image_size(self.dvae, image_size, self.dvae_checkpoint)
 
     def training_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> Tensor:
         if self.soft_codes:
@@ -172,8 +168,7 @@ class LitDALLE(pl.LightningModule):
         self.loaded_attribution = checkpoint["attribution"]
         found = DALLEConfig.from_dict(checkpoint["dalle_config"])
         assert self.dalle is not None
-        if found != self.dalle.config:
-            raise UserError(f"the checkpoint to go on from holds {found}, but this run's is {self.dalle.config}")
+        check_same(found, self.dalle.config)
         if isinstance(self.learning_rate, HalvedOnPlateau) and "plateau" in checkpoint:
             self.learning_rate.load_state_dict(checkpoint["plateau"])
 

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio
 
-from lightning_dalle.checkpoints import dvae_record
+from lightning_dalle.checkpoints import check_same, dvae_record
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.encoded import needs_pictures
 from lightning_dalle.errors import UserError
@@ -107,5 +107,4 @@ class LitDVAE(pl.LightningModule):
         if "dvae_config" not in checkpoint or "dalle_config" in checkpoint:
             raise UserError("the checkpoint to go on from is not a dVAE's: it is of another kind of model")
         found = DVAEConfig(**checkpoint["dvae_config"])
-        if found != self.dvae.config:
-            raise UserError(f"the checkpoint to go on from holds {found}, but this run's is {self.dvae.config}")
+        check_same(found, self.dvae.config)

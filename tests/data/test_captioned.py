@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 from forms import FORMS, Photo, csv_of_paths, image_folder, pairs, squares, tars
+from PIL import Image
 
 from lightning_dalle.data import files
 from lightning_dalle.data.captioned import CaptionedPictures, complete
@@ -91,6 +92,20 @@ def test_changed_files_are_read_again(tmp_path: Path) -> None:
     load(tmp_path)
     (tmp_path / "train" / "101.txt").write_text("something else entirely")
     assert ["something else entirely"] in [*load(tmp_path)["train"]["captions"], *load(tmp_path)["val"]["captions"]]
+
+
+def test_texts_in_capitals_are_read_and_what_stands_alone_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jpg", "B.JPG", "alone.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    for name in ("a.txt", "B.TXT", "lost.txt", "no_picture.txt"):
+        (tmp_path / name).write_text(f"a caption of {name}")
+    with caplog.at_level(logging.WARNING):
+        rows = CaptionedPictures(path=str(tmp_path)).load(8)
+    captions = sorted(caption for split in rows.values() for (caption,) in split["captions"])
+    assert captions == ["a caption of B.TXT", "a caption of a.txt"]
+    assert "passed over 1 pictures without a text and 2 texts without a picture" in caplog.text
 
 
 def test_broken_tars_are_read_as_far_as_they_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

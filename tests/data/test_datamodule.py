@@ -1,5 +1,6 @@
 """Batches, their order and their randomness."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from lightning_dalle.data.mixture import Mixture
 from lightning_dalle.data.openmoji import OpenMoji
 from lightning_dalle.data.transforms import to_image
 from lightning_dalle.errors import UserError
+from lightning_dalle.tokenizer import CaptionTokenizer
 
 
 def datamodule(**options: object) -> CaptionedImageDataModule:
@@ -110,10 +112,24 @@ def test_a_batch_larger_than_a_process_s_share_is_refused() -> None:
         data.setup("fit")
 
 
-def test_a_checkpoint_with_another_tokenizer_is_refused(data: CaptionedImageDataModule) -> None:
-    data.load_state_dict(data.state_dict())
-    with pytest.raises(UserError, match="another tokenizer"):
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 0), ("num_workers", -1), ("text_len", 0), ("image_size", 0)]
+)
+def test_what_is_out_of_range_is_named(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"the data's {name} is {value}, but must be at least"):
+        datamodule(**{name: value})
+
+
+def test_a_resumed_run_reads_captions_as_the_run_before_did(tmp_path: Path) -> None:
+    before = CaptionTokenizer.train(["other captions than these"], vocab_size=512, text_len=24)
+    data = datamodule()
+    data.load_state_dict({"tokenizer": before.to_json()})
+    assert data.tokenizer.to_json() == before.to_json()
+    with pytest.raises(UserError, match="captions have vocab_size=400, text_len=24, but this run's vocab_size=512"):
         data.load_state_dict(datamodule(vocab_size=400).state_dict())
+    (tmp_path / "tokenizer.json").write_text(datamodule().tokenizer.to_json())
+    with pytest.raises(UserError, match=r"another tokenizer than that of .*tokenizer\.json"):
+        datamodule(tokenizer_file=tmp_path / "tokenizer.json").load_state_dict({"tokenizer": before.to_json()})
 
 
 def test_several_captions_are_drawn_by_epoch() -> None:
