@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"there is no command {argv[0]!r}; there are {', '.join(verbs)}")
         name = " ".join(argv[:words])
         if name in COMMANDS:
-            command(COMMANDS[name], argv[words:])
+            command(name, argv[words:])
         else:
             check_configs(argv[words:])
             lightning(argv)
@@ -111,18 +111,24 @@ def check_configs(argv: list[str]) -> None:
             raise UserError(f"the config {config} {what}")
 
 
-def command(function: Callable[..., None], argv: list[str]) -> None:
+def command(name: str, argv: list[str]) -> None:
     """Runs a function whose parameters are the options; `--config` is a file of them, if it is not one itself."""
     from jsonargparse import ArgumentParser, auto_cli
+
+    function = COMMANDS[name]
+    about: dict[str, Any] = {
+        "prog": f"python -m lightning_dalle {name}",
+        "description": " ".join(inspect.getdoc(function).partition("\n\n")[0].split()),  # type: ignore[union-attr]
+    }
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(sentence(message, lambda: set(inspect.signature(function).parameters))) from ex
 
     if "config" not in inspect.signature(function).parameters:
-        auto_cli(function, args=argv, as_positional=False, parser_class=Parser)
+        auto_cli(function, args=argv, as_positional=False, parser_class=Parser, **about)
         return
-    parser = Parser(description=inspect.getdoc(function).partition("\n")[0])  # type: ignore[union-attr]
+    parser = Parser(**about)
     parser.add_function_arguments(function, as_group=False)
     function(**parser.instantiate(parser.parse_args(argv)))
 
@@ -284,5 +290,6 @@ def lightning(argv: list[str]) -> "LightningCLI":
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
+        parser_kwargs={"prog": "python -m lightning_dalle"},
         args=argv,
     )
