@@ -64,7 +64,11 @@ class Mistaken(torch.utils.data.Dataset[int]):
 def test_a_mistake_in_a_worker_of_a_loader_is_its_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(COMMANDS, "load", lambda: list(torch.utils.data.DataLoader(Mistaken(), num_workers=1)))
+    def load() -> None:
+        """Load."""
+        list(torch.utils.data.DataLoader(Mistaken(), num_workers=1))
+
+    monkeypatch.setitem(COMMANDS, "load", load)
     assert failure(capsys, "load") == "error: the picture of record 0 cannot be read\n"
 
 
