@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import yaml
 from jsonargparse import auto_cli
+from PIL import Image
 from pytorch_lightning import Callback
 
 from benchmarks.recording import record
@@ -128,13 +129,19 @@ def encoded(
         }
     result = {
         "case": case,
-        "pictures": "OpenMoji" if photos is None else "photos",
+        "pictures": "OpenMoji" if photos is None else f"photos of {megapixels(photos):.2f} megapixels",
         "steps": steps,
         **measured,
         "encoding_milliseconds": round(encoding_milliseconds(dvae, images), 1),
         "dvae": asdict(dvae.config),
     }
     record("encoded", result)
+
+
+def megapixels(folder: Path) -> float:
+    """Of the first JPEGs, the median."""
+    sizes = [Image.open(file).size for file in sorted(folder.rglob("*.jpg"))[:16]]
+    return statistics.median(width * height for width, height in sizes) / 1e6
 
 
 def encoding_milliseconds(dvae: DVAE, images: torch.Tensor) -> float:

@@ -46,6 +46,8 @@ EXPECTED_WARNINGS = (
     ".*LightningCLI's args parameter is intended to run from within Python",  # as it does here
     ".*WeightAveraging callback with a model that overrides the configure_model",  # it fits in memory twice
     ".*you need to define a `flops_per_batch` attribute",  # samples per second are what we log
+    r".*module\(s\) in eval mode at the start of training",  # the frozen dVAE's
+    ".*Precision .* is not supported by the model summary",  # whose megabytes we leave alone
     ".*does not have many workers",  # decoding small pictures is no bottleneck
 )
 
