@@ -168,9 +168,21 @@ class Decoder(nn.Module):
         self.blocks.add_module("output", nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=output)))
 
     def forward(self, z: Float[Tensor, "b k g g"]) -> Float[Tensor, "b 6 h w"]:
-        embed, *stages = self.blocks
+        embed, *_ = self.blocks
         with torch.autocast(z.device.type, enabled=False):
             x = embed(z.float())
+        return self._pixels(x)
+
+    def of_codes(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b 6 h w"]:
+        """The same of one-hot codes, of which the first convolution is a look into a table."""
+        embed, *_ = self.blocks
+        assert isinstance(embed, Conv)
+        assert embed.bias is not None
+        table = embed.weight[:, :, 0, 0].T  # (k, n_init)
+        return self._pixels((F.embedding(codes, table) + embed.bias).movedim(-1, 1))
+
+    def _pixels(self, x: Float[Tensor, "b d g g"]) -> Float[Tensor, "b 6 h w"]:
+        _, *stages = self.blocks
         for stage in stages:
             x = stage(x)
         return F.pixel_shuffle(x.float(), self.patch)
@@ -212,8 +224,15 @@ class DVAE(nn.Module):
         return logits, self.reconstruct(z)
 
     def reconstruct(self, z: Float[Tensor, "b k g g"]) -> LogitLaplace:
-        """The distribution of the pixels given codes, one-hot or relaxed."""
-        mu, log_scale = self.decoder(z).chunk(2, dim=1)  # (b, 3, h, w) each
+        """The distribution of the pixels given relaxed codes."""
+        return self._distribution(self.decoder(z))
+
+    def reconstruct_codes(self, codes: Int[Tensor, "b g g"]) -> LogitLaplace:
+        """The distribution of the pixels given codes."""
+        return self._distribution(self.decoder.of_codes(codes))
+
+    def _distribution(self, parameters: Float[Tensor, "b 6 h w"]) -> LogitLaplace:
+        mu, log_scale = parameters.chunk(2, dim=1)  # (b, 3, h, w) each
         if self.config.min_log_scale is not None:
             log_scale = log_scale.clamp(min=self.config.min_log_scale)
         return LogitLaplace(mu, log_scale)
@@ -223,17 +242,13 @@ class DVAE(nn.Module):
         x = map_pixels(images)
         return self.encoder(2 * x - 1 if self.config.center_inputs else x)
 
-    def one_hot(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b k g g"]:
-        """Codes as the decoder reads them."""
-        return F.one_hot(codes, self.config.codebook_size).movedim(-1, 1).float()
-
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b g g"]:
         """Codes of images in [0, 1]: the argmax, without noise (paper, section 2.2)."""
         return self.encoder_logits(images).argmax(dim=1)
 
     def decode(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b 3 h w"]:
         """Images in [0, 1] of codes."""
-        return self.reconstruct(self.one_hot(codes)).image
+        return self.reconstruct_codes(codes).image
 
 
 def gumbel_softmax(
