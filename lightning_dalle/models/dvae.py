@@ -95,6 +95,12 @@ class Conv(nn.Conv2d):
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 
+    def of_one_hot(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b n_out h w"]:
+        """Of one-hot vectors, without making them: for a kernel of 1 each is a look into the table of the weights."""
+        assert self.bias is not None
+        table = self.weight[:, :, 0, 0].T  # (n_in, n_out)
+        return (F.embedding(codes, table) + self.bias).movedim(-1, 1)
+
 
 class Block(nn.Module):
     """Bottleneck residual block: x + gain * (ReLU, convolution) x 4 (openai/DALL-E)."""
@@ -150,7 +156,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes, one-hot or relaxed, to the parameters of a logit-Laplace: 1x1 in, groups with upsampling, 1x1 out."""
+    """Codes, as they are or relaxed, to the parameters of a logit-Laplace: 1x1 in, groups with upsampling, 1x1 out."""
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
@@ -167,22 +173,11 @@ class Decoder(nn.Module):
         output = Conv(width, 6 * config.patch**2, 1)
         self.blocks.add_module("output", nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=output)))
 
-    def forward(self, z: Float[Tensor, "b k g g"]) -> Float[Tensor, "b 6 h w"]:
-        embed, *_ = self.blocks
-        with torch.autocast(z.device.type, enabled=False):
-            x = embed(z.float())
-        return self._pixels(x)
-
-    def of_codes(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b 6 h w"]:
-        """The same of one-hot codes, of which the first convolution is a look into a table."""
-        embed, *_ = self.blocks
+    def forward(self, z: Float[Tensor, "b k g g"] | Int[Tensor, "b g g"]) -> Float[Tensor, "b 6 h w"]:
+        embed, *stages = self.blocks
         assert isinstance(embed, Conv)
-        assert embed.bias is not None
-        table = embed.weight[:, :, 0, 0].T  # (k, n_init)
-        return self._pixels((F.embedding(codes, table) + embed.bias).movedim(-1, 1))
-
-    def _pixels(self, x: Float[Tensor, "b d g g"]) -> Float[Tensor, "b 6 h w"]:
-        _, *stages = self.blocks
+        with torch.autocast(z.device.type, enabled=False):
+            x = embed(z.float()) if z.is_floating_point() else embed.of_one_hot(z)
         for stage in stages:
             x = stage(x)
         return F.pixel_shuffle(x.float(), self.patch)
@@ -223,16 +218,9 @@ class DVAE(nn.Module):
         z = gumbel_softmax(logits, temperature, generator)  # (b, k, g, g)
         return logits, self.reconstruct(z)
 
-    def reconstruct(self, z: Float[Tensor, "b k g g"]) -> LogitLaplace:
-        """The distribution of the pixels given relaxed codes."""
-        return self._distribution(self.decoder(z))
-
-    def reconstruct_codes(self, codes: Int[Tensor, "b g g"]) -> LogitLaplace:
-        """The distribution of the pixels given codes."""
-        return self._distribution(self.decoder.of_codes(codes))
-
-    def _distribution(self, parameters: Float[Tensor, "b 6 h w"]) -> LogitLaplace:
-        mu, log_scale = parameters.chunk(2, dim=1)  # (b, 3, h, w) each
+    def reconstruct(self, z: Float[Tensor, "b k g g"] | Int[Tensor, "b g g"]) -> LogitLaplace:
+        """The distribution of the pixels given codes, relaxed or as they are."""
+        mu, log_scale = self.decoder(z).chunk(2, dim=1)  # (b, 3, h, w) each
         if self.config.min_log_scale is not None:
             log_scale = log_scale.clamp(min=self.config.min_log_scale)
         return LogitLaplace(mu, log_scale)
@@ -248,7 +236,7 @@ class DVAE(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b 3 h w"]:
         """Images in [0, 1] of codes."""
-        return self.reconstruct_codes(codes).image
+        return self.reconstruct(codes).image
 
 
 def gumbel_softmax(

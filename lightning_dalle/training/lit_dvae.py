@@ -78,7 +78,7 @@ class LitDVAE(pl.LightningModule):
         images = batch.images
         logits = self.dvae.encoder_logits(images)
         codes = logits.argmax(dim=1)
-        pixels = self.dvae.reconstruct_codes(codes)
+        pixels = self.dvae.reconstruct(codes)
         kl_weight = self.kl_weight(self.global_step)
         losses = dvae_loss(images, logits, pixels, kl_weight, self.usage_bonus, self.mse_weight)
         for name, metric in self.val_losses.items():

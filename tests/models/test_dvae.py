@@ -98,7 +98,7 @@ def test_log_scale_is_bounded_if_asked() -> None:
     config = DVAEConfig(image_size=16, codebook_size=11, n_group=3, n_block=1, n_hid=8, min_log_scale=-2.0)
     dvae = DVAE(config)
     nn.init.constant_(dvae.decoder.get_submodule("blocks.output.conv").bias, -9.0)
-    assert float(dvae.reconstruct_codes(torch.zeros(1, 4, 4).long()).log_scale.min()) == -2.0
+    assert float(dvae.reconstruct(torch.zeros(1, 4, 4).long()).log_scale.min()) == -2.0
 
 
 def test_codes_are_reconstructed_as_one_hot_vectors_are() -> None:
@@ -106,7 +106,7 @@ def test_codes_are_reconstructed_as_one_hot_vectors_are() -> None:
     nn.init.normal_(dvae.decoder.get_submodule("blocks.input").bias)
     codes = torch.randint(11, (2, 4, 4), generator=torch.Generator().manual_seed(0))
     one_hot = nn.functional.one_hot(codes, 11).movedim(-1, 1).float()
-    for ours, theirs in zip(dvae.reconstruct_codes(codes), dvae.reconstruct(one_hot), strict=True):
+    for ours, theirs in zip(dvae.reconstruct(codes), dvae.reconstruct(one_hot), strict=True):
         assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
