@@ -157,11 +157,11 @@ def full_weights(pool_weights: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def coco_run(real_data: Path, pool_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both stages of configs/coco, shrunk, on real photos with their evaluations on: the folder of the run."""
+    """The stages of configs/coco, shrunk, on real photos with their evaluations on: the folder of the run."""
     from lightning_dalle.cli import main
 
     folder = tmp_path_factory.mktemp("coco") / "run"
-    for stage in ("dvae", "dalle"):
+    for stage in ("dvae", "dalle", "clip"):
         smaller = {"reference_count": 12}
         if stage == "dalle":
             smaller["drawing"] = {"captions": {"count": 6}}

@@ -17,6 +17,7 @@ class Redness:
 SMALL = {
     "LitDVAE": {"codebook_size": 16, "n_group": 3, "n_block": 1, "n_hid": 8, "n_init": 8},
     "LitDALLE": {"n_layer": 2, "n_head": 2, "n_embd": 16},
+    "LitCLIP": {"vision_width": 64, "vision_layers": 1, "text_width": 64, "text_layers": 1, "embed_dim": 16},
 }
 
 
@@ -43,8 +44,9 @@ def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any)
     if "max_steps" in trainer:
         trainer |= {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 1, "log_every_n_steps": 1}
         model["init_args"]["config"] = SMALL[model["class_path"].rsplit(".", 1)[-1]]
-        if "dvae_checkpoint" in model["init_args"]:
-            model["init_args"]["dvae_checkpoint"] = str(folder / "dvae" / "checkpoints" / "last.ckpt")
+        for reader in (model["init_args"], model["init_args"].get("stand_ins", {})):
+            if "dvae_checkpoint" in reader:
+                reader["dvae_checkpoint"] = str(folder / "dvae" / "checkpoints" / "last.ckpt")
         for schedule in ("learning_rate", "temperature", "kl_weight"):
             if schedule in model["init_args"]:
                 model["init_args"][schedule] |= {"num_steps": 4, "warmup_steps": 0}

@@ -36,13 +36,20 @@ class Features(NamedTuple):
         return Features(self.pool[indices], None if self.logits is None else self.logits[indices])
 
 
+def is_declined(path: Path | None = None) -> bool:
+    """Whether $LIGHTNING_DALLE_INCEPTION is `none`, and no file is given that would count more."""
+    return path is None and os.environ.get(VARIABLE) == "none"
+
+
 def weights_at_hand(path: Path | None = None) -> Path | None:
-    """The file of weights, or None if there is none on this machine: the one given, the one that
+    """The file of weights, or None if there is none on this machine, or none wanted: the one given, the one that
     $LIGHTNING_DALLE_INCEPTION names, or torch hub's.
 
     Raises:
         UserError: if a file is named that is not there.
     """
+    if is_declined(path):
+        return None
     if path is None and os.environ.get(VARIABLE):
         path = Path(os.environ[VARIABLE])
     if path is not None:
@@ -57,8 +64,10 @@ def find_weights(path: Path | None = None) -> Path:
     """The weights at hand; where there are none torch hub downloads them, once.
 
     Raises:
-        UserError: if there is no file, with where to put it.
+        UserError: if there is no file, with where to put it, or none is wanted.
     """
+    if is_declined(path):
+        raise UserError(f"FID is measured by the Inception weights, but ${VARIABLE} is none: unset it, or name a file")
     found = weights_at_hand(path)
     if found is not None:
         return found
@@ -69,7 +78,8 @@ def find_weights(path: Path | None = None) -> Path:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"the Inception weights, which FID is measured by, cannot be downloaded here ({error}): put the file "
-            f"{cached.name} of torch-fidelity's release 0.2.0 into {cached.parent}, or name a copy of it in ${VARIABLE}"
+            f"{cached.name} of torch-fidelity's release 0.2.0 into {cached.parent}, or name a copy of it in ${VARIABLE} "
+            "(with none there, a fit leaves FID out)"
         ) from error
     return cached
 

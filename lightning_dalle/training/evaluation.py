@@ -32,7 +32,7 @@ from lightning_dalle.data.reading import Unreadable, read_picture
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import reconstruction, zero_shot
 from lightning_dalle.evaluation.image_sets import Processes, dataset_pictures
-from lightning_dalle.evaluation.inception import Inception, find_weights
+from lightning_dalle.evaluation.inception import VARIABLE, Inception, find_weights, is_declined
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.inference.scorers import Scorer, identity
@@ -87,17 +87,25 @@ class Evaluation(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         needs_the_whole_model(trainer, type(self).__name__)
-        data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and self.every_n_validations and self.source is None and not data.has_pictures_at_hand:
+        if stage == "fit" and self.every_n_validations and (reason := self._why_left_out(trainer)):
             self.is_left_out = True
-            rank_zero_warn(
-                f"the evaluation {self.protocol.name} is left out of this fit, whose data are streamed or codes alone: "
-                "it counts the pictures of its reference, which its `source` may name"
-            )
+            rank_zero_warn(f"the evaluation {self.protocol.name} is left out of this fit, {reason}")
         elif stage == "test" or (stage == "fit" and self.every_n_validations):  # a mistake is told before hours of work
             self.inception = find_weights(self.inception)
             self.check(self.reference(trainer)[0])
             self.training, self.why_not_compared = self._training(trainer)
+
+    def _why_left_out(self, trainer: pl.Trainer) -> str | None:
+        """What a fit goes on without its evaluation for."""
+        data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if is_declined(self.inception):
+            return f"since ${VARIABLE} is none"
+        if self.source is None and not data.has_pictures_at_hand:
+            return (
+                "whose data are streamed or codes alone: it counts the pictures of its reference, which its `source` "
+                "may name"
+            )
+        return None
 
     def check(self, split: Dataset) -> None:
         """Raises a UserError if the protocol cannot be kept with these reference pictures and captions."""

@@ -21,6 +21,7 @@ from lightning_dalle.cli import main
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.protocol import Protocol
+from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.training.evaluation import ZeroShotEvaluation
 
 
@@ -83,6 +84,15 @@ def test_a_fit_on_real_photos_evaluates_what_it_reconstructs(coco_run: Path) -> 
     assert result["by_blur_radius"]["0"]["fid"]["value"] > 0
     logged = EventAccumulator(str(coco_run / "dvae")).Reload().Tags()
     assert "reconstruction_coco_reconstruction/rfid_blur_0" in logged["scalars"]
+
+
+def test_a_clip_of_the_same_photos_ranks_what_is_drawn(coco_run: Path) -> None:
+    logged = EventAccumulator(str(coco_run / "clip")).Reload().Tags()
+    assert {"train/loss", "val/image_to_text_r1", "val/text_to_image_r5"} <= set(logged["scalars"])
+    best = TextToImage.from_pretrained(coco_run)("a cat", num_candidates=5, top=3)
+    scores = [picture.score for picture in best]
+    assert len(set(scores)) == 3
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_cub_fits_and_is_tested_on_a_folder_of_its_shape(birds: Path, pool_weights: Path, tmp_path: Path) -> None:
@@ -248,6 +258,19 @@ def test_a_fit_without_pictures_at_hand_says_that_it_leaves_its_evaluation_out(k
     evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
     assert evaluation.validations == 0
     with pytest.raises(UserError, match=r"the protocol p (counts the pictures of its reference|needs pictures), but"):
+        evaluation.setup(trainer, pl.LightningModule(), "test")
+
+
+def test_a_fit_goes_without_inception_if_it_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_DALLE_INCEPTION", "none")
+    evaluation = ZeroShotEvaluation(Protocol(name="p"), every_n_validations=1)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.datamodule = CaptionedImageDataModule(Held(DatasetDict()))  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match=r"the evaluation p is left out of this fit, since .LIGHTNING_DALLE_INCEPTION"):
+        evaluation.setup(trainer, pl.LightningModule(), "fit")
+    evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
+    assert evaluation.validations == 0
+    with pytest.raises(UserError, match=r"but .LIGHTNING_DALLE_INCEPTION is none: unset it, or name a file"):
         evaluation.setup(trainer, pl.LightningModule(), "test")
 
 
