@@ -64,6 +64,7 @@ def test_floods_of_a_stream_are_counted_by_the_report_that_the_filter_reads(
     main(["data", "report", "--config", str(file), "--floods", str(tmp_path / "floods.json"), "--out", str(out)])
     assert json.loads((tmp_path / "floods.json").read_text())["captions"] == {GOOD.decode(): 3}
     counts = json.loads(out.read_text())["splits"]["train"]
+    assert counts.pop("examples").keys() == {"caption flood", "zero bytes"}
     assert counts == {"records": 6, "rejected": {"caption flood": 3, "zero bytes": 1}, "kept": 2}
     main(["data", "report", "--config", str(file), "--limit", "4", "--out", str(out)])
     assert json.loads(out.read_text())["splits"]["train"]["records"] == 4

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.records import commit, write_whole
@@ -28,7 +28,7 @@ def report(
     out: Path | None = None,
     floods: Path | None = None,
 ) -> None:
-    """Print how many records of each split every filter rejects, and how many are kept.
+    """Print how many records of each split every filter rejects, with one of them, and how many are kept.
 
     Every picture is decoded once. Splits that are not streamed are screened as a fit screens them, which then finds the
     verdicts in the cache.
@@ -63,8 +63,13 @@ def report(
             "limit": limit,
             "filters": [repr(judge) for judge in screening.filters],
             "splits": {
-                name: {"records": records, "rejected": dict(rejected), "kept": records - rejected.total()}
-                for name, (records, rejected) in counted.items()
+                name: {
+                    "records": found.records,
+                    "rejected": dict(found.rejected),
+                    "kept": found.kept,
+                    "examples": found.examples,
+                }
+                for name, found in counted.items()
             },
             "commit": commit(),
         }
@@ -106,27 +111,43 @@ def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageD
     return datamodule
 
 
-def count(rows: "Dataset | IterableDataset", limit: int | None, screening: "Screening") -> tuple[int, Counter[str]]:
-    """The number of records, and of those rejected by reason."""
+class Counted(NamedTuple):
+    """What a report tells of a split."""
+
+    records: int
+    rejected: Counter[str]
+    examples: dict[str, str]
+    """The first that was rejected for each reason."""
+
+    @property
+    def kept(self) -> int:
+        """Records that are not rejected."""
+        return self.records - self.rejected.total()
+
+
+def count(rows: "Dataset | IterableDataset", limit: int | None, screening: "Screening") -> Counted:
+    """Screens the first records of a split, or all."""
     from datasets import Dataset
     from datasets import Image as EncodedImage
     from rich.progress import track
 
-    from lightning_dalle.data.screening import Rejection
+    from lightning_dalle.data.screening import Rejection, name_of
     from lightning_dalle.data.streams import Reader
 
     if isinstance(rows, Dataset):
         some = rows if limit is None else rows.take(limit)
-        return len(some), screening.screen_rows(some.cast_column("image", EncodedImage(decode=False)))[1]
+        screened = screening.screen_rows(some.cast_column("image", EncodedImage(decode=False)))
+        return Counted(len(some), screened.rejected, screened.examples)
     screening.check_stream()
-    records, rejected = 0, Counter[str]()
+    records, rejected, examples = 0, Counter[str](), dict[str, str]()
     stream = itertools.islice(Reader(rows, index=0, count=1, seed=None, buffer=1).one_pass(), limit)
     for record in track(stream, description="Screening", total=limit, transient=True):
-        records += 1
         verdict = screening.verdict(record)
         if isinstance(verdict, Rejection):
             rejected[verdict.reason] += 1
-    return records, rejected
+            examples.setdefault(verdict.reason, name_of(record, records))
+        records += 1
+    return Counted(records, rejected, examples)
 
 
 def write_floods(file: Path, splits: Mapping[str, Any], limit: int | None, screening: "Screening") -> None:
@@ -146,21 +167,23 @@ def write_floods(file: Path, splits: Mapping[str, Any], limit: int | None, scree
     print(f"{len(found)} captions of more than {judge.max_count} records, written to {file}")
 
 
-def table(counted: Mapping[str, tuple[int, Counter[str]]], screening: "Screening") -> "Table":
-    """A column for each split, a line for each reason, with the share of all records."""
+def table(counted: Mapping[str, Counted], screening: "Screening") -> "Table":
+    """A column for each split, a line for each reason, with the share of all records and one that was rejected."""
     from rich.table import Table
 
     def cells(numbers: Iterable[int]) -> list[str]:
-        return [f"{n:,} ({n / max(records, 1):.1%})" for n, (records, _) in zip(numbers, counted.values(), strict=True)]
+        return [f"{n:,} ({n / max(of.records, 1):.1%})" for n, of in zip(numbers, counted.values(), strict=True)]
 
-    rejected = [counts for _, counts in counted.values()]
-    found = itertools.chain.from_iterable(rejected)
+    examples: dict[str, str] = {}
+    for of in counted.values():
+        examples = of.examples | examples
     sheet = Table("rejected for", title="What each filter costs")
     for split in counted:
         sheet.add_column(split, justify="right")
-    for reason in dict.fromkeys([*(judge.reason for judge in screening.filters), *found]):
-        sheet.add_row(reason, *cells(counts[reason] for counts in rejected))
+    sheet.add_column("such as", overflow="fold")
+    for reason in dict.fromkeys([*(judge.reason for judge in screening.filters), *examples]):
+        sheet.add_row(reason, *cells(of.rejected[reason] for of in counted.values()), examples.get(reason, ""))
     sheet.add_section()
-    sheet.add_row("kept", *cells(records - counts.total() for records, counts in counted.values()))
-    sheet.add_row("records", *cells(records for records, _ in counted.values()))
+    sheet.add_row("kept", *cells(of.kept for of in counted.values()))
+    sheet.add_row("records", *cells(of.records for of in counted.values()))
     return sheet

@@ -198,8 +198,9 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         if "codes" in rows.column_names:
             return rows  # screened as pictures, by the same filters
         rows = rows.cast_column("image", EncodedImage(decode=False))
-        kept, self.rejected[split] = Screening(self.filters or ()).screen_rows(rows, self.num_workers)
-        counts = ", ".join(f"{count} {reason}" for reason, count in self.rejected[split].most_common())
+        kept, rejected, examples = Screening(self.filters or ()).screen_rows(rows, self.num_workers)
+        self.rejected[split] = rejected
+        counts = ", ".join(f"{count} {reason} (such as {examples[reason]})" for reason, count in rejected.most_common())
         if not kept:
             raise UserError(f"the split {split} has no record that is kept of its {len(rows)}: {counts}")
         if counts:

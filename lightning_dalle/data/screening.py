@@ -6,7 +6,7 @@ Knows records and filters. Knows nothing of where records come from or what beco
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -44,6 +44,16 @@ class Rejection:
     """A record that is not trained on."""
 
     reason: str
+
+
+class Screened(NamedTuple):
+    """What screening leaves of rows, and what it took."""
+
+    kept: Dataset
+    rejected: Counter[str]
+    """How many, by reason."""
+    examples: dict[str, str]
+    """The first that was rejected for each reason, as `name_of` has it: where to look for what is wrong."""
 
 
 class Screening:
@@ -84,7 +94,7 @@ class Screening:
                 return Rejection(of_records.reason)
         return {**record, "captions": captions}
 
-    def screen_rows(self, rows: Dataset, workers: int = 0) -> tuple[Dataset, Counter[str]]:
+    def screen_rows(self, rows: Dataset, workers: int = 0) -> Screened:
         """The rows that are kept, and the number of those rejected by reason.
 
         Every picture that would be kept is decoded once, so that training meets none that it cannot read. The
@@ -113,9 +123,15 @@ class Screening:
             verdicts = concatenate_datasets([verdicts, again]).select(order)
             reasons = verdicts["reason"][:]
         kept = [index for index, reason in enumerate(reasons) if reason is None]
+        first: dict[str, int] = {}
+        for index, reason in enumerate(reasons):
+            if reason is not None:
+                first.setdefault(reason, index)
+        examples = {reason: name_of(rows[index], index) for reason, index in first.items()}
         # Side by side: no picture is written again.
         screened = concatenate_datasets([rows.remove_columns("captions"), verdicts.select_columns("captions")], axis=1)
-        return screened.select(kept), Counter(reason for reason in reasons if reason is not None)
+        rejected = Counter(reason for reason in reasons if reason is not None)
+        return Screened(screened.select(kept), rejected, examples)
 
     def verdict(self, record: Record) -> Record | Rejection:
         """As `screen`, with the picture decoded to its end."""
@@ -152,6 +168,14 @@ class Screening:
                 counts = count_captions(map(caption_list, rows["captions"])) if counts is None else counts
                 told.append(Floods.of(counts, judge.max_count))
         return Screening(told)
+
+
+def name_of(record: Record, place: int) -> str:
+    """What a person finds a record by: its picture's file or URL, or else its id, or else its place in the split."""
+    image = record["image"]
+    if image is not None and image["bytes"] is None and image["path"]:
+        return str(image["path"])
+    return str(record.get("id") or place)
 
 
 def _paths(rows: Dataset) -> list[str]:

@@ -14,7 +14,7 @@ from datasets import Image as EncodedImage
 from PIL import Image
 
 from lightning_dalle.data.filters import AspectRatio, CaptionFlood, TooShort
-from lightning_dalle.data.screening import Rejection, Screening
+from lightning_dalle.data.screening import Rejection, Screening, name_of
 
 
 def encoded(width: int = 12, height: int = 8) -> dict[str, Any]:
@@ -78,18 +78,26 @@ def test_a_split_keeps_what_passes_and_counts_the_rest() -> None:
             {"image": encoded(), "captions": ["a brown bear"]},
         ]
     )
-    kept, rejected = Screening(FILTERS).screen_rows(split)
+    kept, rejected, examples = Screening(FILTERS).screen_rows(split)
     assert kept["captions"][:] == [["a red fox"], ["a brown bear"]]
     assert kept["id"][:] == ["0", "6"]
     assert kept.features == split.features
     assert rejected == {"unreadable picture": 1, "caption too short": 1}
+    assert examples == {"unreadable picture": "2", "caption too short": "4"}
+
+
+def test_a_rejected_record_is_named_by_what_a_person_finds_it_by() -> None:
+    lost = {"image": {"bytes": None, "path": "lost.jpg"}, "captions": ["a fox"], "id": "7"}
+    assert name_of(lost, 3) == "lost.jpg"
+    assert name_of({**lost, "image": None}, 3) == "7"
+    assert name_of({"image": encoded(), "captions": []}, 3) == "3"
 
 
 def test_a_flood_is_told_by_the_split_and_goes_as_a_whole() -> None:
     split = rows(
         [{"image": encoded(), "captions": [text, "An owl"]} for text in ("A fox", "a fox ", "a fox", "a bear")]
     )
-    kept, rejected = Screening((CaptionFlood(max_count=2),)).screen_rows(split)
+    kept, rejected, _ = Screening((CaptionFlood(max_count=2),)).screen_rows(split)
     assert kept["captions"][:] == [["a bear"]]
     assert rejected == {"caption flood": 3}
     assert len(Screening((CaptionFlood(max_count=4),)).screen_rows(split)[0]) == 4
@@ -103,7 +111,7 @@ def test_verdicts_are_cached_by_rows_and_filters(tmp_path: Any, monkeypatch: pyt
         raise AssertionError("screened again")
 
     monkeypatch.setattr(Screening, "screen", verdict)
-    kept, rejected = Screening(FILTERS).screen_rows(Dataset.load_from_disk(tmp_path / "split"))
+    kept, rejected, _ = Screening(FILTERS).screen_rows(Dataset.load_from_disk(tmp_path / "split"))
     assert (len(kept), rejected) == (1, {})
     with pytest.raises(AssertionError, match="screened again"):
         Screening(FILTERS[:1]).screen_rows(Dataset.load_from_disk(tmp_path / "split"))
@@ -138,10 +146,10 @@ def test_a_network_that_failed_is_asked_again(tmp_path: Path, monkeypatch: pytes
         raise OSError("timed out")
 
     monkeypatch.setattr(fsspec, "open", failing)
-    kept, rejected = Screening().screen_rows(kept_on_disk(tmp_path, images))
+    kept, rejected, _ = Screening().screen_rows(kept_on_disk(tmp_path, images))
     assert (kept["id"][:], rejected) == (["0"], {"unreachable picture": 1})
     monkeypatch.setattr(fsspec, "open", lambda *_: io.BytesIO(images[0]["bytes"]))
-    kept, rejected = Screening().screen_rows(kept_on_disk(tmp_path, images))
+    kept, rejected, _ = Screening().screen_rows(kept_on_disk(tmp_path, images))
     assert (kept["id"][:], kept["captions"][:], rejected) == (["0", "1"], [["a red fox"]] * 2, {})
 
 
@@ -153,6 +161,6 @@ def test_a_flood_is_told_by_what_its_file_says_not_by_its_name(tmp_path: Path) -
     for counts in ({"a red cat": 3}, {}):
         file.write_text(json.dumps({"more_than": 2, "captions": counts}))
         split = Dataset.load_from_disk(tmp_path / "split")
-        screened, _ = Screening([CaptionFlood(max_count=2, file=file)]).screen_rows(split)
+        screened, _, _ = Screening([CaptionFlood(max_count=2, file=file)]).screen_rows(split)
         kept.append(len(screened))
     assert kept == [1, 4]
