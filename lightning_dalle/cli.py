@@ -264,10 +264,9 @@ def lightning(argv: list[str]) -> "LightningCLI":
             except UserError:
                 raise
             except (ValueError, MisconfigurationException) as error:
-                raise UserError(
-                    f"Lightning's Trainer refuses the options under `trainer`: {error} (`--trainer.plugins null` "
-                    "leaves out those of a config)"
-                ) from error
+                is_of_plugins = "plugins" in str(error)
+                hint = " (`--trainer.plugins null` leaves out those of a config)" if is_of_plugins else ""
+                raise UserError(f"Lightning's Trainer refuses the options under `trainer`: {error}{hint}") from error
 
         def before_fit(self) -> None:
             dvae = getattr(self.model, "dvae_checkpoint", None)

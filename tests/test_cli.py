@@ -136,6 +136,9 @@ def test_options_of_the_trainer_that_exclude_each_other(capsys: pytest.CaptureFi
     error = failure(capsys, "fit", *config, "--trainer.precision", "32-true")
     assert "precision=32-true" in error
     assert "`--trainer.plugins null` leaves out" in error
+    error = failure(capsys, "fit", *config, "--trainer.strategy", "foo")
+    assert "strategy='foo'" in error
+    assert "plugins" not in error
 
 
 def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
