@@ -101,6 +101,11 @@ def open_clip_scorer(name: str) -> CLIPScorer:
         UserError: if there is neither.
     """
     model, colon, weights = name.partition(":")
-    if Path(name).is_file() or not colon:
-        return TrainedCLIP(Path(name))
-    return OpenCLIP(model, weights)
+    if colon and not Path(name).is_file():
+        return OpenCLIP(model, weights)
+    if not Path(name).exists():
+        import open_clip
+
+        if tags := open_clip.list_pretrained_tags_by_model(name):
+            raise UserError(f"{name} is a model of open_clip's, which needs its weights named too: {name}:{tags[0]}")
+    return TrainedCLIP(Path(name))

@@ -63,6 +63,12 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         OpenCLIP("ViT-None", "openai")
     with pytest.raises(UserError, match=r"there is no file of CLIP weights at nowhere\.pt"):
         OpenCLIP(SMALL, "nowhere.pt")
+    with pytest.raises(
+        UserError, match="ViT-B-32 is a model of open_clip's, which needs its weights named too: ViT-B-32:"
+    ):
+        open_clip_scorer("ViT-B-32")
+    with pytest.raises(UserError, match=r"there is no checkpoint at nowhere\.ckpt"):
+        open_clip_scorer("nowhere.ckpt")
     broken = tmp_path / "broken.pt"
     broken.write_text("nothing")
     with pytest.raises(UserError, match=r"the CLIP weights .*broken.pt of ViT-S-32-alt cannot be had"):
