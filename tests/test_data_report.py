@@ -64,10 +64,18 @@ def test_floods_of_a_stream_are_counted_by_the_report_that_the_filter_reads(
     main(["data", "report", "--config", str(file), "--floods", str(tmp_path / "floods.json"), "--out", str(out)])
     assert json.loads((tmp_path / "floods.json").read_text())["captions"] == {GOOD.decode(): 3}
     counts = json.loads(out.read_text())["splits"]["train"]
-    assert counts.pop("examples").keys() == {"caption flood", "zero bytes"}
+    examples = counts.pop("examples")
+    assert examples.keys() == {"caption flood", "zero bytes"}
+    assert examples["zero bytes"] in capsys.readouterr().out
     assert counts == {"records": 6, "rejected": {"caption flood": 3, "zero bytes": 1}, "kept": 2}
     main(["data", "report", "--config", str(file), "--limit", "4", "--out", str(out)])
     assert json.loads(out.read_text())["splits"]["train"]["records"] == 4
+
+
+def test_a_rejected_record_is_shown_by_its_name_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.csv").write_text("path,caption\n[/x]lost:cat:.jpg,an owl\n[/x]lost:cat:.jpg,a fox\n")
+    main(["data", "report", "--config", str(config(tmp_path, tmp_path / "p.csv", []))])
+    assert "[/x]lost:cat:.jpg" in "".join(capsys.readouterr().out.replace("│", "").split())
 
 
 @pytest.mark.parametrize(

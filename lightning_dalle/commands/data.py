@@ -170,19 +170,22 @@ def write_floods(file: Path, splits: Mapping[str, Any], limit: int | None, scree
 def table(counted: Mapping[str, Counted], screening: "Screening") -> "Table":
     """A column for each split, a line for each reason, with the share of all records and one that was rejected."""
     from rich.table import Table
+    from rich.text import Text
 
     def cells(numbers: Iterable[int]) -> list[str]:
         return [f"{n:,} ({n / max(of.records, 1):.1%})" for n, of in zip(numbers, counted.values(), strict=True)]
 
     examples: dict[str, str] = {}
     for of in counted.values():
-        examples = of.examples | examples
+        for reason, name in of.examples.items():
+            examples.setdefault(reason, name)
     sheet = Table("rejected for", title="What each filter costs")
     for split in counted:
         sheet.add_column(split, justify="right")
     sheet.add_column("such as", overflow="fold")
     for reason in dict.fromkeys([*(judge.reason for judge in screening.filters), *examples]):
-        sheet.add_row(reason, *cells(of.rejected[reason] for of in counted.values()), examples.get(reason, ""))
+        example = Text(examples.get(reason, ""))  # a name's brackets are no markup
+        sheet.add_row(reason, *cells(of.rejected[reason] for of in counted.values()), example)
     sheet.add_section()
     sheet.add_row("kept", *cells(of.kept for of in counted.values()))
     sheet.add_row("records", *cells(of.records for of in counted.values()))

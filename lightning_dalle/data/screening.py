@@ -95,7 +95,7 @@ class Screening:
         return {**record, "captions": captions}
 
     def screen_rows(self, rows: Dataset, workers: int = 0) -> Screened:
-        """The rows that are kept, and the number of those rejected by reason.
+        """The rows that are kept, and by reason the number and the first of those rejected.
 
         Every picture that would be kept is decoded once, so that training meets none that it cannot read. The
         verdicts are cached beside the rows by the fingerprints of rows and filters, and by size and time of the files

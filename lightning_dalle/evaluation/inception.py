@@ -79,7 +79,7 @@ def find_weights(path: Path | None = None) -> Path:
         raise UserError(
             f"the Inception weights, which FID is measured by, cannot be downloaded here ({error}): put the file "
             f"{cached.name} of torch-fidelity's release 0.2.0 into {cached.parent}, or name a copy of it in "
-            f"${VARIABLE} (with none there, a fit leaves FID out)"
+            f"${VARIABLE}; {VARIABLE}=none makes fits leave these evaluations out"
         ) from error
     return cached
 

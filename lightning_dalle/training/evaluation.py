@@ -54,7 +54,8 @@ class Evaluation(Callback):
         source: of the reference pictures and captions; the run's own data if not given.
         trained_on: what the checkpoint was trained on, to count the reference pictures among it; a fit knows it, and
             `test` leaves the count out if it is not given.
-        inception: the Inception weights; $LIGHTNING_DALLE_INCEPTION, or torch hub's cache, if not given.
+        inception: the Inception weights; $LIGHTNING_DALLE_INCEPTION, or torch hub's cache, if not given. Where that is
+            `none`, fits go without the evaluation.
         samples_dir: where pictures are kept, in a folder named by a hash of the weights and of all that they depend on.
         results_dir: where `test` files its results; a fit's go beside its logs.
         cache_dir: where Inception's features are kept.
@@ -130,7 +131,9 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """At the first batch, since averaged weights are swapped in before it and out before other hooks may come."""
-        if trainer.sanity_checking or batch_idx > 0 or not self.every_n_validations or self.is_left_out:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if batch_idx > 0 or not self.every_n_validations or self.is_left_out:
             return
         self.validations += 1
         if self.validations % self.every_n_validations == 0:

@@ -24,7 +24,7 @@ from lightning_dalle.evaluation.image_sets import (
     prepare,
     read_pictures,
 )
-from lightning_dalle.evaluation.inception import Features, Inception, find_weights
+from lightning_dalle.evaluation.inception import Features, Inception, find_weights, weights_at_hand
 from lightning_dalle.evaluation.protocol import Captions, Preparation, Protocol
 from lightning_dalle.training.evaluation import Evaluation
 
@@ -230,6 +230,11 @@ def test_weights_are_found_by_setting_then_variable_then_cache(tmp_path: Path, m
     cached = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     cached.touch()
     assert find_weights() == cached
+    monkeypatch.setenv(inception.VARIABLE, "none")
+    assert find_weights(given) == given
+    assert weights_at_hand() is None
+    with pytest.raises(UserError, match="is none: unset it"):
+        find_weights()
 
 
 def test_a_file_that_is_no_inception_is_refused(tmp_path: Path) -> None:

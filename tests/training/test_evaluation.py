@@ -14,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from PIL import Image
+from pytorch_lightning.trainer.states import TrainerFn
 from shrunk import add_scorer, pictures, shrunk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -255,6 +256,7 @@ def test_a_fit_without_pictures_at_hand_says_that_it_leaves_its_evaluation_out(k
     trainer.datamodule = data  # type: ignore[attr-defined]
     with pytest.warns(UserWarning, match="the evaluation p is left out of this fit, whose data are streamed or codes"):
         evaluation.setup(trainer, pl.LightningModule(), "fit")
+    trainer.state.fn = TrainerFn.FITTING
     evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
     assert evaluation.validations == 0
     with pytest.raises(UserError, match=r"the protocol p (counts the pictures of its reference|needs pictures), but"):
@@ -268,10 +270,21 @@ def test_a_fit_goes_without_inception_if_it_is_declined(monkeypatch: pytest.Monk
     trainer.datamodule = CaptionedImageDataModule(Held(DatasetDict()))  # type: ignore[attr-defined]
     with pytest.warns(UserWarning, match=r"the evaluation p is left out of this fit, since .LIGHTNING_DALLE_INCEPTION"):
         evaluation.setup(trainer, pl.LightningModule(), "fit")
+    trainer.state.fn = TrainerFn.FITTING
     evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
     assert evaluation.validations == 0
     with pytest.raises(UserError, match=r"but .LIGHTNING_DALLE_INCEPTION is none: unset it, or name a file"):
         evaluation.setup(trainer, pl.LightningModule(), "test")
+
+
+def test_validate_neither_evaluates_nor_counts() -> None:
+    evaluation = ZeroShotEvaluation(Protocol(name="p"), every_n_validations=2)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    counted = {}
+    for trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.FITTING):
+        evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
+        counted[trainer.state.fn] = evaluation.validations
+    assert counted == {TrainerFn.VALIDATING: 0, TrainerFn.FITTING: 1}
 
 
 @dataclass(frozen=True)
