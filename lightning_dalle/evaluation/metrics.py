@@ -75,9 +75,9 @@ def _ranks(asked: Float[Tensor, "n d"], among: Float[Tensor, "n d"], start: int)
 def nearest(
     images: Float[Tensor, "n 3 h w"], references: Float[Tensor, "m 3 h w"], chunk: int = 256
 ) -> Int[Tensor, " n"]:
-    """For each image the reference at the least Euclidean distance of pixels."""
-    flat = references.flatten(1)
-    exact = "donot_use_mm_for_euclid_dist"  # by products, near ties such as two skin tones could flip
-    return torch.cat(
-        [torch.cdist(part.flatten(1), flat, compute_mode=exact).argmin(dim=1) for part in images.split(chunk)]
-    )
+    """For each image the reference at the least Euclidean distance of pixels.
+
+    In float64, in which products are exact enough: in float32 near ties such as two skin tones could flip.
+    """
+    flat = references.flatten(1).double()
+    return torch.cat([torch.cdist(part.flatten(1).double(), flat).argmin(dim=1) for part in images.split(chunk)])

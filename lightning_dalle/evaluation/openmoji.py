@@ -4,7 +4,7 @@ Knows the OpenMoji splits, models and measures. Knows nothing of training or of 
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,10 +22,10 @@ from lightning_dalle.evaluation.inception import Inception, weights_at_hand
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
 from lightning_dalle.evaluation.metrics import CodebookUse, Retrieval, nearest
 from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
-from lightning_dalle.evaluation.statistics import mean, psnr, share, share_of
+from lightning_dalle.evaluation.statistics import expected_best, mean, psnr, share, share_of
 from lightning_dalle.inference.options import Reranking, SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
-from lightning_dalle.inference.ranking import Candidate, best_of, scored
+from lightning_dalle.inference.ranking import scored
 from lightning_dalle.inference.scorers import identity
 from lightning_dalle.models.clip import CLIP
 from lightning_dalle.models.dvae import DVAE
@@ -123,7 +123,7 @@ def measure_dalle(
             "seed": seed,
             "right": f"nearest in Euclidean distance of pixels among all {len(emoji.rows)} captioned emoji",
         },
-        **_right(samples, asked, emoji),
+        **{name: share(hits) for name, hits in _right(samples, asked, emoji).items()},
     }
     return numbers, asked, [to_pil(sample) for sample in samples]
 
@@ -151,30 +151,35 @@ def measure_reranking(
     seed: int = 0,
     batch_size: int = 512,
 ) -> dict[str, Any]:
-    """The same of the best of many candidates, by the number of candidates, in nested sets (paper, Fig. 9c)."""
+    """The same of the best of many candidates, by the number of candidates (paper, Fig. 9c).
+
+    Of each number that is what is to be expected: the mean over all sets of so many of a prompt's candidates. Its
+    interval is that over the prompts.
+    """
     asked = _asked(emoji, options.prompts, seed)
     most = options.candidates[-1]
     requests = [Request(emoji.captions[i], seed + n * most + j) for n, i in enumerate(asked) for j in range(most)]
     images = pipeline.draw(requests, options.sampling, batch_size=batch_size, on_progress=on_progress)
-    best: dict[int, list[Candidate]] = {size: [] for size in options.candidates}
+    expected: dict[int, dict[str, list[float]]] = {size: {} for size in options.candidates}
     for i in asked:
-        candidates = scored(itertools.islice(images, most), emoji.captions[i], pipeline.scorer, batch_size)
-        for size, candidate in best_of(candidates, options.candidates):
-            best[size].append(candidate)
+        candidates = list(scored(itertools.islice(images, most), emoji.captions[i], pipeline.scorer, batch_size))
+        scores = [candidate.score or 0.0 for candidate in candidates]
+        drawn = torch.stack([candidate.image for candidate in candidates]).cpu()
+        judged: dict[str, Sequence[float]] = {**_right(drawn, [i] * most, emoji), "score": scores}
+        for size, figures in expected.items():
+            for name, values in judged.items():
+                figures.setdefault(name, []).append(expected_best(values, scores, size))
     return {
         "protocol": {
             "data": "OpenMoji, split compositions",
             "prompts": len(asked),
             "ranked_by": identity(pipeline.scorer),
+            "best_of": f"mean over all sets of so many of the {most} candidates of a prompt",
             "sampling": asdict(options.sampling),
             "seed": seed,
         },
         "by_candidates": {
-            str(size): {
-                **_right(torch.stack([one.image for one in some]).cpu(), asked, emoji),
-                "score": mean([one.score or 0.0 for one in some]),
-            }
-            for size, some in best.items()
+            str(size): {name: mean(values) for name, values in figures.items()} for size, figures in expected.items()
         },
     }
 
@@ -186,12 +191,12 @@ def _asked(emoji: Emoji, count: int, seed: int) -> list[int]:
     return [held_out[i] for i in order]
 
 
-def _right(samples: Float[Tensor, "n 3 h w"], asked: list[int], emoji: Emoji) -> dict[str, Any]:
-    """Is the nearest real emoji the one asked for, and of its skin tone?"""
+def _right(samples: Float[Tensor, "n 3 h w"], asked: list[int], emoji: Emoji) -> dict[str, list[bool]]:
+    """Of each sample: is the nearest real emoji the one asked for, and of its skin tone?"""
     found = list(zip(nearest(samples, emoji.images).tolist(), asked, strict=True))
     return {
-        "right_emoji": share([emoji.picture[i] == emoji.picture[j] for i, j in found]),
-        "right_skin_tone": share([emoji.tones[i] == emoji.tones[j] for i, j in found]),
+        "right_emoji": [emoji.picture[i] == emoji.picture[j] for i, j in found],
+        "right_skin_tone": [emoji.tones[i] == emoji.tones[j] for i, j in found],
     }
 
 

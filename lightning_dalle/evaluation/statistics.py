@@ -36,6 +36,23 @@ def mean(values: Sequence[float]) -> dict[str, Any]:
     return {"value": average, "interval_95": [average - error, average + error], "of": len(values)}
 
 
+def expected_best(values: Sequence[float], scores: Sequence[float], size: int) -> float:
+    """The value of the candidate of the best score among `size`, averaged over all sets of so many of the candidates.
+
+    The k-th best of m, from 0, is the best of those sets whose others all come after it: comb(m - 1 - k, size - 1) of
+    comb(m, size). So a set of each size costs no candidates of its own, and none hangs on which of them came first.
+
+    Args:
+        values: of each candidate, what is averaged.
+        scores: of each candidate, by which it is chosen; of two equal ones the earlier.
+        size: of the sets, at most as many as there are candidates.
+    """
+    best_first = sorted(range(len(scores)), key=lambda i: -scores[i])
+    behind = range(len(scores) - 1, -1, -1)
+    chosen = sum(values[i] * math.comb(others, size - 1) for i, others in zip(best_first, behind, strict=True))
+    return chosen / math.comb(len(scores), size)
+
+
 def psnr(squared_errors: Sequence[float]) -> dict[str, Any]:
     """PSNR in dB of the mean squared error over all images, given that of each in [0, 1], with its 95 % interval."""
 

@@ -37,7 +37,7 @@ class Reranking:
     prompts: int = 200
     """Captions that are drawn."""
     candidates: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """Sizes of nested sets of candidates, rising, of which the best is taken (Fig. 9c)."""
+    """Sizes of sets of candidates, rising, of which the best is taken (Fig. 9c); as many as the last are drawn."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """How the candidates are drawn: livelier than one sample alone, since they have to differ."""
 

@@ -1,9 +1,13 @@
-"""Intervals."""
+"""Intervals, and what is to be expected of the best of several."""
+
+import itertools
+import random
+import statistics
 
 import pytest
 import torch
 
-from lightning_dalle.evaluation.statistics import mean, psnr, share
+from lightning_dalle.evaluation.statistics import expected_best, mean, psnr, share
 
 
 def test_an_interval_of_95_percent() -> None:
@@ -27,3 +31,17 @@ def test_a_share_lies_in_its_interval() -> None:
     found = share([True] * 40 + [False] * 60)
     assert (found["value"], found["hits"], found["of"]) == (0.4, 40, 100)
     assert found["interval_95"] == [0.3094, 0.498]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_the_best_is_expected_as_over_all_sets(size: int) -> None:
+    scores, values = [0.3, 0.9, 0.9, -0.2, 0.5, 0.1, 0.7, 0.3], [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.5, 0.0]
+    best = [max(some, key=lambda i: scores[i]) for some in itertools.combinations(range(8), size)]  # the earlier
+    assert expected_best(values, scores, size) == pytest.approx(statistics.fmean(values[i] for i in best))
+
+
+def test_what_is_expected_does_not_hang_on_the_order() -> None:
+    candidates = [(random.random(), float(i % 2)) for i in range(64)]
+    shuffled = random.sample(candidates, 64)
+    one, two = (expected_best([v for _, v in some], [s for s, _ in some], 16) for some in (candidates, shuffled))
+    assert one == pytest.approx(two)
