@@ -72,12 +72,20 @@ def _ranks(asked: Float[Tensor, "n d"], among: Float[Tensor, "n d"], start: int)
     return (cosines >= own).sum(dim=1)
 
 
-def nearest(
-    images: Float[Tensor, "n 3 h w"], references: Float[Tensor, "m 3 h w"], chunk: int = 256
-) -> Int[Tensor, " n"]:
-    """For each image the reference at the least Euclidean distance of pixels.
+class Nearest:
+    """Finds for each image the reference at the least Euclidean distance of pixels.
 
-    In float64, in which products are exact enough: in float32 near ties such as two skin tones could flip.
+    By products in float64; in float32 near ties such as two skin tones could flip.
     """
-    flat = references.flatten(1).double()
-    return torch.cat([torch.cdist(part.flatten(1).double(), flat).argmin(dim=1) for part in images.split(chunk)])
+
+    def __init__(self, references: Float[Tensor, "m 3 h w"]) -> None:
+        self.references = references.flatten(1).double()
+        self.squares = self.references.square().sum(dim=1)
+
+    def __call__(self, images: Float[Tensor, "n 3 h w"], chunk: int = 256) -> Int[Tensor, " n"]:
+        parts = images.flatten(1).split(chunk)
+        return torch.cat([self._less_than_squared(part.double()).argmin(dim=1) for part in parts])
+
+    def _less_than_squared(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+        """Squared distances, but for the square of each image, which all its distances have in common."""
+        return torch.addmm(self.squares, x, self.references.T, alpha=-2)

@@ -20,7 +20,7 @@ from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.image_sets import Pictures, read_pictures
 from lightning_dalle.evaluation.inception import Inception, weights_at_hand
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
-from lightning_dalle.evaluation.metrics import CodebookUse, Retrieval, nearest
+from lightning_dalle.evaluation.metrics import CodebookUse, Nearest, Retrieval
 from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
 from lightning_dalle.evaluation.statistics import expected_best, mean, psnr, share, share_of
 from lightning_dalle.inference.options import Reranking, SamplingOptions
@@ -42,6 +42,7 @@ class Emoji:
         self.images: Float[Tensor, "n 3 h w"] = torch.stack(
             [to_image(picture, image_size) for picture in self.rows["image"]]
         )
+        self.nearest = Nearest(self.images)
         self.picture = self.rows["picture"][:]
         self.tones = self.rows["tones"][:]
         self.captions = [captions[0] for captions in self.rows["captions"]]
@@ -70,7 +71,7 @@ def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
     )
 
     def quality(reconstructions: Tensor) -> dict[str, Any]:
-        found = nearest(reconstructions, emoji.images).tolist()
+        found = emoji.nearest(reconstructions).tolist()
         return {
             "psnr_db": psnr((reconstructions - originals).square().mean((1, 2, 3)).tolist()),
             "retrieval": share([emoji.picture[i] == emoji.picture[j] for i, j in zip(found, val, strict=True)]),
@@ -193,7 +194,7 @@ def _asked(emoji: Emoji, count: int, seed: int) -> list[int]:
 
 def _right(samples: Float[Tensor, "n 3 h w"], asked: list[int], emoji: Emoji) -> dict[str, list[bool]]:
     """Of each sample: is the nearest real emoji the one asked for, and of its skin tone?"""
-    found = list(zip(nearest(samples, emoji.images).tolist(), asked, strict=True))
+    found = list(zip(emoji.nearest(samples).tolist(), asked, strict=True))
     return {
         "right_emoji": [emoji.picture[i] == emoji.picture[j] for i, j in found],
         "right_skin_tone": [emoji.tones[i] == emoji.tones[j] for i, j in found],

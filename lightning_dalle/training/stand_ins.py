@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from lightning_dalle.checkpoints import load_dvae
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.metrics import nearest
+from lightning_dalle.evaluation.metrics import Nearest
 from lightning_dalle.models.dvae import DVAE, gumbel_noise
 
 
@@ -57,5 +57,5 @@ class StandIns:
         drawn = order[: math.ceil(self.share * len(images))]
         logits = dvae.encoder_logits(images[drawn])  # (n, k, g, g)
         made = dvae.decode((logits + gumbel_noise(logits, generator)).argmax(dim=1))  # (n, 3, h, w)
-        is_of = nearest(made, images) == torch.arange(len(images), device=images.device)[:, None]  # (b, n)
+        is_of = Nearest(images)(made) == torch.arange(len(images), device=images.device)[:, None]  # (b, n)
         return torch.where(is_of.any(dim=1)[:, None, None, None], made[is_of.byte().argmax(dim=1)], images)

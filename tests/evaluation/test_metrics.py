@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
-from lightning_dalle.evaluation.metrics import CodebookUse, nearest
+from lightning_dalle.evaluation.metrics import CodebookUse, Nearest
 
 
 def test_perplexity_is_one_at_collapse_and_the_codebook_at_even_use() -> None:
@@ -28,7 +28,13 @@ def test_codes_are_counted_over_all_batches() -> None:
 def test_nearest_finds_each_noisy_original() -> None:
     references = torch.rand(20, 3, 8, 8)
     order = torch.randperm(20)
-    assert torch.equal(nearest(references[order] + 0.01 * torch.randn(20, 3, 8, 8), references, chunk=7), order)
+    assert torch.equal(Nearest(references)(references[order] + 0.01 * torch.randn(20, 3, 8, 8), chunk=7), order)
+
+
+def test_nearest_tells_apart_what_sums_in_float32_cannot() -> None:
+    references = torch.rand(1, 3, 32, 32).expand(200, -1, -1, -1).clone()
+    references[:, 0, 0, 0] = torch.linspace(0.5, 0.501, 200)
+    assert Nearest(references)(references).tolist() == list(range(200))
 
 
 def test_kmeans_is_exact_where_patches_are_fewer_than_codes() -> None:
