@@ -30,11 +30,10 @@ CONFIG = Path(__file__).parents[1] / "configs" / "openmoji" / "quickstart_dvae.y
 
 
 def scaled(config: dict[str, Any], steps: int) -> dict[str, Any]:
-    """A recipe's config for another number of steps, its schedules ending at the same share of the run."""
+    """A recipe's config for another number of steps; its warm-up is the same share of the run, as its schedules are."""
     trainer = config["trainer"]
-    for schedule in config["model"]["init_args"].values():
-        for length in {"num_steps", "warmup_steps"} & (schedule.keys() if isinstance(schedule, dict) else set()):
-            schedule[length] = math.ceil(schedule[length] * steps / trainer["max_steps"])
+    learning_rate = config["model"]["init_args"]["learning_rate"]
+    learning_rate["warmup_steps"] = math.ceil(learning_rate["warmup_steps"] * steps / trainer["max_steps"])
     trainer |= {"max_steps": steps, "val_check_interval": steps}
     return config
 

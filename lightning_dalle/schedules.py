@@ -4,7 +4,7 @@ Knows arithmetic. Knows nothing of optimizers, models or losses.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_dalle.errors import UserError
@@ -22,19 +22,40 @@ class CosineAnneal:
     """Value after the warm-up (at step 0 when there is none)."""
     end: float
     """Value at `num_steps` and ever after."""
-    num_steps: int
-    """Optimizer steps until `end` is reached, the warm-up included."""
+    num_steps: int | None = None
+    """Optimizer steps until `end` is reached, the warm-up included; where none are given, `share` of the fit's."""
+    share: float = 1.0
+    """Of the fit's steps, how much it takes until `end` is reached; above 0. For a schedule without `num_steps`."""
     warmup_steps: int = 0
     """Optimizer steps of the linear rise from 0 to `start`."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_steps < self.num_steps:
+        if self.num_steps is not None and self.share != 1.0:
+            raise UserError(f"a schedule has num_steps={self.num_steps} and share={self.share}, but one says how long")
+        if self.share <= 0:
+            raise UserError(f"a schedule's share of the fit is {self.share}, but must be above 0")
+        if not 0 <= self.warmup_steps < (math.inf if self.num_steps is None else self.num_steps):
             raise UserError(
                 f"a schedule of num_steps={self.num_steps} cannot warm up for warmup_steps={self.warmup_steps}"
             )
 
+    def over(self, max_steps: int) -> "CosineAnneal":
+        """The same for a fit of so many optimizer steps, whose `num_steps` are given.
+
+        A fit that ends before its warm-up does so on the rise.
+
+        Raises:
+            UserError: if there are no `num_steps` and the fit has no number of steps either (-1).
+        """
+        if self.num_steps is not None:
+            return self
+        if max_steps < 0:
+            raise UserError("a schedule without num_steps lasts for its share of trainer.max_steps, but there are none")
+        return replace(self, num_steps=max(round(self.share * max_steps), self.warmup_steps + 1), share=1.0)
+
     def __call__(self, step: int) -> float:
-        """The value at an optimizer step (0 is the first)."""
+        """The value at an optimizer step (0 is the first) of a schedule whose `num_steps` are given."""
+        assert self.num_steps is not None, "`over` tells how long the fit is"
         if step < self.warmup_steps:
             return self.start * step / self.warmup_steps
         t = min((step - self.warmup_steps) / (self.num_steps - self.warmup_steps), 1.0)
@@ -70,6 +91,10 @@ class HalvedOnPlateau:
         """The value at an optimizer step (0 is the first), after the validations so far."""
         rise = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         return self.peak * rise / 2**self.halved
+
+    def over(self, max_steps: int) -> "HalvedOnPlateau":
+        """The same: it hangs on losses, and not on how long a fit is."""
+        return self
 
     def observe(self, loss: float) -> None:
         """Takes note of a validation."""

@@ -49,7 +49,7 @@ def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any)
                 reader["dvae_checkpoint"] = str(folder / "dvae" / "checkpoints" / "last.ckpt")
         for schedule in ("learning_rate", "temperature", "kl_weight"):
             if schedule in model["init_args"]:
-                model["init_args"][schedule] |= {"num_steps": 4, "warmup_steps": 0}
+                model["init_args"][schedule] |= {"warmup_steps": 0}
         config["data"] |= {"image_size": 32, "text_len": 16, "vocab_size": 300}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / path.name

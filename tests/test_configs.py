@@ -44,7 +44,7 @@ def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.
     every = cli.trainer.checkpoint_callback._every_n_train_steps or cli.trainer.val_check_interval  # type: ignore[union-attr]
     assert cli.trainer.max_steps % every == 0, "the last steps would not be saved"
     if path.parent != PAPER:  # the paper's are halved on plateaus, or constant in the end
-        assert cli.model.learning_rate.num_steps == cli.trainer.max_steps
+        assert cli.model.learning_rate.over(cli.trainer.max_steps).num_steps == cli.trainer.max_steps
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import pytest
 
+from lightning_dalle.errors import UserError
 from lightning_dalle.schedules import CosineAnneal, HalvedOnPlateau
 
 
@@ -25,6 +26,27 @@ def test_warm_up_is_linear_from_zero() -> None:
 def test_warm_up_longer_than_the_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"num_steps=10 .* warmup_steps=10"):
         CosineAnneal(start=1.0, end=0.0, num_steps=10, warmup_steps=10)
+
+
+def test_without_a_length_it_lasts_for_its_share_of_the_fit() -> None:
+    temperature = CosineAnneal(start=1.0, end=0.5, share=0.7).over(8500)
+    assert temperature == CosineAnneal(start=1.0, end=0.5, num_steps=5950) == temperature.over(20)
+    whole = CosineAnneal(start=1.0, end=0.1, warmup_steps=100).over(1000)
+    assert [whole(step) for step in (50, 100, 1000, 2000)] == pytest.approx([0.5, 1.0, 0.1, 0.1])
+
+
+def test_a_fit_may_end_within_the_warm_up() -> None:
+    rate = CosineAnneal(start=1.0, end=0.1, warmup_steps=100).over(20)
+    assert [rate(step) for step in (0, 10, 20)] == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_a_length_is_said_once_and_only_where_there_is_one() -> None:
+    with pytest.raises(UserError, match=r"num_steps=10 and share=0.5, but one says how long"):
+        CosineAnneal(start=1.0, end=0.0, num_steps=10, share=0.5)
+    with pytest.raises(UserError, match=r"share of the fit is 0.0, but must be above 0"):
+        CosineAnneal(start=1.0, end=0.0, share=0.0)
+    with pytest.raises(UserError, match=r"lasts for its share of trainer.max_steps, but there are none"):
+        CosineAnneal(start=1.0, end=0.0).over(-1)
 
 
 def test_the_paper_s_rate_warms_up_and_is_halved_on_each_plateau_five_times() -> None:

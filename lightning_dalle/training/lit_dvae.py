@@ -41,17 +41,19 @@ class LitDVAE(pl.LightningModule):
 
     def __init__(
         self,
-        config: DVAEConfig = DVAEConfig(),  # noqa: B008 (frozen, as are the schedules)
-        learning_rate: CosineAnneal = CosineAnneal(start=1e-4, end=1.25e-6, num_steps=1_200_000),  # noqa: B008
-        temperature: CosineAnneal = CosineAnneal(start=1.0, end=1 / 16, num_steps=150_000),  # noqa: B008
-        kl_weight: CosineAnneal = CosineAnneal(start=0.0, end=6.6, num_steps=5_000),  # noqa: B008
+        config: DVAEConfig = DVAEConfig(),  # noqa: B008 (frozen)
+        learning_rate: CosineAnneal | None = None,
+        temperature: CosineAnneal | None = None,
+        kl_weight: CosineAnneal | None = None,
         usage_bonus: float = 0.0,
         mse_weight: float = 0.0,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.learning_rate, self.temperature, self.kl_weight = learning_rate, temperature, kl_weight
+        self.learning_rate = learning_rate or CosineAnneal(start=1e-4, end=1.25e-6, num_steps=1_200_000)
+        self.temperature = temperature or CosineAnneal(start=1.0, end=1 / 16, num_steps=150_000)
+        self.kl_weight = kl_weight or CosineAnneal(start=0.0, end=6.6, num_steps=5_000)
         self.usage_bonus, self.mse_weight = usage_bonus, mse_weight
         self.optimizer, self.seed = NewOptimizer(optimizer), seed
         # Convolutions of few channels are 1.4 times as fast in this layout on a CPU, and as fast as ever on a GPU.
@@ -62,6 +64,8 @@ class LitDVAE(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         needs_pictures(self.trainer.datamodule.source)  # type: ignore[attr-defined]
+        self.temperature = self.temperature.over(self.trainer.max_steps)
+        self.kl_weight = self.kl_weight.over(self.trainer.max_steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
@@ -98,7 +102,7 @@ class LitDVAE(pl.LightningModule):
             return self.dvae.encode(batch.images)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return configure(self.dvae, self.optimizer, self.learning_rate)
+        return configure(self.dvae, self.optimizer, self.learning_rate.over(self.trainer.max_steps))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(dvae_record(self.dvae))

@@ -47,10 +47,9 @@ def test_the_peer_is_trained_measured_and_drawn(tmp_path: Path) -> None:
     assert sheet.width > 2 * 4 * 64  # two captions, and for each three samples and the real one
 
 
-def test_schedules_end_at_the_same_share_of_a_shorter_run() -> None:
+def test_a_shorter_run_warms_up_for_the_same_share_of_it() -> None:
     config = yaml.safe_load(CONFIG.read_text())
-    whole = config["model"]["init_args"]["learning_rate"]
-    steps, warmup = whole["num_steps"] // 10, whole["warmup_steps"] // 10
-    shorter = scaled(config, steps)["model"]["init_args"]["learning_rate"]
-    assert config["trainer"]["max_steps"] == shorter["num_steps"] == steps
-    assert shorter["warmup_steps"] == warmup
+    steps, warmup = config["trainer"]["max_steps"] // 10, config["model"]["init_args"]["learning_rate"]["warmup_steps"]
+    shorter = scaled(config, steps)
+    assert shorter["trainer"]["max_steps"] == shorter["trainer"]["val_check_interval"] == steps
+    assert shorter["model"]["init_args"]["learning_rate"]["warmup_steps"] == warmup // 10
