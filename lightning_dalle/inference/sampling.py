@@ -62,9 +62,11 @@ class ByRows(nn.Linear):
     """
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
+        if math.prod(x.shape[:-1]) <= ROWS:
+            return F.linear(x, self.weight, self.bias)
         rows = x.flatten(0, -2)
         parts = [F.linear(part, self.weight, self.bias) for part in rows.tensor_split(math.ceil(len(rows) / ROWS))]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).unflatten(0, x.shape[:-1])
+        return torch.cat(parts).unflatten(0, x.shape[:-1])
 
 
 def in_native_bf16(model: DALLE) -> DALLE:
@@ -107,7 +109,6 @@ class Graph:
         return self.logits
 
 
-@torch.no_grad()
 def sample(
     model: DALLE,
     text_tokens: Int[Tensor, "b t"],
@@ -137,11 +138,26 @@ def sample(
     sets = 1 if options.guidance == 1.0 else 2  # with a caption, and without
     if sets == 2:
         text_tokens = torch.cat([text_tokens, model.null_caption(b)])
-    codes = torch.empty(b, image_len, dtype=torch.long, device=device)
+    codes = torch.empty(b, image_len, dtype=torch.long, device=device)  # what inference mode makes cannot be trained on
     n = 0 if given is None else given.shape[1]
     if given is not None:
         codes[:, :n] = given
-    u = uniforms(seeds, image_len).to(device)
+    _fill(model, text_tokens, codes, n, uniforms(seeds, image_len).to(device), options, on_code)
+    return codes.view(b, grid, grid)
+
+
+@torch.inference_mode()  # a step of 8 pictures takes a CPU 6 % less than without gradients alone
+def _fill(
+    model: DALLE,
+    text_tokens: Int[Tensor, "s t"],
+    codes: Int[Tensor, "b i"],
+    n: int,
+    u: Float[Tensor, "b i"],
+    options: SamplingOptions,
+    on_code: Callable[[], None],
+) -> None:
+    """Draws all codes but the first n, by the numbers in u; captions are twice as many where the options guide."""
+    image_len, sets = codes.shape[1], len(text_tokens) // len(codes)
 
     # What the pictures begin with is read once for all that share it: 512 candidates have one caption.
     known = torch.cat([text_tokens, codes[:, :n].repeat(sets, 1)], dim=1)
@@ -156,7 +172,7 @@ def sample(
     for i in range(n, image_len):
         if i > n:
             logits = step(codes[:, i - 1])
-        if i == n + 1 and device.type == "cuda":
+        if i == n + 1 and codes.device.type == "cuda":
             step = Graph(step, codes[:, i])
         logits = logits.float()  # (sets * b, k)
         if sets == 2:
@@ -166,4 +182,3 @@ def sample(
         on_code()
     if not logits.isfinite().all():  # once, since looking makes a GPU wait; what is no number stays so to the end
         raise UserError("the transformer's logits are no numbers: it diverged in training")
-    return codes.view(b, grid, grid)

@@ -53,15 +53,17 @@ class SelfAttention(nn.Module):
         self.pattern = pattern
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.project = nn.Linear(config.n_embd, config.n_embd)
-        self.norm_q = nn.LayerNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.norm_k = nn.LayerNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.norm_q, self.norm_k = nn.LayerNorm(config.head_dim), nn.LayerNorm(config.head_dim)
 
     def forward(self, x: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (b, h, n, d / h)
-        wide = self.qkv.weight.dtype  # of the norms' weights too, which autocast leaves alone
         with torch.autocast(x.device.type, enabled=False):
-            q, k = self.norm_q(q.to(wide)).to(v.dtype), self.norm_k(k.to(wide)).to(v.dtype)
+            if self.qk_norm:
+                wide = self.norm_q.weight.dtype  # which autocast leaves alone
+                q, k = self.norm_q(q.to(wide)).to(v.dtype), self.norm_k(k.to(wide)).to(v.dtype)
             y = attend(q, k, v, self.pattern) if cache is None else cache.attend(q, k, v)  # (b, h, n, d / h)
         return self.project(y.transpose(1, 2).reshape(b, n, d))
 

@@ -100,6 +100,12 @@ def test_given_rows_are_kept_and_seen(
     assert torch.equal(guided.argmax(-1)[:, 4 * rows :], made[:, 4 * rows :])
 
 
+def test_sampled_codes_can_be_trained_on(dalle: DALLE, text_tokens: Tensor) -> None:
+    codes = sample(dalle, text_tokens, [0, 1, 2], SamplingOptions()).flatten(1)
+    dalle(text_tokens, codes).image.sum().backward()
+    assert dalle.image_embedding.weight.grad is not None
+
+
 def test_progress_is_told_of_each_code(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
     told: list[int] = []
     sample(dalle, text_tokens, [0, 1, 2], SamplingOptions(), codes[:, :4], lambda: told.append(1))
