@@ -25,36 +25,38 @@ class CosineAnneal:
     num_steps: int | None = None
     """Optimizer steps until `end` is reached, the warm-up included; where none are given, `share` of the fit's."""
     share: float = 1.0
-    """Of the fit's steps, how much it takes until `end` is reached; above 0. For a schedule without `num_steps`."""
+    """Of a fit's steps, where `num_steps` are not given; above 0, at most 1."""
     warmup_steps: int = 0
-    """Optimizer steps of the linear rise from 0 to `start`."""
+    """Optimizer steps of the linear rise from 0 to `start`; at most half of them, where `num_steps` are not given."""
 
     def __post_init__(self) -> None:
-        if self.num_steps is not None and self.share != 1.0:
-            raise UserError(f"a schedule has num_steps={self.num_steps} and share={self.share}, but one says how long")
-        if self.share <= 0:
-            raise UserError(f"a schedule's share of the fit is {self.share}, but must be above 0")
+        if not 0 < self.share <= 1:
+            raise UserError(f"a schedule's share of the fit is {self.share}, but must be above 0 and at most 1")
         if not 0 <= self.warmup_steps < (math.inf if self.num_steps is None else self.num_steps):
             raise UserError(
                 f"a schedule of num_steps={self.num_steps} cannot warm up for warmup_steps={self.warmup_steps}"
             )
 
-    def over(self, max_steps: int) -> "CosineAnneal":
-        """The same for a fit of so many optimizer steps, whose `num_steps` are given.
+    def over(self, fit_steps: int | float) -> "CosineAnneal":
+        """The same with `num_steps`, for a fit of so many optimizer steps.
 
-        A fit that ends before its warm-up does so on the rise.
+        A fit that goes on for longer than it was begun for goes on along another curve, unless `num_steps` are given.
 
         Raises:
-            UserError: if there are no `num_steps` and the fit has no number of steps either (-1).
+            UserError: if there are no `num_steps`, and it is not known how long the fit is (infinite, or below 0).
         """
         if self.num_steps is not None:
             return self
-        if max_steps < 0:
-            raise UserError("a schedule without num_steps lasts for its share of trainer.max_steps, but there are none")
-        return replace(self, num_steps=max(round(self.share * max_steps), self.warmup_steps + 1), share=1.0)
+        if not 0 <= fit_steps < math.inf:
+            raise UserError(
+                "a schedule without num_steps lasts for its share of the fit, but how long that is is not known: give "
+                "trainer.max_steps, or the schedule's num_steps"
+            )
+        steps = max(round(self.share * fit_steps), 1)
+        return replace(self, num_steps=steps, warmup_steps=min(self.warmup_steps, steps // 2))
 
     def __call__(self, step: int) -> float:
-        """The value at an optimizer step (0 is the first) of a schedule whose `num_steps` are given."""
+        """The value at an optimizer step (0 is the first) of a schedule that has `num_steps`."""
         assert self.num_steps is not None, "`over` tells how long the fit is"
         if step < self.warmup_steps:
             return self.start * step / self.warmup_steps
@@ -92,7 +94,7 @@ class HalvedOnPlateau:
         rise = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         return self.peak * rise / 2**self.halved
 
-    def over(self, max_steps: int) -> "HalvedOnPlateau":
+    def over(self, fit_steps: int | float) -> "HalvedOnPlateau":
         """The same: it hangs on losses, and not on how long a fit is."""
         return self
 

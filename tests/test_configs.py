@@ -17,6 +17,7 @@ from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.data.transforms import DALLEAugmentation, DVAEAugmentation
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.training.callbacks import GradientScaleCurves
 from lightning_dalle.training.encoding import CodesWriter
 from lightning_dalle.training.evaluation import Evaluation
@@ -43,8 +44,10 @@ def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.
     assert type(cli.model).__name__ in ("LitDVAE", "LitDALLE", "LitCLIP")
     every = cli.trainer.checkpoint_callback._every_n_train_steps or cli.trainer.val_check_interval  # type: ignore[union-attr]
     assert cli.trainer.max_steps % every == 0, "the last steps would not be saved"
-    if path.parent != PAPER:  # the paper's are halved on plateaus, or constant in the end
-        assert cli.model.learning_rate.over(cli.trainer.max_steps).num_steps == cli.trainer.max_steps
+    for name in ("learning_rate", "temperature", "kl_weight"):
+        schedule = getattr(cli.model, name, None)
+        if isinstance(schedule, CosineAnneal):
+            assert schedule.over(cli.trainer.max_steps)(cli.trainer.max_steps) == pytest.approx(schedule.end), name
 
 
 @pytest.mark.parametrize(

@@ -30,23 +30,33 @@ def test_warm_up_longer_than_the_schedule_is_refused() -> None:
 
 def test_without_a_length_it_lasts_for_its_share_of_the_fit() -> None:
     temperature = CosineAnneal(start=1.0, end=0.5, share=0.7).over(8500)
-    assert temperature == CosineAnneal(start=1.0, end=0.5, num_steps=5950) == temperature.over(20)
+    assert [temperature(step) for step in (0, 2975, 5950, 8500)] == pytest.approx([1.0, 0.75, 0.5, 0.5])
     whole = CosineAnneal(start=1.0, end=0.1, warmup_steps=100).over(1000)
     assert [whole(step) for step in (50, 100, 1000, 2000)] == pytest.approx([0.5, 1.0, 0.1, 0.1])
 
 
-def test_a_fit_may_end_within_the_warm_up() -> None:
-    rate = CosineAnneal(start=1.0, end=0.1, warmup_steps=100).over(20)
-    assert [rate(step) for step in (0, 10, 20)] == pytest.approx([0.0, 0.1, 0.2])
+def test_a_length_of_its_own_is_kept() -> None:
+    schedule = CosineAnneal(start=1.0, end=0.5, num_steps=100, share=0.7)
+    assert schedule.over(8500) == schedule
 
 
-def test_a_length_is_said_once_and_only_where_there_is_one() -> None:
-    with pytest.raises(UserError, match=r"num_steps=10 and share=0.5, but one says how long"):
-        CosineAnneal(start=1.0, end=0.0, num_steps=10, share=0.5)
-    with pytest.raises(UserError, match=r"share of the fit is 0.0, but must be above 0"):
-        CosineAnneal(start=1.0, end=0.0, share=0.0)
-    with pytest.raises(UserError, match=r"lasts for its share of trainer.max_steps, but there are none"):
-        CosineAnneal(start=1.0, end=0.0).over(-1)
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 150])
+def test_a_fit_shorter_than_the_warm_up_rises_for_half_of_it(steps: int) -> None:
+    rate = CosineAnneal(start=1.0, end=0.1, warmup_steps=100).over(steps)
+    assert max(rate(step) for step in range(steps)) == rate(steps // 2) == 1.0 or steps == 150
+    assert rate(steps) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 70.0])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match=f"share of the fit is {share}, but must be above 0 and at most 1"):
+        CosineAnneal(start=1.0, end=0.0, share=share)
+
+
+@pytest.mark.parametrize("fit_steps", [-1, float("inf")])
+def test_a_fit_of_unknown_length_wants_to_be_told(fit_steps: float) -> None:
+    with pytest.raises(UserError, match=r"give trainer.max_steps, or the schedule's num_steps"):
+        CosineAnneal(start=1.0, end=0.0).over(fit_steps)
 
 
 def test_the_paper_s_rate_warms_up_and_is_halved_on_each_plateau_five_times() -> None:

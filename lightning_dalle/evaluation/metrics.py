@@ -80,12 +80,11 @@ class Nearest:
 
     def __init__(self, references: Float[Tensor, "m 3 h w"]) -> None:
         self.references = references.flatten(1).double()
-        self.squares = self.references.square().sum(dim=1)
+        self.squares = torch.linalg.vector_norm(self.references, dim=1) ** 2
 
     def __call__(self, images: Float[Tensor, "n 3 h w"], chunk: int = 256) -> Int[Tensor, " n"]:
-        parts = images.flatten(1).split(chunk)
-        return torch.cat([self._less_than_squared(part.double()).argmin(dim=1) for part in parts])
+        return torch.cat([self._nearest(part.double()) for part in images.flatten(1).split(chunk)])
 
-    def _less_than_squared(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-        """Squared distances, but for the square of each image, which all its distances have in common."""
-        return torch.addmm(self.squares, x, self.references.T, alpha=-2)
+    def _nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
+        """By squared distances without x's own square, which all of a row have in common."""
+        return torch.addmm(self.squares, x, self.references.T, alpha=-2).argmin(dim=1)

@@ -6,6 +6,7 @@ Knows the OpenMoji splits, models and measures. Knows nothing of training or of 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from lightning_dalle.evaluation.inception import Inception, weights_at_hand
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
 from lightning_dalle.evaluation.metrics import CodebookUse, Nearest, Retrieval
 from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
-from lightning_dalle.evaluation.statistics import expected_best, mean, psnr, share, share_of
+from lightning_dalle.evaluation.statistics import expected_best, mean, mean_of_shares, psnr, share, share_of
 from lightning_dalle.inference.options import Reranking, SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
 from lightning_dalle.inference.ranking import scored
@@ -42,10 +43,14 @@ class Emoji:
         self.images: Float[Tensor, "n 3 h w"] = torch.stack(
             [to_image(picture, image_size) for picture in self.rows["image"]]
         )
-        self.nearest = Nearest(self.images)
         self.picture = self.rows["picture"][:]
         self.tones = self.rows["tones"][:]
         self.captions = [captions[0] for captions in self.rows["captions"]]
+
+    @cached_property
+    def nearest(self) -> Nearest:
+        """Of all of them."""
+        return Nearest(self.images)
 
     def of(self, split: str) -> list[int]:
         """Indices of a split's emoji."""
@@ -152,10 +157,10 @@ def measure_reranking(
     seed: int = 0,
     batch_size: int = 512,
 ) -> dict[str, Any]:
-    """The same of the best of many candidates, by the number of candidates (paper, Fig. 9c).
+    """Is the best of so many candidates right, and what is its score (paper, Fig. 9c)?
 
-    Of each number that is what is to be expected: the mean over all sets of so many of a prompt's candidates. Its
-    interval is that over the prompts.
+    Of each number of candidates the mean over all sets of so many of a prompt's, then over the prompts, whose spread
+    gives the interval.
     """
     asked = _asked(emoji, options.prompts, seed)
     most = options.candidates[-1]
@@ -166,7 +171,7 @@ def measure_reranking(
         candidates = list(scored(itertools.islice(images, most), emoji.captions[i], pipeline.scorer, batch_size))
         scores = [candidate.score or 0.0 for candidate in candidates]
         drawn = torch.stack([candidate.image for candidate in candidates]).cpu()
-        judged: dict[str, Sequence[float]] = {**_right(drawn, [i] * most, emoji), "score": scores}
+        judged: dict[str, Sequence[float | bool]] = {**_right(drawn, [i] * most, emoji), "score": scores}
         for size, figures in expected.items():
             for name, values in judged.items():
                 figures.setdefault(name, []).append(expected_best(values, scores, size))
@@ -180,7 +185,8 @@ def measure_reranking(
             "seed": seed,
         },
         "by_candidates": {
-            str(size): {name: mean(values) for name, values in figures.items()} for size, figures in expected.items()
+            str(size): {name: (mean if name == "score" else mean_of_shares)(values) for name, values in figures.items()}
+            for size, figures in expected.items()
         },
     }
 

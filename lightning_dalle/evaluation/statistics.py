@@ -36,11 +36,27 @@ def mean(values: Sequence[float]) -> dict[str, Any]:
     return {"value": average, "interval_95": [average - error, average + error], "of": len(values)}
 
 
-def expected_best(values: Sequence[float], scores: Sequence[float], size: int) -> float:
+def mean_of_shares(values: Sequence[float]) -> dict[str, Any]:
+    """A mean of shares, each from 0 to 1, with its 95 % interval: Wilson's of as many hits and misses as would give a
+    mean as sure.
+
+    Of hits and misses themselves those are as many as there are values; of shares that vary less they are more.
+    """
+    p, count = statistics.fmean(values), float(len(values))
+    variance = statistics.variance(values) if len(values) > 1 else 0.0
+    if 0 < variance < p * (1 - p):
+        count *= p * (1 - p) / variance
+    z = 1.96
+    middle, width = p + z**2 / (2 * count), z * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
+    interval = [(middle + sign * width) / (1 + z**2 / count) for sign in (-1, 1)]
+    return {"value": round(p, 4), "interval_95": [round(end, 4) for end in interval], "of": len(values)}
+
+
+def expected_best(values: Sequence[float | bool], scores: Sequence[float], size: int) -> float:
     """The value of the candidate of the best score among `size`, averaged over all sets of so many of the candidates.
 
     The k-th best of m, from 0, is the best of those sets whose others all come after it: comb(m - 1 - k, size - 1) of
-    comb(m, size). So a set of each size costs no candidates of its own, and none hangs on which of them came first.
+    comb(m, size). So one drawing serves all sizes, and the order of the candidates does not matter but for ties.
 
     Args:
         values: of each candidate, what is averaged.
@@ -48,9 +64,10 @@ def expected_best(values: Sequence[float], scores: Sequence[float], size: int) -
         size: of the sets, at most as many as there are candidates.
     """
     best_first = sorted(range(len(scores)), key=lambda i: -scores[i])
+    sets = math.comb(len(scores), size)
     behind = range(len(scores) - 1, -1, -1)
-    chosen = sum(values[i] * math.comb(others, size - 1) for i, others in zip(best_first, behind, strict=True))
-    return chosen / math.comb(len(scores), size)
+    chances = [math.comb(others, size - 1) / sets for others in behind]  # of whole numbers, as they outgrow floats
+    return sum(values[i] * chance for i, chance in zip(best_first, chances, strict=True))
 
 
 def psnr(squared_errors: Sequence[float]) -> dict[str, Any]:

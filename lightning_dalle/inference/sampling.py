@@ -146,7 +146,7 @@ def sample(
     return codes.view(b, grid, grid)
 
 
-@torch.inference_mode()  # a step of 8 pictures takes a CPU 6 % less than without gradients alone
+@torch.inference_mode()  # a step of 8 pictures takes a CPU 5 % less than without gradients alone
 def _fill(
     model: DALLE,
     text_tokens: Int[Tensor, "s t"],

@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Int
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import AdamW
@@ -64,17 +65,16 @@ class LitDVAE(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         needs_pictures(self.trainer.datamodule.source)  # type: ignore[attr-defined]
-        self.temperature = self.temperature.over(self.trainer.max_steps)
-        self.kl_weight = self.kl_weight.over(self.trainer.max_steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
         generator = step_generator(self.device, self.seed, step, batch_idx, self.global_rank)
-        logits, pixels = self.dvae(batch.images, self.temperature(step), generator)
-        losses = dvae_loss(batch.images, logits, pixels, self.kl_weight(step), self.usage_bonus, self.mse_weight)
+        temperature, kl_weight = self.temperature_at(step), self.kl_weight_at(step)
+        logits, pixels = self.dvae(batch.images, temperature, generator)
+        losses = dvae_loss(batch.images, logits, pixels, kl_weight, self.usage_bonus, self.mse_weight)
         if is_logged(self.trainer):
             self.log_dict({f"train/{name}": value for name, value in losses.items()})
-            self.log_dict({"schedule/temperature": self.temperature(step), "schedule/kl_weight": self.kl_weight(step)})
+            self.log_dict({"schedule/temperature": temperature, "schedule/kl_weight": kl_weight})
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -83,7 +83,8 @@ class LitDVAE(pl.LightningModule):
         logits = self.dvae.encoder_logits(images)
         codes = logits.argmax(dim=1)
         pixels = self.dvae.reconstruct(codes)
-        kl_weight = self.kl_weight(self.global_step)
+        is_of_fit = self.trainer.state.fn == TrainerFn.FITTING  # else there is no step, and the fit has ended
+        kl_weight = self.kl_weight_at(self.global_step) if is_of_fit else self.kl_weight.end
         losses = dvae_loss(images, logits, pixels, kl_weight, self.usage_bonus, self.mse_weight)
         for name, metric in self.val_losses.items():
             assert isinstance(metric, MeanMetric)
@@ -102,7 +103,9 @@ class LitDVAE(pl.LightningModule):
             return self.dvae.encode(batch.images)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return configure(self.dvae, self.optimizer, self.learning_rate.over(self.trainer.max_steps))
+        steps = self.trainer.estimated_stepping_batches
+        self.temperature_at, self.kl_weight_at = self.temperature.over(steps), self.kl_weight.over(steps)
+        return configure(self.dvae, self.optimizer, self.learning_rate.over(steps))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(dvae_record(self.dvae))

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from lightning_dalle.evaluation.statistics import expected_best, mean, psnr, share
+from lightning_dalle.evaluation.statistics import expected_best, mean, mean_of_shares, psnr, share
 
 
 def test_an_interval_of_95_percent() -> None:
@@ -33,6 +33,21 @@ def test_a_share_lies_in_its_interval() -> None:
     assert found["interval_95"] == [0.3094, 0.498]
 
 
+@pytest.mark.parametrize("hits", [0, 1, 17, 30])
+def test_a_mean_of_hits_and_misses_is_their_share(hits: int) -> None:
+    one, other = mean_of_shares([1.0] * hits + [0.0] * (30 - hits)), share([True] * hits + [False] * (30 - hits))
+    assert one["value"] == other["value"]
+    assert one["interval_95"] == pytest.approx(other["interval_95"], abs=2e-4)
+
+
+def test_a_mean_of_shares_that_vary_less_is_surer() -> None:
+    """As sure as the usual interval of a mean has it, where that is not near its ends."""
+    values = [random.betavariate(4, 3) for _ in range(400)]
+    low, high = mean_of_shares(values)["interval_95"]
+    assert [low, high] == pytest.approx(mean(values)["interval_95"], abs=2e-3)
+    assert high - low < 0.6 * (0.5 * 4 / 400**0.5)
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
 def test_the_best_is_expected_as_over_all_sets(size: int) -> None:
     scores, values = [0.3, 0.9, 0.9, -0.2, 0.5, 0.1, 0.7, 0.3], [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.5, 0.0]
@@ -45,3 +60,7 @@ def test_what_is_expected_does_not_hang_on_the_order() -> None:
     shuffled = random.sample(candidates, 64)
     one, two = (expected_best([v for _, v in some], [s for s, _ in some], 16) for some in (candidates, shuffled))
     assert one == pytest.approx(two)
+
+
+def test_sets_may_be_more_than_a_float_can_count() -> None:
+    assert expected_best([1.0] * 4096, [0.0] * 4096, 512) == pytest.approx(1.0)
