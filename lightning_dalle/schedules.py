@@ -25,7 +25,7 @@ class CosineAnneal:
     num_steps: int | None = None
     """Optimizer steps until `end` is reached, the warm-up included; where none are given, `share` of the fit's."""
     share: float = 1.0
-    """Of a fit's steps, where `num_steps` are not given; above 0, at most 1."""
+    """Of the fit's `trainer.max_steps`, where `num_steps` are not given; above 0, at most 1."""
     warmup_steps: int = 0
     """Optimizer steps of the linear rise from 0 to `start`; at most half of them, where `num_steps` are not given."""
 
@@ -37,22 +37,22 @@ class CosineAnneal:
                 f"a schedule of num_steps={self.num_steps} cannot warm up for warmup_steps={self.warmup_steps}"
             )
 
-    def over(self, fit_steps: int | float) -> "CosineAnneal":
+    def over(self, max_steps: int) -> "CosineAnneal":
         """The same with `num_steps`, for a fit of so many optimizer steps.
 
         A fit that goes on for longer than it was begun for goes on along another curve, unless `num_steps` are given.
 
         Raises:
-            UserError: if there are no `num_steps`, and it is not known how long the fit is (infinite, or below 0).
+            UserError: if there are no `num_steps`, and the fit is not counted in steps (-1).
         """
         if self.num_steps is not None:
             return self
-        if not 0 <= fit_steps < math.inf:
+        if max_steps < 0:
             raise UserError(
-                "a schedule without num_steps lasts for its share of the fit, but how long that is is not known: give "
+                "a schedule without num_steps lasts for its share of trainer.max_steps, but the fit has none: give "
                 "trainer.max_steps, or the schedule's num_steps"
             )
-        steps = max(round(self.share * fit_steps), 1)
+        steps = max(round(self.share * max_steps), 1)
         return replace(self, num_steps=steps, warmup_steps=min(self.warmup_steps, steps // 2))
 
     def __call__(self, step: int) -> float:
@@ -94,7 +94,7 @@ class HalvedOnPlateau:
         rise = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         return self.peak * rise / 2**self.halved
 
-    def over(self, fit_steps: int | float) -> "HalvedOnPlateau":
+    def over(self, max_steps: int) -> "HalvedOnPlateau":
         """The same: it hangs on losses, and not on how long a fit is."""
         return self
 

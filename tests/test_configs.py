@@ -47,7 +47,9 @@ def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.
     for name in ("learning_rate", "temperature", "kl_weight"):
         schedule = getattr(cli.model, name, None)
         if isinstance(schedule, CosineAnneal):
-            assert schedule.over(cli.trainer.max_steps)(cli.trainer.max_steps) == pytest.approx(schedule.end), name
+            within = schedule.over(cli.trainer.max_steps)
+            assert within(cli.trainer.max_steps) == pytest.approx(schedule.end), name
+            assert within.warmup_steps == schedule.warmup_steps, name
 
 
 @pytest.mark.parametrize(

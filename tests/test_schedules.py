@@ -41,9 +41,9 @@ def test_a_length_of_its_own_is_kept() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20, 150])
-def test_a_fit_shorter_than_the_warm_up_rises_for_half_of_it(steps: int) -> None:
+def test_a_fit_shorter_than_two_warm_ups_rises_for_half_of_it(steps: int) -> None:
     rate = CosineAnneal(start=1.0, end=0.1, warmup_steps=100).over(steps)
-    assert max(rate(step) for step in range(steps)) == rate(steps // 2) == 1.0 or steps == 150
+    assert max(rate(step) for step in range(steps)) == rate(steps // 2) == 1.0
     assert rate(steps) == pytest.approx(0.1)
 
 
@@ -53,10 +53,9 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
         CosineAnneal(start=1.0, end=0.0, share=share)
 
 
-@pytest.mark.parametrize("fit_steps", [-1, float("inf")])
-def test_a_fit_of_unknown_length_wants_to_be_told(fit_steps: float) -> None:
+def test_a_fit_of_unknown_length_wants_to_be_told() -> None:
     with pytest.raises(UserError, match=r"give trainer.max_steps, or the schedule's num_steps"):
-        CosineAnneal(start=1.0, end=0.0).over(fit_steps)
+        CosineAnneal(start=1.0, end=0.0).over(-1)
 
 
 def test_the_paper_s_rate_warms_up_and_is_halved_on_each_plateau_five_times() -> None:

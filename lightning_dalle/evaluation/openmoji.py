@@ -185,7 +185,10 @@ def measure_reranking(
             "seed": seed,
         },
         "by_candidates": {
-            str(size): {name: (mean if name == "score" else mean_of_shares)(values) for name, values in figures.items()}
+            str(size): {
+                name: mean(values) if name == "score" else mean_of_shares(values, trials=most / size)
+                for name, values in figures.items()
+            }
             for size, figures in expected.items()
         },
     }

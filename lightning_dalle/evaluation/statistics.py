@@ -36,20 +36,23 @@ def mean(values: Sequence[float]) -> dict[str, Any]:
     return {"value": average, "interval_95": [average - error, average + error], "of": len(values)}
 
 
-def mean_of_shares(values: Sequence[float]) -> dict[str, Any]:
-    """A mean of shares, each from 0 to 1, with its 95 % interval: Wilson's of as many hits and misses as would give a
-    mean as sure.
+def mean_of_shares(values: Sequence[float], trials: float) -> dict[str, Any]:
+    """A mean of shares with its 95 % interval: Wilson's, of as many hits and misses as would give a mean as sure.
 
-    Of hits and misses themselves those are as many as there are values; of shares that vary less they are more.
+    Those are as many as there are shares, if each is 0 or 1, and more, the less the shares vary.
+
+    Args:
+        values: from 0 to 1.
+        trials: independent ones behind each share, at least 1; no mean is surer than all of them make it.
     """
-    p, count = statistics.fmean(values), float(len(values))
-    variance = statistics.variance(values) if len(values) > 1 else 0.0
-    if 0 < variance < p * (1 - p):
-        count *= p * (1 - p) / variance
+    p, count = statistics.fmean(values), len(values)
+    variance = statistics.variance(values) if count > 1 else 0.0
+    of_one = p * (1 - p)  # the variance of a hit or miss
+    sure = count * max(1.0, min(trials, of_one / variance if variance else trials if of_one else 1.0))
     z = 1.96
-    middle, width = p + z**2 / (2 * count), z * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
-    interval = [(middle + sign * width) / (1 + z**2 / count) for sign in (-1, 1)]
-    return {"value": round(p, 4), "interval_95": [round(end, 4) for end in interval], "of": len(values)}
+    middle, width = p + z**2 / (2 * sure), z * math.sqrt(of_one / sure + z**2 / (4 * sure**2))
+    interval = [(middle + sign * width) / (1 + z**2 / sure) for sign in (-1, 1)]
+    return {"value": round(p, 4), "interval_95": [round(end, 4) for end in interval], "of": count}
 
 
 def expected_best(values: Sequence[float | bool], scores: Sequence[float], size: int) -> float:

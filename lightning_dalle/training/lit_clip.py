@@ -99,8 +99,7 @@ class LitCLIP(pl.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        learning_rate = self.learning_rate.over(self.trainer.estimated_stepping_batches)
-        return configure(self.clip.network, self.optimizer, learning_rate)
+        return configure(self.clip.network, self.optimizer, self.learning_rate.over(self.trainer.max_steps))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(clip_record(self.config))

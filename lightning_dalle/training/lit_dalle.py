@@ -150,7 +150,7 @@ class LitDALLE(pl.LightningModule):
         assert self.dalle is not None
         if self.learning_rate is None:
             raise UserError("a fit needs a learning_rate, but none is given")
-        return configure(self.dalle, self.optimizer, self.learning_rate.over(self.trainer.estimated_stepping_batches))
+        return configure(self.dalle, self.optimizer, self.learning_rate.over(self.trainer.max_steps))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.dalle is not None

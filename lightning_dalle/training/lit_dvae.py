@@ -78,12 +78,12 @@ class LitDVAE(pl.LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Codes by argmax, without noise, as the transformer will see them."""
+        """Codes by argmax, without noise, as the transformer will see them; outside a fit by the last KL weight."""
         images = batch.images
         logits = self.dvae.encoder_logits(images)
         codes = logits.argmax(dim=1)
         pixels = self.dvae.reconstruct(codes)
-        is_of_fit = self.trainer.state.fn == TrainerFn.FITTING  # else there is no step, and the fit has ended
+        is_of_fit = self.trainer.state.fn == TrainerFn.FITTING  # no other verb knows the step
         kl_weight = self.kl_weight_at(self.global_step) if is_of_fit else self.kl_weight.end
         losses = dvae_loss(images, logits, pixels, kl_weight, self.usage_bonus, self.mse_weight)
         for name, metric in self.val_losses.items():
@@ -103,7 +103,7 @@ class LitDVAE(pl.LightningModule):
             return self.dvae.encode(batch.images)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        steps = self.trainer.estimated_stepping_batches
+        steps = self.trainer.max_steps
         self.temperature_at, self.kl_weight_at = self.temperature.over(steps), self.kl_weight.over(steps)
         return configure(self.dvae, self.optimizer, self.learning_rate.over(steps))
 

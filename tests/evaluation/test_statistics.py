@@ -35,7 +35,7 @@ def test_a_share_lies_in_its_interval() -> None:
 
 @pytest.mark.parametrize("hits", [0, 1, 17, 30])
 def test_a_mean_of_hits_and_misses_is_their_share(hits: int) -> None:
-    one, other = mean_of_shares([1.0] * hits + [0.0] * (30 - hits)), share([True] * hits + [False] * (30 - hits))
+    one, other = mean_of_shares([1.0] * hits + [0.0] * (30 - hits), 64.0), share([True] * hits + [False] * (30 - hits))
     assert one["value"] == other["value"]
     assert one["interval_95"] == pytest.approx(other["interval_95"], abs=2e-4)
 
@@ -43,9 +43,15 @@ def test_a_mean_of_hits_and_misses_is_their_share(hits: int) -> None:
 def test_a_mean_of_shares_that_vary_less_is_surer() -> None:
     """As sure as the usual interval of a mean has it, where that is not near its ends."""
     values = [random.betavariate(4, 3) for _ in range(400)]
-    low, high = mean_of_shares(values)["interval_95"]
+    low, high = mean_of_shares(values, 64.0)["interval_95"]
     assert [low, high] == pytest.approx(mean(values)["interval_95"], abs=2e-3)
     assert high - low < 0.6 * (0.5 * 4 / 400**0.5)
+
+
+@pytest.mark.parametrize("values", [[0.5] * 20, [0.5] * 19 + [0.5001], [0.45, 0.55] * 10])
+def test_a_mean_of_shares_is_no_surer_than_all_trials(values: list[float]) -> None:
+    most = share([True, False] * 40)  # four trials behind each of twenty
+    assert mean_of_shares(values, 4.0)["interval_95"] == pytest.approx(most["interval_95"], abs=2e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
