@@ -61,14 +61,18 @@ def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
     """Reconstructions of `val` by argmax codes, beside a k-means codebook of the same grid and size.
 
     A reconstruction is retrieved if the nearest of all captioned emoji, in pixels, is its original (or shows the very
-    same picture).
+    same picture). Those of `compositions` are judged as a DALL-E's pictures of them are: what the dVAE alone gets wrong.
     """
-    val = emoji.of("val")
+    val, compositions = emoji.of("val"), emoji.of("compositions")
     originals = emoji.images[val]
-    with torch.inference_mode():
-        device = next(dvae.parameters()).device
-        codes = torch.cat([dvae.encode(part.to(device)) for part in originals.split(64)])
-        made = torch.cat([dvae.decode(part) for part in codes.split(64)]).cpu()
+    device = next(dvae.parameters()).device
+
+    def encoded_and_decoded(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            codes = torch.cat([dvae.encode(part.to(device)) for part in images.split(64)])
+            return codes, torch.cat([dvae.decode(part) for part in codes.split(64)]).cpu()
+
+    codes, made = encoded_and_decoded(originals)
     use = CodebookUse(dvae.config.codebook_size)
     use.update(codes.cpu())
     patches = kmeans_reconstructions(
@@ -98,6 +102,7 @@ def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
             **quality(made),
             "codebook_perplexity": round(float(use.compute()), 1),
             "codes_used": dvae.config.codebook_size - int(use.dead),
+            "compositions": _shares_right(encoded_and_decoded(emoji.images[compositions])[1], compositions, emoji),
         },
         "kmeans": quality(patches),
     }
@@ -129,7 +134,7 @@ def measure_dalle(
             "seed": seed,
             "right": f"nearest in Euclidean distance of pixels among all {len(emoji.rows)} captioned emoji",
         },
-        **{name: share(hits) for name, hits in _right(samples, asked, emoji).items()},
+        **_shares_right(samples, asked, emoji),
     }
     return numbers, asked, [to_pil(sample) for sample in samples]
 
@@ -208,6 +213,11 @@ def _right(samples: Float[Tensor, "n 3 h w"], asked: list[int], emoji: Emoji) ->
         "right_emoji": [emoji.picture[i] == emoji.picture[j] for i, j in found],
         "right_skin_tone": [emoji.tones[i] == emoji.tones[j] for i, j in found],
     }
+
+
+def _shares_right(samples: Float[Tensor, "n 3 h w"], asked: list[int], emoji: Emoji) -> dict[str, Any]:
+    """How many of all."""
+    return {name: share(hits) for name, hits in _right(samples, asked, emoji).items()}
 
 
 def measure_fidelity(

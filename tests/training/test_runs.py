@@ -209,6 +209,7 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(
     assert min(event.step for event in scalars(resumed, "train/loss")) >= step_when_killed - 1
 
     report = json.loads((run / "report.json").read_text())
+    assert report["reconstruction"]["dvae"]["compositions"]["right_emoji"]["of"] == 312
     assert report["composition"]["right_emoji"]["of"] == 8
     assert len(list((run / "samples").glob("*.png"))) == 8
     fidelity = report["composition"]["fidelity"]
