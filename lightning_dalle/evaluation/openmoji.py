@@ -61,7 +61,7 @@ def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
     """Reconstructions of `val` by argmax codes, beside a k-means codebook of the same grid and size.
 
     A reconstruction is retrieved if the nearest of all captioned emoji, in pixels, is its original (or shows the very
-    same picture). Those of `compositions` are judged as a DALL-E's pictures of them are: what the dVAE alone gets wrong.
+    same picture). Those of `compositions` are judged as a DALL-E's pictures of them: what the dVAE alone gets wrong.
     """
     val, compositions = emoji.of("val"), emoji.of("compositions")
     originals = emoji.images[val]
