@@ -22,9 +22,9 @@ from matplotlib.ticker import StrMethodFormatter
 from torch import Tensor
 
 from benchmarks.recording import RESULTS, record
-from lightning_dalle import machine
-from lightning_dalle.models.attention import is_for_blocks, is_for_windows, masked, windowed
-from lightning_dalle.models.masks import Kind, Pattern
+from lightning_dalle.hardware import has_native_bf16
+from lightning_dalle.models.attention.dispatch import is_for_blocks, is_for_windows, masked, windowed
+from lightning_dalle.models.attention.patterns import Kind, Pattern
 
 SIZES = {8: (17, 16), 16: (65, 4), 32: (257, 2), 64: (257, 1)}
 """By the grid: text positions, with the start vector, and streams in a batch."""
@@ -44,7 +44,7 @@ def patterns(text_len: int, grid: int) -> dict[Kind, Pattern]:
 def structured(pattern: Pattern, device: str, dtype: torch.dtype) -> tuple[Callable[..., Tensor], bool]:
     """The form that knows a pattern's structure, and whether `attend` chooses it."""
     if device == "cuda":
-        from lightning_dalle.models.block_sparse import block_sparse
+        from lightning_dalle.models.attention.flex import block_sparse
 
         return block_sparse, is_for_blocks(pattern, HEAD_DIM)
     return windowed, is_for_windows(pattern, dtype)
@@ -119,7 +119,7 @@ def chart(measured: dict[str, dict[str, dict[str, Any]]]) -> Figure:
 def main() -> None:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if machine.has_native_bf16(device) else {})
+    dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if has_native_bf16(device) else {})
     measured = {
         name: {
             str(grid): measure(grid, text_len, batch, dtype, device, ROUNDS)

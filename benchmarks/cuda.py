@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.nn import Parameter
 
 from benchmarks.recording import record
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.inference.config import SamplingOptions
 from lightning_dalle.inference.sampling import in_native_bf16, sample
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig

@@ -29,8 +29,8 @@ from PIL import ImageOps
 from simplejpeg import decode_jpeg
 
 from benchmarks.recording import record
-from lightning_dalle.data.captioned import CaptionedPictures
 from lightning_dalle.data.datamodule import Batch, CaptionedImageDataModule
+from lightning_dalle.data.sources.captioned import CaptionedPictures
 
 PICTURES, PASSES, ROUNDS, BATCH = 256, 4, 9, 32
 

@@ -27,11 +27,11 @@ from pytorch_lightning import Callback
 from benchmarks.recording import record
 from lightning_dalle.checkpoints import dvae_record, weights_digest
 from lightning_dalle.cli import lightning
-from lightning_dalle.data.captioned import CaptionedPictures
-from lightning_dalle.data.encoded import EncodedPictures, Encoding, code_type, write_shard
-from lightning_dalle.data.openmoji import OpenMoji
-from lightning_dalle.data.source import Source
-from lightning_dalle.data.transforms import Augmentation, DALLEAugmentation
+from lightning_dalle.data.images.transforms import Augmentation, DALLEAugmentation
+from lightning_dalle.data.sources.captioned import CaptionedPictures
+from lightning_dalle.data.sources.encoded import EncodedPictures, Encoding, code_type, write_shard
+from lightning_dalle.data.sources.openmoji import OpenMoji
+from lightning_dalle.data.sources.source import Source
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 
 
@@ -107,7 +107,7 @@ def encoded(
             *(["--data.batch_size", "2"] if case == "paper_dvae" else []),
         ]  # fmt: skip
         if augmentation is not None:
-            fit += ["--data.augmentation", "lightning_dalle.data.transforms.DALLEAugmentation"]
+            fit += ["--data.augmentation", "lightning_dalle.data.images.transforms.DALLEAugmentation"]
         fits = {
             "pixels": [] if photos is None else source_options(CaptionedPictures, photos),
             "codes": source_options(EncodedPictures, codes),

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.peer import DALLE, DiscreteVAE
-from lightning_dalle.machine import has_native_bf16
+from lightning_dalle.hardware import has_native_bf16
 
 VAE = {
     "image_size": 32,

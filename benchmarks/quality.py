@@ -43,20 +43,20 @@ from benchmarks.peer_training import (
     vae_training,
 )
 from benchmarks.recording import RESULTS, record
-from lightning_dalle import machine
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
-from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.data.sources.openmoji import OpenMoji
 from lightning_dalle.evaluation.openmoji import Emoji, measure_dalle, measure_dvae
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.files import write_json
+from lightning_dalle.hardware import describe_hardware, has_native_bf16
+from lightning_dalle.images import captioned_grid, save, texts_of, to_pil
+from lightning_dalle.inference.config import SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
-from lightning_dalle.pictures import captioned_grid, save, texts_of, to_pil
-from lightning_dalle.records import write_json
 
 MINUTES = {"dvae": 5.0, "dalle": 9.0}
 TEMPERATURES = (0.2, 0.5, 1.0)
 PROMPTS = 200
 CALIBRATION_STEPS = 60
-PROCESSOR = machine.describe()["processor"] + (" with bf16" if machine.has_native_bf16("cpu") else "")
+PROCESSOR = describe_hardware()["processor"] + (" with bf16" if has_native_bf16("cpu") else "")
 FOLDER = peer.FOLDER / "quality" / PROCESSOR  # on another, minutes are other steps
 
 

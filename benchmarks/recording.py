@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning_dalle import machine
-from lightning_dalle.records import commit
+from lightning_dalle.hardware import describe_hardware
+from lightning_dalle.provenance import commit
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def record(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> None:
     """Prints figures with the commit and the machine, and appends them to {name}.jsonl in the folder."""
-    result = {**figures, "commit": commit(), "machine": machine.describe()}
+    result = {**figures, "commit": commit(), "machine": describe_hardware()}
     print(json.dumps(result, indent=2))
     folder.mkdir(exist_ok=True)
     with (folder / f"{name}.jsonl").open("a") as file:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.recording import record
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.inference.config import SamplingOptions
 from lightning_dalle.inference.sampling import in_native_bf16, sample
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig

@@ -25,8 +25,9 @@ from benchmarks.recording import record
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
-from lightning_dalle.training.optimisation import MuonAdamW, decay_groups
-from lightning_dalle.training.precision import NativeBF16
+from lightning_dalle.training.optim.muon import MuonAdamW
+from lightning_dalle.training.optim.param_groups import decay_groups
+from lightning_dalle.training.precision.native_bf16 import NativeBF16
 
 ROUNDS = 5
 

@@ -16,8 +16,8 @@ import emoji
 import pyarrow.parquet as pq
 
 from lightning_dalle.data.captions import caption_list
-from lightning_dalle.data.filters import Boilerplate, CaptionFlood, Floods, TooShort, count_captions
-from lightning_dalle.data.language import NotEnglish
+from lightning_dalle.data.filters.language import NotEnglish
+from lightning_dalle.data.filters.rules import Boilerplate, CaptionFlood, Floods, TooShort, count_captions
 from lightning_dalle.evaluation.statistics import share_of
 
 LABELS = Path(__file__).parents[1] / "tests" / "data" / "laion_languages.tsv"

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_dalle.inference.options import SamplingOptions
+    from lightning_dalle.inference.config import SamplingOptions
     from lightning_dalle.inference.pipeline import TextToImage
 
 __all__ = ["SamplingOptions", "TextToImage"]
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return TextToImage
     if name == "SamplingOptions":
-        from lightning_dalle.inference.options import SamplingOptions
+        from lightning_dalle.inference.config import SamplingOptions
 
         return SamplingOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

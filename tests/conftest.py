@@ -97,7 +97,7 @@ def dalle_checkpoint(dvae: DVAE, tmp_path: Path) -> Path:
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     """A real one: the first emoji of the training data."""
-    from lightning_dalle.data.openmoji import OpenMoji
+    from lightning_dalle.data.sources.openmoji import OpenMoji
 
     path = tmp_path / "picture.png"
     OpenMoji().load(32)["train"][0]["image"].save(path)

@@ -29,7 +29,7 @@ def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any)
     trainer["logger"]["init_args"]["save_dir"] = str(folder)
     for callback in trainer["callbacks"]:
         arguments = callback.get("init_args", {})
-        if callback["class_path"].startswith("lightning_dalle.training.evaluation."):
+        if callback["class_path"].startswith("lightning_dalle.training.callbacks.evaluation."):
             if isinstance(arguments["protocol"], str):
                 arguments["protocol"] = yaml.safe_load((path.parent / arguments["protocol"]).read_text())
             arguments["protocol"] |= protocol
@@ -67,5 +67,5 @@ def add_scorer(config: Path, **arguments: Any) -> None:
 
 def pictures(data: Path, **splits: str) -> dict[str, Any]:
     """A source in a config."""
-    kind = "lightning_dalle.data.captioned.CaptionedPictures"
+    kind = "lightning_dalle.data.sources.captioned.CaptionedPictures"
     return {"class_path": kind, "init_args": {"path": str(data), "splits": splits}}

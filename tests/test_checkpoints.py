@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_dalle.checkpoints import load_dalle, load_dvae
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.inference.config import SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
 from lightning_dalle.models.dvae import DVAE
 

@@ -14,17 +14,17 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 
 from lightning_dalle.cli import lightning
 from lightning_dalle.commands.reproduce import reproduce
-from lightning_dalle.data.transforms import DALLEAugmentation, DVAEAugmentation
+from lightning_dalle.data.images.transforms import DALLEAugmentation, DVAEAugmentation
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.callbacks import GradientScaleCurves
-from lightning_dalle.training.encoding import CodesWriter
-from lightning_dalle.training.evaluation import Evaluation
-from lightning_dalle.training.gradient_scales import PaperPrecision
+from lightning_dalle.training.callbacks.codes_writer import CodesWriter
+from lightning_dalle.training.callbacks.evaluation import Evaluation
+from lightning_dalle.training.callbacks.visualization import GradientScaleCurves
+from lightning_dalle.training.distributed.powersgd import PowerSGDStrategy
 from lightning_dalle.training.lit_dalle import check_saves
-from lightning_dalle.training.moments import PaperAdamW
-from lightning_dalle.training.powersgd import PowerSGDStrategy
+from lightning_dalle.training.optim.adamw16 import PaperAdamW
+from lightning_dalle.training.precision.gradient_scales import PaperPrecision
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 RECIPES = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())]

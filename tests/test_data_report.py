@@ -27,7 +27,7 @@ def config(folder: Path, data: Path, filters: list[dict[str, Any]] = FILTERS, **
     """Of a fit, of which nothing but the data is looked at."""
     file = folder / "config.yaml"
     found = {
-        "class_path": "lightning_dalle.data.captioned.CaptionedPictures",
+        "class_path": "lightning_dalle.data.sources.captioned.CaptionedPictures",
         "init_args": {"path": str(data), **source},
     }
     file.write_text(yaml.safe_dump({"trainer": {"max_steps": 1}, "data": {"source": found, "filters": filters}}))
@@ -53,7 +53,7 @@ def test_floods_of_a_stream_are_counted_by_the_report_that_the_filter_reads(
 ) -> None:
     good = [BadRecord(picture(), text, None) for text in (GOOD, GOOD, GOOD, b"an owl", b"an owl")]
     write_tars(tmp_path / "data", [*good, BadRecord(b"", b"a fox", "zero bytes")], shards=2)
-    flood = {"class_path": "lightning_dalle.data.filters.CaptionFlood", "init_args": {"max_count": 2}}
+    flood = {"class_path": "lightning_dalle.data.filters.rules.CaptionFlood", "init_args": {"max_count": 2}}
     options = {"streamed": True, "splits": {"train": "train"}}
     file = config(tmp_path, tmp_path / "data", [flood], **options)
     with pytest.raises(SystemExit, match="2"):

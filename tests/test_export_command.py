@@ -51,7 +51,7 @@ def test_nothing_of_the_training_is_in_it(release: Path) -> None:
 
 def test_its_card_says_what_it_was_trained_on_and_how_it_was_measured(release: Path) -> None:
     card = (release / "README.md").read_text()
-    assert "class_path: lightning_dalle.data.openmoji.OpenMoji" in card
+    assert "class_path: lightning_dalle.data.sources.openmoji.OpenMoji" in card
     assert "CC BY-SA 4.0" in card
     assert "Nothing has been measured of it." in card  # the tiny run has no report
     assert json.loads((release / "config.json").read_text())["dvae"]["image_size"] == 32

@@ -16,7 +16,7 @@ from lightning_dalle.commands.data import read_datamodule
 
 def config(folder: Path, data: Path, **options: object) -> Path:
     source = {
-        "class_path": "lightning_dalle.data.captioned.CaptionedPictures",
+        "class_path": "lightning_dalle.data.sources.captioned.CaptionedPictures",
         "init_args": {"path": str(data), **options},
     }
     file = folder / "fit.yaml"
@@ -60,7 +60,7 @@ def test_copies_of_a_reference_are_listed_and_then_not_trained_on(
     assert Image.open(out / "borderline.png").width > 300
     assert "3 near-duplicates" in capsys.readouterr().out
     excluded = {
-        "class_path": "lightning_dalle.data.exclusions.Excluded",
+        "class_path": "lightning_dalle.data.filters.exclusions.Excluded",
         "init_args": {"list": str(out / "excluded.tsv")},
     }
     data = read_datamodule(fit, {"filters": [excluded]})

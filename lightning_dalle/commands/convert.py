@@ -6,7 +6,7 @@ Knows files.
 from pathlib import Path
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.records import make_folder
+from lightning_dalle.files import make_folder
 
 
 def convert(encoder: Path, decoder: Path, out: Path = Path("openai_dvae.safetensors"), image_size: int = 256) -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.records import commit, write_whole
+from lightning_dalle.files import read_yaml, write_text
+from lightning_dalle.provenance import commit
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from rich.table import Table
 
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
-    from lightning_dalle.data.screening import Screening
+    from lightning_dalle.data.filters.pipeline import Screening
 
 
 def report(
@@ -47,7 +48,7 @@ def report(
 
     from rich.console import Console
 
-    from lightning_dalle.data.screening import Screening
+    from lightning_dalle.data.filters.pipeline import Screening
 
     screening = Screening(datamodule.filters or ())
     splits = datamodule.source.load(datamodule.image_size)
@@ -74,7 +75,7 @@ def report(
             "commit": commit(),
         }
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, json.dumps(result, indent=2) + "\n")
+        write_text(out, json.dumps(result, indent=2) + "\n")
         print(f"written to {out}")
 
 
@@ -84,14 +85,7 @@ def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageD
     Raises:
         UserError: if there is no such file, or its keys are not those of the data.
     """
-    import yaml
-
-    try:
-        settings = yaml.safe_load(config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"the config {config} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"the config {config} should hold the keys of a fit or of its data, but holds {settings!r}")
+    settings = read_yaml(config)
     settings = settings.get("data", settings)
 
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -131,8 +125,8 @@ def count(rows: "Dataset | IterableDataset", limit: int | None, screening: "Scre
     from datasets import Image as EncodedImage
     from rich.progress import track
 
-    from lightning_dalle.data.screening import Rejection, name_of
-    from lightning_dalle.data.streams import Reader
+    from lightning_dalle.data.filters.pipeline import Rejection, name_of
+    from lightning_dalle.data.loading.streaming import Reader
 
     if isinstance(rows, Dataset):
         some = rows if limit is None else rows.take(limit)
@@ -153,7 +147,7 @@ def count(rows: "Dataset | IterableDataset", limit: int | None, screening: "Scre
 def write_floods(file: Path, splits: Mapping[str, Any], limit: int | None, screening: "Screening") -> None:
     """Counts the captions of the training split, and writes down those that are too many."""
     from lightning_dalle.data.captions import caption_list
-    from lightning_dalle.data.filters import CaptionFlood, Floods, count_captions
+    from lightning_dalle.data.filters.rules import CaptionFlood, Floods, count_captions
 
     if "train" not in splits:
         raise UserError(f"floods are counted in the split train, but the source has {', '.join(splits)}")
@@ -163,7 +157,7 @@ def write_floods(file: Path, splits: Mapping[str, Any], limit: int | None, scree
     found = Floods.of(counts, judge.max_count).counts
     text = json.dumps({"more_than": judge.max_count, "captions": found}, ensure_ascii=False, indent=1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, text + "\n")
+    write_text(file, text + "\n")
     print(f"{len(found)} captions of more than {judge.max_count} records, written to {file}")
 
 

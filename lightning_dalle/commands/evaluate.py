@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.protocol import Protocol
-from lightning_dalle.records import commit, write_json
-from lightning_dalle.tables import cautions, markdown, rows
+from lightning_dalle.files import write_json
+from lightning_dalle.provenance import commit
+from lightning_dalle.results_table import cautions, markdown, rows
 
 
 def evaluate(
@@ -41,28 +42,20 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, but at least 1 picture must be read at once")
 
-    import torch
-
-    from lightning_dalle import machine
+    from lightning_dalle.evaluation.features import ImageSet, folder_pictures, read_pictures
     from lightning_dalle.evaluation.fidelity import fidelity
-    from lightning_dalle.evaluation.image_sets import ImageSet, folder_pictures, read_pictures
     from lightning_dalle.evaluation.inception import Inception, find_weights
-    from lightning_dalle.pictures import progress
+    from lightning_dalle.hardware import describe_hardware, resolve_device
+    from lightning_dalle.progress import progress_bar
 
     begun = time.time()
     folders = {"generated": images, "reference": reference}
     pictures = {side: folder_pictures(folder) for side, folder in folders.items()}
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = find_weights(inception)
-    network = Inception(weights)
-    try:
-        network.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    network = Inception(weights).to(resolve_device(device))
     sets: dict[str, ImageSet] = {}
     for side in folders:
-        with progress(f"Reading {side} pictures") as on_progress:
+        with progress_bar(f"Reading {side} pictures") as on_progress:
             sets[side] = read_pictures(
                 pictures[side],
                 network,
@@ -91,7 +84,7 @@ def evaluate(
         },
         "inception": {"file": weights.name, "sha256": network.sha256},
         "commit": commit(),
-        "machine": machine.describe(),
+        "machine": describe_hardware(),
         "seconds": round(time.time() - begun, 1),
     }
     out.mkdir(parents=True, exist_ok=True)

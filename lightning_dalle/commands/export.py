@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.records import commit, make_folder, sha256, whole
-from lightning_dalle.tables import cautions, markdown, rows
+from lightning_dalle.files import atomic_write, make_folder, read_yaml, sha256
+from lightning_dalle.provenance import commit
+from lightning_dalle.results_table import cautions, markdown, rows
 
 CARD = """---
 library_name: lightning_dalle
@@ -109,7 +110,7 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
         made_of="\n".join(f"- `{name}`: a checkpoint of sha256 {sha256(file)}" for name, file in sources.items()),
     )
     make_folder(out.parent)
-    with whole(out) as partial:  # a release that stops half written must not stand in the way of the next try
+    with atomic_write(out) as partial:  # a release that stops half written must not stand in the way of the next try
         make_folder(partial)
         for name, file in sources.items():
             write_safetensors(partial / f"{name}.safetensors", read_checkpoint(file))
@@ -140,11 +141,8 @@ def _size(model: Any) -> str:
 def _data(checkpoint: Path, attribution: str | None) -> Iterator[str]:
     """What the model was trained on, as its run says: Lightning leaves the config beside the checkpoints."""
     config = checkpoint.parent.parent / "config.yaml"
-    try:
-        settings = yaml.safe_load(config.read_text()) if config.is_file() else None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"the config {config} cannot be read: {' '.join(str(error).split())}") from error
-    if isinstance(settings, dict) and "data" in settings:
+    settings = read_yaml(config) if config.is_file() else {}
+    if "data" in settings:
         yield f"```yaml\n{yaml.safe_dump(settings['data'], sort_keys=False)}```"
     else:  # another's file may lie there, too
         yield "No config that names its data was beside the checkpoint, so what data it is of is not known here."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.inference.config import SamplingOptions
 
 MOST_ROWS = 64
 """Of eight pictures each, on the sheet: a file of thousands of prompts would not fit into memory."""
@@ -78,28 +78,23 @@ def generate(
     if taken:
         raise UserError(f"{taken[0]} is there already; choose another --out than {out}")
 
-    import torch
-
+    from lightning_dalle.hardware import resolve_device
+    from lightning_dalle.images import captioned_grid, save
     from lightning_dalle.inference.pipeline import TextToImage, check_candidates
     from lightning_dalle.inference.scorers import identity, open_clip_scorer
-    from lightning_dalle.pictures import captioned_grid, progress, save
+    from lightning_dalle.progress import progress_bar
 
     pipeline = TextToImage.from_pretrained(checkpoint, dvae)
     if clip is not None:
         pipeline.scorer = open_clip_scorer(clip)
     check_candidates(num_candidates, kept, pipeline.scorer)
     given = None if image is None else pipeline.given(_open(image), rows)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        pipeline.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    pipeline.to(resolve_device(device))
     pipeline.tokens(wanted)  # an empty prompt is an error before a folder is made
     out.mkdir(parents=True, exist_ok=True)
     sheet: list[list[Any]] = []
     titles: list[str] = []
-    with progress("Drawing") as on_progress:
+    with progress_bar("Drawing") as on_progress:
         made = pipeline.pictures(wanted, num_candidates, kept, seed, sampling, given, paste, batch_size, on_progress)
         for prompt, some, pictures in zip(wanted, files, made, strict=True):
             for file, picture in zip(some, pictures, strict=True):
@@ -156,7 +151,7 @@ def _slug(prompt: str) -> str:
 
 
 def _open(path: Path) -> Any:
-    from lightning_dalle.data.reading import Unreadable, read_picture
+    from lightning_dalle.data.images.decoding import Unreadable, read_picture
 
     try:
         return read_picture({"bytes": None, "path": str(path)})

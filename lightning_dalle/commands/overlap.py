@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_dalle.commands.data import read_datamodule
 from lightning_dalle.errors import UserError
-from lightning_dalle.records import commit, write_whole
+from lightning_dalle.files import write_text
+from lightning_dalle.provenance import commit
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -36,7 +37,7 @@ def overlap(
 ) -> None:
     """Find training pictures that are near-duplicates of a reference set's, or of each other.
 
-    Writes excluded.tsv, the list that the filter lightning_dalle.data.exclusions.Excluded honours, and borderline.png,
+    Writes excluded.tsv, the list that the filter lightning_dalle.data.filters.exclusions.Excluded honours, and borderline.png,
     the pairs nearest to the threshold on either side, to look at before the list is used.
 
     Args:
@@ -60,8 +61,8 @@ def overlap(
         raise UserError(f"{taken[0]} is there already; choose another --out than {out}")
     datamodule = read_datamodule(config, data or {})
 
-    from lightning_dalle.data.exclusions import Exclusion, write_exclusions
-    from lightning_dalle.pictures import save
+    from lightning_dalle.data.filters.exclusions import Exclusion, write_exclusions
+    from lightning_dalle.images import save
 
     rows = training_rows(datamodule.source.load(datamodule.image_size))
     borderline = Borderline(threshold)
@@ -90,7 +91,7 @@ def overlap(
         "excluded": len(exclusions),
         "commit": commit(),
     }
-    write_whole(files[2], json.dumps(result, indent=2) + "\n")
+    write_text(files[2], json.dumps(result, indent=2) + "\n")
     for side, counted in counts.items():
         print(f"{side}: {', '.join(f'{count} {what}' for what, count in counted.items())}")
     print(f"{len(exclusions)} near-duplicates in {files[0]}: look at {files[1]} before you exclude them")
@@ -131,7 +132,7 @@ class Borderline:
 
     def sheet(self) -> "Image":
         """The training picture on the left of each pair."""
-        from lightning_dalle.pictures import captioned_grid
+        from lightning_dalle.images import captioned_grid
 
         pairs = self.pairs()
         verdicts = ["excluded" if pair.distance <= self.threshold else "kept" for pair in pairs]
@@ -173,8 +174,8 @@ def with_reference(
     """Each training picture that is like one of the reference, with that."""
     from datasets import Dataset
 
-    from lightning_dalle.data.overlap import CROPS, Lookalikes, find_reference, thumbnail
-    from lightning_dalle.data.streams import Reader
+    from lightning_dalle.data.images.duplicates import CROPS, Lookalikes, find_reference, thumbnail
+    from lightning_dalle.data.loading.streaming import Reader
 
     seen = look_at(originals, "reference", counts)
     known = Lookalikes([original.thumb for original in seen], CROPS)
@@ -197,14 +198,14 @@ def with_each_other(
     """
     from datasets import Dataset
 
-    from lightning_dalle.data.overlap import WHOLE, Lookalikes, find_within, first_copies
-    from lightning_dalle.pictures import progress
+    from lightning_dalle.data.images.duplicates import WHOLE, Lookalikes, find_within, first_copies
+    from lightning_dalle.progress import progress_bar
 
     if not isinstance(rows, Dataset):
         raise UserError("training pictures are to be compared with each other, but the data is streamed")
     seen = look_at(rows, "train", counts)
     known = Lookalikes([picture.thumb for picture in seen], [WHOLE])
-    with progress("Comparing") as on_progress:
+    with progress_bar("Comparing") as on_progress:
         found = find_within(known, on_progress)
 
     def pair(distance: float, one: int, other: int) -> Pair:
@@ -232,7 +233,7 @@ def look_at(records: Any, whose: str, counts: dict[str, Counter[str]]) -> list[S
     Raises:
         UserError: if none can be read.
     """
-    from lightning_dalle.data.overlap import thumbnail
+    from lightning_dalle.data.images.duplicates import thumbnail
 
     pictures = read(records, len(records), f"Reading pictures ({whose})", counts[whose])
     seen = [Seen(number, name, thumbnail(picture)) for number, name, picture in pictures]
@@ -243,8 +244,8 @@ def look_at(records: Any, whose: str, counts: dict[str, Counter[str]]) -> list[S
 
 def reference_records(reference: str, split: str) -> "Sequence[Mapping[str, Any]] | Dataset":
     """Pictures, undecoded, and their ids: those below a folder by their paths in it, or else of `CaptionedPictures`."""
-    from lightning_dalle.data.captioned import CaptionedPictures
-    from lightning_dalle.evaluation.image_sets import EXTENSIONS
+    from lightning_dalle.data.sources.captioned import CaptionedPictures
+    from lightning_dalle.evaluation.features import EXTENSIONS
 
     folder = Path(reference).expanduser()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS) if folder.is_dir() else []
@@ -262,7 +263,7 @@ def read(
     """The number, the id and the picture of each record that can be read; the others are counted by reason."""
     from rich.progress import track
 
-    from lightning_dalle.data.reading import Unreadable, read_picture
+    from lightning_dalle.data.images.decoding import Unreadable, read_picture
 
     for number, record in enumerate(track(records, description, total)):
         try:
@@ -276,6 +277,6 @@ def read(
 
 def reopen(records: Any, number: int) -> "Image":
     """The picture of a record, for the sheet."""
-    from lightning_dalle.data.reading import read_picture
+    from lightning_dalle.data.images.decoding import read_picture
 
     return read_picture(records[number]["image"])

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_dalle.errors import UserError
+from lightning_dalle.files import read_yaml
 
 if TYPE_CHECKING:
+    from lightning_dalle.cost_model import Bytes, Training
     from lightning_dalle.models.dalle import DALLEConfig
-    from lightning_dalle.planning import Bytes, Training
 
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -50,7 +51,7 @@ def plan(
         raise UserError(f"flops are {flops}, but should be operations a second, such as 1e14")
     configs = config if isinstance(config, list) else [config]
     title = " + ".join(map(str, configs))
-    settings = Settings(title, reduce(_changed, map(_read, configs), {}))
+    settings = Settings(title, reduce(_changed, map(read_yaml, configs), {}))
     shape = _shape(settings, codebook_size, grid)
     how = _training(settings, shape, devices, sharded_over, as_the_paper)
     steps = settings.get("trainer.max_steps", -1)
@@ -60,9 +61,9 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from lightning_dalle import planning
+    from lightning_dalle import cost_model
 
-    numbers, parts, sent = planning.parameters(shape), planning.memory(shape, how), planning.sent(shape, how)
+    numbers, parts, sent = cost_model.parameters(shape), cost_model.memory(shape, how), cost_model.sent(shape, how)
     sheet = Table(title=title, show_header=False, title_justify="left")
     sheet.add_column()
     sheet.add_column(justify="right")
@@ -77,12 +78,12 @@ def plan(
     sheet.add_row(f"on each device, of {memory}", f"{_size(needed)} ({needed / available:.0%})")
     sheet.add_section()
     if how.rank is not None:
-        sheet.add_row("not sent, thanks to PowerSGD", f"{planning.saved_by_powersgd(shape, how):.0%}")
+        sheet.add_row("not sent, thanks to PowerSGD", f"{cost_model.saved_by_powersgd(shape, how):.0%}")
     for name, size in sent.items():
         if size and (how.rank is not None or "PowerSGD" not in name):
             sheet.add_row(f"sent in a step: {name}", _size(size))
     sheet.add_section()
-    operations = planning.operations(shape, how)
+    operations = cost_model.operations(shape, how)
     seconds = operations / how.devices / flops
     sheet.add_row("operations of a step", f"{operations:.2e}")
     sheet.add_row(f"a step at {flops:.0e} a second and device", f"{seconds:,.2f} s")
@@ -122,18 +123,6 @@ def _count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{name} is {value!r}, but should be a whole number above 0")
     return value
-
-
-def _read(config: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        settings = yaml.safe_load(config.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"the config {config} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"the config {config} should hold the keys of a fit, but holds {settings!r}")
-    return settings
 
 
 def _changed(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +167,7 @@ def _shape(settings: Settings, codebook_size: int, grid: int | None) -> "DALLECo
 def _training(
     settings: Settings, shape: "DALLEConfig", devices: int | None, sharded_over: int | None, as_the_paper: bool
 ) -> "Training":
-    from lightning_dalle.planning import THE_PAPER_S, Training
+    from lightning_dalle.cost_model import THE_PAPER_S, Training
 
     title, strategy = settings.title, _class(settings.get("trainer.strategy", "auto"))
     is_split = as_the_paper or strategy == "ModelParallelStrategy"
@@ -233,7 +222,7 @@ def _powersgd(settings: Settings, shape: "DALLEConfig") -> tuple[int, int]:
 
 
 def _bytes_of_numbers(settings: Settings) -> "Bytes":
-    from lightning_dalle.planning import PRECISIONS
+    from lightning_dalle.cost_model import PRECISIONS
 
     plugins = settings.get("trainer.plugins", [])
     classes = [_class(plugin) for plugin in (plugins if isinstance(plugins, list) else [plugins])]

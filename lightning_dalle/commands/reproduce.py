@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.options import Reranking, SamplingOptions
-from lightning_dalle.records import commit, sha256, write_json
+from lightning_dalle.files import sha256, write_json
+from lightning_dalle.inference.config import Reranking, SamplingOptions
+from lightning_dalle.provenance import commit
 
 
 def reproduce(
@@ -58,22 +59,21 @@ def reproduce(
         print(f"report: finished already, see {report_file}")
         return
 
-    import torch
-
-    from lightning_dalle import machine
     from lightning_dalle.checkpoints import load_dvae
     from lightning_dalle.evaluation import openmoji
+    from lightning_dalle.hardware import describe_hardware, resolve_device
+    from lightning_dalle.images import save
     from lightning_dalle.inference.pipeline import TextToImage
     from lightning_dalle.inference.scorers import TrainedCLIP
-    from lightning_dalle.pictures import progress, save
+    from lightning_dalle.progress import progress_bar
 
     begun = time.time()
     checkpoints = {name: run_dir / name / "checkpoints" / "last.ckpt" for name in stages}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device("auto")
     dvae = load_dvae(checkpoints["dvae"]).to(device)
     emoji = openmoji.Emoji(dvae.config.image_size)
     reconstruction = openmoji.measure_dvae(dvae, emoji)
-    with progress("Drawing held-out compositions") as on_progress:
+    with progress_bar("Drawing held-out compositions") as on_progress:
         pipeline = TextToImage.from_pretrained(checkpoints["dalle"]).to(device)
         composition, asked, samples = openmoji.measure_dalle(pipeline, emoji, prompts, sampling, on_progress)
     save(openmoji.sheet(emoji, asked, samples), run_dir / "samples.png", pipeline.attribution)
@@ -86,10 +86,10 @@ def reproduce(
         pipeline.scorer = TrainedCLIP(checkpoints["clip"]).to(device)
         clip = openmoji.measure_clip(pipeline.scorer.clip, emoji)
     if reranking is not None:
-        with progress("Drawing candidates") as on_progress:
+        with progress_bar("Drawing candidates") as on_progress:
             composition["reranked"] = openmoji.measure_reranking(pipeline, emoji, reranking, on_progress)
     before_fidelity = time.time()
-    with progress("Reading pictures for FID") as on_progress:
+    with progress_bar("Reading pictures for FID") as on_progress:
         composition["fidelity"] = openmoji.measure_fidelity(samples, emoji, asked, on_progress)
     result = {
         "kind": "recipe",
@@ -98,7 +98,7 @@ def reproduce(
         "composition": composition,
         "clip": clip,
         "commit": commit(),
-        "machine": machine.describe(),
+        "machine": describe_hardware(),
         "seconds": round(before_fidelity - begun, 1),
         "seconds_of_fidelity": round(time.time() - before_fidelity, 1),
         "attribution": pipeline.attribution,
@@ -148,7 +148,7 @@ def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> di
     folder.mkdir(parents=True, exist_ok=True)
     write_json(started, settings)
 
-    from lightning_dalle.cli import lightning
+    from lightning_dalle.lightning_cli import lightning
 
     logger = "--trainer.logger.init_args."
     begun = time.time()

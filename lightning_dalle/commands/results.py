@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.tables import cautions, markdown, rows
+from lightning_dalle.results_table import cautions, markdown, rows
 
 
 def results(folder: Path = Path("evals/results")) -> None:

@@ -18,16 +18,23 @@ from datasets import Image as EncodedImage
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lightning_dalle.data.draws import Alike, Assigned, Draw, Draws, Once
-from lightning_dalle.data.encoded import EncodedBatch, EncodedCaptions, EncodedPictures
-from lightning_dalle.data.examples import Batch, CaptionedImages, Preparation, Share, StreamedImages
-from lightning_dalle.data.filters import Filter
-from lightning_dalle.data.loaders import StreamLoader
-from lightning_dalle.data.mixture import MixedDraws, Mixture
-from lightning_dalle.data.screening import Rejection, Screening
-from lightning_dalle.data.source import Source
-from lightning_dalle.data.streams import Reader
-from lightning_dalle.data.transforms import Augmentation, to_float
+from lightning_dalle.data.filters.pipeline import Rejection, Screening
+from lightning_dalle.data.filters.rules import Filter
+from lightning_dalle.data.images.transforms import Augmentation, to_float
+from lightning_dalle.data.loading.examples import (
+    Batch,
+    CaptionedImages,
+    EncodedBatch,
+    EncodedCaptions,
+    Preparation,
+    Share,
+    StreamedImages,
+)
+from lightning_dalle.data.loading.samplers import Alike, Assigned, Draw, Draws, MixedDraws, Once
+from lightning_dalle.data.loading.streaming import Reader, StreamLoader
+from lightning_dalle.data.sources.encoded import EncodedPictures
+from lightning_dalle.data.sources.mixture import Mixture
+from lightning_dalle.data.sources.source import Source
 from lightning_dalle.errors import UserError
 from lightning_dalle.tokenizer import CaptionTokenizer
 

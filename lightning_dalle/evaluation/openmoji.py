@@ -15,22 +15,22 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lightning_dalle.data.openmoji import OpenMoji
-from lightning_dalle.data.transforms import to_image
+from lightning_dalle.data.images.transforms import to_image
+from lightning_dalle.data.sources.openmoji import OpenMoji
+from lightning_dalle.evaluation.features import Pictures, read_pictures
 from lightning_dalle.evaluation.fidelity import fidelity
-from lightning_dalle.evaluation.image_sets import Pictures, read_pictures
 from lightning_dalle.evaluation.inception import Inception, weights_at_hand
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
 from lightning_dalle.evaluation.metrics import CodebookUse, Nearest, Retrieval
 from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
 from lightning_dalle.evaluation.statistics import expected_best, mean, mean_of_shares, psnr, share, share_of
-from lightning_dalle.inference.options import Reranking, SamplingOptions
+from lightning_dalle.images import captioned_grid, to_pil
+from lightning_dalle.inference.config import Reranking, SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
-from lightning_dalle.inference.ranking import scored
+from lightning_dalle.inference.rerank import scored
 from lightning_dalle.inference.scorers import identity
 from lightning_dalle.models.clip import CLIP
 from lightning_dalle.models.dvae import DVAE
-from lightning_dalle.pictures import captioned_grid, to_pil
 
 
 class Emoji:

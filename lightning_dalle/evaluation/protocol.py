@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.inference.config import SamplingOptions
 
 
 @dataclass(frozen=True, kw_only=True)

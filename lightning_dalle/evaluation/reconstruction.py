@@ -13,17 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lightning_dalle.data.reading import Unreadable
-from lightning_dalle.data.transforms import to_image
+from lightning_dalle.data.images.decoding import Unreadable
+from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation.features import ImageSet, Pictures, Processes, folder_pictures, read_pictures
 from lightning_dalle.evaluation.fidelity import fidelity
-from lightning_dalle.evaluation.image_sets import ImageSet, Pictures, Processes, folder_pictures, read_pictures
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.metrics import perplexity
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.evaluation.statistics import mean, psnr
+from lightning_dalle.images import save, to_pil
 from lightning_dalle.models.dvae import DVAE
-from lightning_dalle.pictures import save, to_pil
 
 
 @torch.no_grad()

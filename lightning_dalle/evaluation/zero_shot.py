@@ -19,10 +19,9 @@ from datasets import Dataset
 from datasets import Image as EncodedImage
 from PIL import Image
 
-from lightning_dalle.data.reading import Unreadable, content
+from lightning_dalle.data.images.decoding import Unreadable, content
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.fidelity import fidelity
-from lightning_dalle.evaluation.image_sets import (
+from lightning_dalle.evaluation.features import (
     ImageSet,
     Pictures,
     Processes,
@@ -31,13 +30,14 @@ from lightning_dalle.evaluation.image_sets import (
     names_of,
     read_pictures,
 )
+from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Captions, Drawing, Protocol
 from lightning_dalle.evaluation.statistics import mean
+from lightning_dalle.images import save, texts_of, to_pil
 from lightning_dalle.inference.pipeline import Request, TextToImage
-from lightning_dalle.inference.ranking import best_of, scored
+from lightning_dalle.inference.rerank import best_of, scored
 from lightning_dalle.inference.scorers import Scorer
-from lightning_dalle.pictures import save, texts_of, to_pil
 
 log = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_dalle.checkpoints import check_fit, load_dalle, load_dvae
-from lightning_dalle.data.transforms import to_image
+from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.options import SamplingOptions
-from lightning_dalle.inference.ranking import best_first, scored
+from lightning_dalle.images import to_pil
+from lightning_dalle.inference.config import SamplingOptions
+from lightning_dalle.inference.rerank import best_first, scored
 from lightning_dalle.inference.sampling import in_native_bf16, sample
 from lightning_dalle.inference.scorers import Scorer, TrainedCLIP
 from lightning_dalle.models.dalle import DALLE
 from lightning_dalle.models.dvae import DVAE
-from lightning_dalle.pictures import to_pil
 from lightning_dalle.tokenizer import CaptionTokenizer
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.options import SamplingOptions
-from lightning_dalle.machine import has_native_bf16
+from lightning_dalle.hardware import has_native_bf16
+from lightning_dalle.inference.config import SamplingOptions
 from lightning_dalle.models.dalle import DALLE
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_dalle.models.caches import Caches
-from lightning_dalle.models.masks import Pattern, layer_kinds
+from lightning_dalle.models.attention.patterns import Pattern, layer_kinds
+from lightning_dalle.models.kv_cache import Caches
 from lightning_dalle.models.transformer import Normal, Transformer, TransformerConfig, normal
 
 

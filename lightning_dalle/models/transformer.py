@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.models.attention import attend
-from lightning_dalle.models.caches import Caches, KVCache
-from lightning_dalle.models.masks import Pattern
+from lightning_dalle.models.attention.dispatch import attend
+from lightning_dalle.models.attention.patterns import Pattern
+from lightning_dalle.models.kv_cache import Caches, KVCache
 
 
 @dataclass(frozen=True, kw_only=True)

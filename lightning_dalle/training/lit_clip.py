@@ -14,13 +14,14 @@ from torch.optim import AdamW
 
 from lightning_dalle.checkpoints import check_same, clip_record
 from lightning_dalle.data.datamodule import Batch
-from lightning_dalle.data.encoded import needs_pictures
+from lightning_dalle.data.sources.encoded import needs_pictures
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.metrics import Retrieval
 from lightning_dalle.models.clip import CLIP, CLIPConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optimisation import NewOptimizer, configure, is_logged, step_generator
-from lightning_dalle.training.stand_ins import StandIns
+from lightning_dalle.training.optim.param_groups import NewOptimizer, configure
+from lightning_dalle.training.reconstruction_augment import StandIns
+from lightning_dalle.training.steps import is_logged, step_generator
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 

@@ -16,7 +16,8 @@ from torchmetrics import MeanMetric
 
 from lightning_dalle.checkpoints import check_image_size, check_same, dalle_record, load_dvae, weights_digest
 from lightning_dalle.data.datamodule import Batch
-from lightning_dalle.data.encoded import EncodedBatch, EncodedPictures
+from lightning_dalle.data.loading.examples import EncodedBatch
+from lightning_dalle.data.sources.encoded import EncodedPictures
 from lightning_dalle.errors import UserError
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
@@ -24,8 +25,9 @@ from lightning_dalle.models.dvae import DVAE, gumbel_noise
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal, HalvedOnPlateau
 from lightning_dalle.tokenizer import CaptionTokenizer
-from lightning_dalle.training.optimisation import NewOptimizer, configure, is_logged, step_generator
-from lightning_dalle.training.sharding import build
+from lightning_dalle.training.distributed.sharding import build
+from lightning_dalle.training.optim.param_groups import NewOptimizer, configure
+from lightning_dalle.training.steps import is_logged, step_generator
 
 
 class LitDALLE(pl.LightningModule):

@@ -15,13 +15,14 @@ from torchmetrics.image import PeakSignalNoiseRatio
 
 from lightning_dalle.checkpoints import check_same, dvae_record
 from lightning_dalle.data.datamodule import Batch
-from lightning_dalle.data.encoded import needs_pictures
+from lightning_dalle.data.sources.encoded import needs_pictures
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.metrics import CodebookUse
 from lightning_dalle.losses import dvae_loss
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optimisation import NewOptimizer, configure, is_logged, step_generator
+from lightning_dalle.training.optim.param_groups import NewOptimizer, configure
+from lightning_dalle.training.steps import is_logged, step_generator
 
 
 class LitDVAE(pl.LightningModule):

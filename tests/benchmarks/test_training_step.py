@@ -6,7 +6,7 @@ import pytest
 from torch.optim import AdamW
 
 from benchmarks.training_step import Size, medians, our_step
-from lightning_dalle.training.optimisation import MuonAdamW
+from lightning_dalle.training.optim.muon import MuonAdamW
 
 TINY = Size(batch=2, n_embd=16, n_layer=2, n_head=2, text_len=3, text_vocab_size=8, grid=4, codebook_size=8)
 

@@ -7,8 +7,8 @@ import pytest
 from bad_input import IN_JSON, IN_TEXT, PICTURES, BadRecord, bad_records, write_pairs, write_tars
 from datasets import Dataset
 
-from lightning_dalle.data.captioned import CaptionedPictures
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
+from lightning_dalle.data.sources.captioned import CaptionedPictures
 from lightning_dalle.tokenizer import CaptionTokenizer
 
 

@@ -9,10 +9,10 @@ from datasets import DatasetDict
 from PIL import Image
 
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
-from lightning_dalle.data.draws import Draw, Draws, Once
-from lightning_dalle.data.mixture import Mixture
-from lightning_dalle.data.openmoji import OpenMoji
-from lightning_dalle.data.transforms import to_image
+from lightning_dalle.data.images.transforms import to_image
+from lightning_dalle.data.loading.samplers import Draw, Draws, Once
+from lightning_dalle.data.sources.mixture import Mixture
+from lightning_dalle.data.sources.openmoji import OpenMoji
 from lightning_dalle.errors import UserError
 from lightning_dalle.tokenizer import CaptionTokenizer
 

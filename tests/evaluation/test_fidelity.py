@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation.features import ImageSet, blur, folder_pictures, prepare, read_pictures
 from lightning_dalle.evaluation.fidelity import fidelity
-from lightning_dalle.evaluation.image_sets import ImageSet, blur, folder_pictures, prepare, read_pictures
 from lightning_dalle.evaluation.inception import Features, Inception
 from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_dalle.evaluation.openmoji import Emoji, measure_reranking
 from lightning_dalle.evaluation.statistics import mean_of_shares
-from lightning_dalle.inference.options import Reranking, SamplingOptions
+from lightning_dalle.inference.config import Reranking, SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
 
 CANDIDATES = 5

@@ -12,7 +12,7 @@ from shrunk import Redness
 
 from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.image_sets import Processes
+from lightning_dalle.evaluation.features import Processes
 from lightning_dalle.evaluation.protocol import Captions, Drawing, Protocol
 from lightning_dalle.evaluation.zero_shot import (
     Prompt,
@@ -22,8 +22,8 @@ from lightning_dalle.evaluation.zero_shot import (
     places,
     shared_pictures,
 )
+from lightning_dalle.images import texts_of
 from lightning_dalle.inference.pipeline import TextToImage
-from lightning_dalle.pictures import texts_of
 
 PROMPTS = [Prompt("a cat", "1"), Prompt("a dog", "2"), Prompt("a red bus", "3")]
 

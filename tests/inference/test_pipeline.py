@@ -13,9 +13,9 @@ from lightning_dalle import TextToImage
 from lightning_dalle.checkpoints import clip_record
 from lightning_dalle.cli import main
 from lightning_dalle.errors import UserError
+from lightning_dalle.images import to_array
 from lightning_dalle.inference.scorers import TrainedCLIP
 from lightning_dalle.models.clip import CLIP, CLIPConfig
-from lightning_dalle.pictures import to_array
 
 
 @pytest.fixture

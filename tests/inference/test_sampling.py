@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.options import SamplingOptions
+from lightning_dalle.hardware import has_native_bf16
+from lightning_dalle.inference.config import SamplingOptions
 from lightning_dalle.inference.sampling import (
     COLUMNS,
     ByRows,
@@ -18,7 +19,6 @@ from lightning_dalle.inference.sampling import (
     sample,
     uniforms,
 )
-from lightning_dalle.machine import has_native_bf16
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 

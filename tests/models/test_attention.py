@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_dalle.models import attention, block_sparse
-from lightning_dalle.models.attention import attend, is_for_windows, masked, windowed
-from lightning_dalle.models.masks import Kind, Pattern
+from lightning_dalle.models.attention import dispatch, flex
+from lightning_dalle.models.attention.dispatch import attend, is_for_windows, masked, windowed
+from lightning_dalle.models.attention.patterns import Kind, Pattern
 
 Form = Callable[[Tensor, Tensor, Tensor, Pattern], Tensor]
 
@@ -116,8 +116,8 @@ def test_a_key_out_of_reach_is_not_even_multiplied(kind: Kind, image_position: i
     k = k.detach()
     k[:, :, 10 + image_position] = torch.nan
     y = windowed(q, k, v, pattern)[0, 0, 10:]  # (i, d)
-    block = image_position // attention.BLOCK * attention.BLOCK
-    last = (image_position + pattern.reach) // attention.BLOCK * attention.BLOCK + attention.BLOCK
+    block = image_position // dispatch.BLOCK * dispatch.BLOCK
+    last = (image_position + pattern.reach) // dispatch.BLOCK * dispatch.BLOCK + dispatch.BLOCK
     touched = torch.zeros(pattern.image_len, dtype=torch.bool)
     touched[slice(image_position % 32, None, 32) if kind == "column" else slice(block, last)] = True
     assert y[~touched].isfinite().all()
@@ -171,10 +171,10 @@ def test_what_is_kept_for_all_layers_can_be_trained_through_after_inference() ->
 @pytest.mark.parametrize("kind", SPARSE)
 def test_block_sparse_attention_is_the_reference(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """FlexAttention in its plain form, whose forward runs on a CPU: mask, order and their inverse are right."""
-    monkeypatch.setattr(block_sparse, "compiled", lambda: block_sparse.flex_attention)
+    monkeypatch.setattr(flex, "compiled", lambda: flex.flex_attention)
     pattern = pattern_of(kind, 7, 6, 3)
     q, k, v = (x.detach() for x in stream(pattern, head_dim=16))
-    y = block_sparse.block_sparse(q, k, v, pattern)
+    y = flex.block_sparse(q, k, v, pattern)
     assert_close(y, masked(q, k, v, pattern), atol=1e-5, rtol=1e-5)
 
 
@@ -194,5 +194,5 @@ def test_block_sparse_attention_equals_the_reference_on_cuda(kind: Kind, text_le
     pattern = pattern_of(kind, text_len, grid, 11)
     parts = stream(pattern, head_dim=64, device="cuda")
     torch.set_float32_matmul_precision("highest")  # a tensor core's short mantissa is not the form's error
-    assert attention.is_for_blocks(pattern, 64)
+    assert dispatch.is_for_blocks(pattern, 64)
     assert_close(results(attend, parts, pattern), results(masked, parts, pattern), atol=1e-4, rtol=1e-4)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightning_dalle.models import masks
+from lightning_dalle.models.attention import patterns
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import SelfAttention, TransformerConfig
 
@@ -28,7 +28,7 @@ def test_gradient_reaches_exactly_what_the_mask_shows(kind: masks.Kind) -> None:
 
 
 def test_every_layer_kind_is_in_the_tiny_model(dalle: DALLE) -> None:
-    assert set(masks.layer_kinds(7)) == {"row", "column", "conv"}
+    assert set(patterns.layer_kinds(7)) == {"row", "column", "conv"}
     assert len(dalle.transformer.blocks) == 7
 
 

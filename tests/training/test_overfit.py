@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from lightning_dalle.data.datamodule import Batch, CaptionedImageDataModule
-from lightning_dalle.data.openmoji import OpenMoji
+from lightning_dalle.data.sources.openmoji import OpenMoji
 from lightning_dalle.losses import dalle_loss, dvae_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optimisation import decay_groups
+from lightning_dalle.training.optim.param_groups import decay_groups
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Filters: which records are kept, and why the others are rejected."""

@@ -1,0 +1,1 @@
+"""Images: decoding of any file, transforms and near-duplicates."""

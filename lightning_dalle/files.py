@@ -1,0 +1,80 @@
+"""Files and folders: atomic writes, hashes, and YAML with a clear error."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning_dalle.errors import UserError
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def file_fingerprint(files: Iterable[str]) -> str:
+    """Return a hash of path, size and modification time of the local files among `files`, for cache keys."""
+    stats = [(file, Path(file).stat()) for file in files if Path(file).exists()]
+    return hashlib.sha256(repr([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]).encode()).hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents.
+
+    Raises:
+        UserError: if it cannot be created, for example below a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the output folder {folder} ({error.strerror}); choose another --out") from error
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, for a file or a folder, and rename it to `path` on success."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    yield partial
+    partial.rename(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_write(path) as partial:
+        partial.write_text(text)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON atomically.
+
+    Raises:
+        UserError: if a number in it is NaN or infinite, which JSON cannot represent.
+    """
+    try:
+        text = json.dumps(record, indent=2, default=str, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"cannot write {path}: a figure in it is NaN or infinite ({error})") from error
+    write_text(path, text + "\n")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys, such as a config.
+
+    Raises:
+        UserError: if the file is missing, is not valid YAML, or holds something else than keys.
+    """
+    import yaml
+
+    try:
+        # The loader in C takes a tenth of the time.
+        keys = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(keys, dict):
+        raise UserError(f"the config {path} must be a YAML mapping of keys, but holds {keys!r:.80}")
+    return keys

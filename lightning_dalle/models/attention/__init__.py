@@ -1,0 +1,1 @@
+"""Attention: the paper's patterns, and the kernels that compute them."""

@@ -1,0 +1,1 @@
+"""Sharding and gradient compression."""

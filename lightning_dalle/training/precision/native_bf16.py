@@ -1,0 +1,45 @@
+"""The precision of a training step, by what the machine is fast at."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.utilities import GradClipAlgorithmType
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from lightning_dalle.hardware import has_native_bf16
+
+
+class NativeBF16(MixedPrecision):
+    """bf16 autocast where the device multiplies bf16 itself, fp32 elsewhere; says once which it is.
+
+    A step is up to three times as fast in native bf16 as in fp32, and half as fast in emulated bf16 (LOG.md).
+    """
+
+    def __init__(self) -> None:
+        super().__init__("bf16-mixed", "cpu")
+        self.is_native = False
+
+    def connect(
+        self, model: Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
+    ) -> tuple[Module, list[Optimizer], list[Any]]:
+        """The model is on its device by now, which `--trainer.accelerator` chose."""
+        self.device = next(model.parameters()).device.type
+        self.is_native = has_native_bf16(self.device)
+        said = "bf16 autocast" if self.is_native else f"fp32, since this {self.device} only emulates bf16"
+        rank_zero_info(f"precision: {said}")
+        return super().connect(model, optimizers, lr_schedulers)
+
+    def clip_gradients(
+        self,
+        optimizer: Optimizer,
+        clip_val: int | float = 0.0,
+        gradient_clip_algorithm: GradClipAlgorithmType = GradClipAlgorithmType.NORM,
+    ) -> None:
+        """Clips before a fused optimizer too, which Lightning refuses for the sake of fp16's scaler; bf16 has none."""
+        Precision.clip_gradients(self, optimizer, clip_val, gradient_clip_algorithm)
+
+    def autocast_context_manager(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.is_native, cache_enabled=False)

@@ -1,0 +1,100 @@
+"""The splits of the real data: nothing that is asked for was seen, pictures that look alike included."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from datasets import DatasetDict
+
+from lightning_dalle.data.sources.openmoji import SKIN_TONES, Name, OpenMoji, families
+
+Pair = tuple[str, tuple[str, ...]]
+
+
+@pytest.fixture(scope="module", params=[32, 64])
+def splits(request: pytest.FixtureRequest) -> DatasetDict:
+    """At the sizes of the configs: pictures that one size cannot tell apart, another may."""
+    return OpenMoji().load(request.param)
+
+
+def pairs(splits: DatasetDict, split: str) -> list[Pair]:
+    return [(base, tuple(tones)) for base, tones in zip(splits[split]["base"], splits[split]["tones"], strict=True)]
+
+
+def test_every_captioned_emoji_is_in_one_split(splits: DatasetDict) -> None:
+    assert sum(len(split) for split in splits.values()) == 3953
+    names = [pair for split in splits for pair in pairs(splits, split)]
+    assert len(set(names)) == 3953
+
+
+def test_no_picture_is_in_two_splits(splits: DatasetDict) -> None:
+    pictures = {
+        split: {np.asarray(image.convert("RGB")).tobytes() for image in splits[split]["image"]} for split in splits
+    }
+    assert not pictures["train"] & pictures["val"]
+    assert not pictures["train"] & pictures["compositions"]
+    assert not pictures["val"] & pictures["compositions"]
+
+
+def test_compositions_are_of_parts_that_are_trained_on_but_never_together(splits: DatasetDict) -> None:
+    train = pairs(splits, "train")
+    bases = {base for base, tones in train if tones}
+    tones_alone = {tones for _, tones in train}
+    for base, tones in pairs(splits, "compositions"):
+        assert len(tones) == 1
+        assert base in bases
+        assert tones in tones_alone
+        assert (base, tones) not in set(train) | set(pairs(splits, "val"))
+        assert (base, tones[0]) not in {(other, tone) for other, several in train for tone in several}
+
+
+def test_every_base_that_has_one_skin_tone_and_never_two_holds_one_tone_out(splits: DatasetDict) -> None:
+    held_out = pairs(splits, "compositions")
+    assert len({base for base, _ in held_out}) == len(held_out) == 312
+    assert {tones[0] for _, tones in held_out} == set(SKIN_TONES)
+
+
+def test_val_is_about_a_twentieth(splits: DatasetDict) -> None:
+    assert 0.04 < len(splits["val"]) / (len(splits["val"]) + len(splits["train"])) < 0.07
+
+
+def test_splits_of_other_sizes_agree_but_for_pictures_that_only_one_size_tells_apart(splits: DatasetDict) -> None:
+    larger = OpenMoji().load(48)
+    assert set(pairs(splits, "compositions")) == set(pairs(larger, "compositions"))
+
+
+def test_pictures_are_of_the_wanted_size_on_white(splits: DatasetDict) -> None:
+    image = splits["train"][0]["image"].convert("RGB")
+    assert image.size in ((32, 32), (64, 64))
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_killed_build_leaves_no_cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning_dalle.data.sources.openmoji as module
+
+    monkeypatch.setattr(module, "records", lambda size: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        OpenMoji(cache_dir=tmp_path).load(32)
+    assert not list(tmp_path.glob("*-v1"))
+
+
+def test_names_are_taken_apart() -> None:
+    assert Name.parse("man surfing dark skin tone") == Name("man surfing", ("dark",))
+    assert Name.parse("woman medium-light skin tone curly hair") == Name("woman curly hair", ("medium-light",))
+    assert Name.parse("handshake light skin tone medium-dark skin tone") == Name("handshake", ("light", "medium-dark"))
+    assert Name.parse("grinning face") == Name("grinning face", ())
+
+
+def test_families_are_linked_through_pictures() -> None:
+    linked = families([["man farmer dark skin tone", "farmer dark skin tone"], ["farmer", "person with hoe"], ["cat"]])
+    assert linked == {"man farmer": "farmer", "farmer": "farmer", "person with hoe": "farmer", "cat": "cat"}
+
+
+def test_the_quickstarts_clip_reads_every_name_to_its_end(splits: DatasetDict) -> None:
+    import open_clip
+
+    config = yaml.safe_load(Path("configs/openmoji/clip.yaml").read_text())
+    captions = [caption for split in splits.values() for captions in split["captions"] for caption in captions]
+    longest = (open_clip.SimpleTokenizer(context_length=77)(captions) != 0).sum(dim=1).max()
+    assert longest <= config["model"]["init_args"]["config"]["text_len"]
