@@ -1,17 +1,16 @@
-"""Files of weights to plain models: what a Lightning checkpoint of ours holds, and how it is opened.
+"""Checkpoints of Lightning and safetensors files: their metadata, and how models are loaded from them.
 
-The same, without the state of a training, is a safetensors file: the weights under the same names, and in its metadata
-all that stands beside them.
-
-Knows files and models. Knows nothing of training.
+A safetensors file has the same weights under the same names, and configs and tokenizer as JSON in its metadata, but no
+training state.
 """
 
 import hashlib
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,12 +23,20 @@ from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.tokenizer import CaptionTokenizer
 
-RECORD = "lightning_dalle"
-"""In the metadata of a safetensors file, what a checkpoint keeps beside the weights, as JSON."""
+Model = TypeVar("Model", bound=nn.Module)
+
+METADATA_KEY = "lightning_dalle"
+"""Key in the metadata of a safetensors file; its value is JSON."""
+FORMAT_VERSION = 2
+"""Version of the training state in a checkpoint; checkpoints of format 1 lack the key `format_version`."""
+METADATA = ("format_version", "dvae_config", "dalle_config", "clip_config", "tokenizer", "attribution")
+"""Keys of a checkpoint that a safetensors file keeps beside the weights."""
+NAMES = {"dvae": "dVAE", "dalle": "DALL-E", "clip": "CLIP"}
+"""Name of each model in messages, by the prefix of its weights and of its config key."""
 
 
 class LoadedDALLE(NamedTuple):
-    """All that turns a caption into a picture, in eval mode on the CPU."""
+    """DALL-E with the dVAE and the tokenizer that it was trained with, in eval mode on the CPU."""
 
     dalle: DALLE
     dvae: DVAE
@@ -37,86 +44,94 @@ class LoadedDALLE(NamedTuple):
     attribution: str | None
 
 
-def dvae_record(dvae: DVAE) -> dict[str, Any]:
-    """What a checkpoint keeps beside the weights of a dVAE, which it keeps under `dvae.`."""
-    return {"dvae_config": asdict(dvae.config)}
+def dvae_metadata(dvae: DVAE) -> dict[str, Any]:
+    """Return what a dVAE's checkpoint contains besides the weights, which have the prefix `dvae.`."""
+    return {"format_version": FORMAT_VERSION, "dvae_config": asdict(dvae.config)}
 
 
-def dalle_record(dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer, attribution: str | None) -> dict[str, Any]:
-    """What a checkpoint keeps beside the weights of a DALL-E, under `dalle.`, and of its dVAE, under `dvae.`.
+def dalle_metadata(dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer, attribution: str | None) -> dict[str, Any]:
+    """Return what a DALL-E's checkpoint contains besides the weights, which have the prefixes `dalle.` and `dvae.`.
 
-    The attribution is what the licence of the training pictures asks of everything made from them.
+    Args:
+        dalle: model whose config is recorded.
+        dvae: frozen dVAE that encodes the images.
+        tokenizer: tokenizer of the captions.
+        attribution: credit line that the licence of the training images requires on generated images, if any.
     """
     return {
         "dalle_config": asdict(dalle.config),
         "tokenizer": tokenizer.to_json(),
         "attribution": attribution,
-        **dvae_record(dvae),
+        **dvae_metadata(dvae),
     }
 
 
-def clip_record(config: CLIPConfig) -> dict[str, Any]:
-    """What a checkpoint keeps beside the weights of a CLIP, which it keeps under `clip.`."""
-    return {"clip_config": asdict(config)}
+def clip_metadata(config: CLIPConfig) -> dict[str, Any]:
+    """Return what a CLIP's checkpoint contains besides the weights, which have the prefix `clip.`."""
+    return {"format_version": FORMAT_VERSION, "clip_config": asdict(config)}
 
 
 def load_clip(path: Path) -> CLIP:
-    """The CLIP of a checkpoint, in eval mode on the CPU, its averaged weights where they were averaged.
+    """Return the CLIP of a checkpoint, in eval mode on the CPU, with averaged weights if training averaged them.
 
     Raises:
-        UserError: if there is no such file, or it is no checkpoint with a CLIP.
+        UserError: if the file is missing or is not a checkpoint with a CLIP.
     """
-    checkpoint = read_checkpoint(path)
-    if "clip_config" not in checkpoint:
-        raise UserError(f"a CLIP checkpoint is needed, but {path} holds no CLIP")
-    try:
-        clip = CLIP.new(CLIPConfig(**checkpoint["clip_config"]))
-    except TypeError as error:
-        raise UserError(f"{path} was written by another version of lightning_dalle: {error}") from error
-    _load_weights(clip, checkpoint, "clip.", path)
-    return clip.eval()
+    return _load_model("clip", lambda config: CLIP.new(CLIPConfig(**config)), read_checkpoint(path), path)
 
 
 def load_dvae(path: Path) -> DVAE:
-    """The dVAE of a checkpoint of either model, its averaged weights where they were averaged.
+    """Return the dVAE of a dVAE's or DALL-E's checkpoint, in eval mode on the CPU.
 
     Raises:
-        UserError: if there is no such file, or it is no checkpoint with a dVAE.
+        UserError: if the file is missing or is not a checkpoint with a dVAE.
     """
-    return _dvae(read_checkpoint(path), path)
+    return _load_dvae(read_checkpoint(path), path)
 
 
 def load_dalle(path: Path) -> LoadedDALLE:
-    """The DALL-E of a checkpoint with the dVAE and the tokenizer that it was trained with.
+    """Return the DALL-E of a checkpoint with its dVAE and tokenizer.
 
     Raises:
-        UserError: if there is no such file, or it is no checkpoint with a DALL-E.
+        UserError: if the file is missing or is not a checkpoint with a DALL-E.
     """
     checkpoint = read_checkpoint(path)
-    if "dalle_config" not in checkpoint:
-        kind = "a dVAE's checkpoint" if "dvae_config" in checkpoint else "a checkpoint without a DALL-E"
-        raise UserError(f"a DALL-E checkpoint is needed, but {path} is {kind}")
+    dalle = _load_model("dalle", lambda config: DALLE(DALLEConfig.from_dict(config)), checkpoint, path)
+    tokenizer = CaptionTokenizer.from_json(checkpoint["tokenizer"])
+    return LoadedDALLE(dalle, _load_dvae(checkpoint, path), tokenizer, checkpoint["attribution"])
+
+
+def _load_dvae(checkpoint: dict[str, Any], path: Path) -> DVAE:
+    return _load_model("dvae", lambda config: DVAE(DVAEConfig(**config)), checkpoint, path)
+
+
+def _load_model(prefix: str, build: Callable[[Any], Model], checkpoint: dict[str, Any], path: Path) -> Model:
+    if f"{prefix}_config" not in checkpoint:
+        found = " and ".join(f"a {name}" for other, name in NAMES.items() if f"{other}_config" in checkpoint)
+        raise UserError(f"a {NAMES[prefix]} checkpoint is needed, but {path} contains only {found or 'other models'}")
     try:
-        dalle = DALLE(DALLEConfig.from_dict(checkpoint["dalle_config"]))
+        model = build(checkpoint[f"{prefix}_config"])
     except TypeError as error:
         raise UserError(f"{path} was written by another version of lightning_dalle: {error}") from error
-    _load_weights(dalle, checkpoint, "dalle.", path)
-    tokenizer = CaptionTokenizer.from_json(checkpoint["tokenizer"])
-    return LoadedDALLE(dalle.eval(), _dvae(checkpoint, path), tokenizer, checkpoint["attribution"])
+    start = f"{prefix}."
+    weights = {k.removeprefix(start): v for k, v in checkpoint["state_dict"].items() if k.startswith(start)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"the weights in {path} do not match the {prefix}_config in the same file: {error}") from error
+    return model.eval()
 
 
-def check_fit(dalle: DALLE, dvae: DVAE, path: Path) -> None:
-    """Raises a UserError if a DALL-E does not speak the codes of the dVAE in `path`."""
-    for name, ours, theirs in (
-        ("grid", dalle.config.grid, dvae.config.grid),
-        ("codebook_size", dalle.config.codebook_size, dvae.config.codebook_size),
-    ):
+def check_compatible(dalle: DALLE, dvae: DVAE, path: Path) -> None:
+    """Raise a UserError if the dVAE in `path` has another grid or codebook size than a DALL-E."""
+    for name in ("grid", "codebook_size"):
+        ours, theirs = getattr(dalle.config, name), getattr(dvae.config, name)
         if ours != theirs:
             raise UserError(f"the transformer has {name}={ours}, but the dVAE in {path} has {name}={theirs}")
 
 
 def check_image_size(dvae: DVAE, image_size: int, path: Path | None) -> None:
-    """Raises a UserError if the data's pictures are not of the size that the dVAE in `path` reads."""
+    """Raise a UserError if the data has another image size than the dVAE in `path`."""
     if dvae.config.image_size != image_size:
         raise UserError(
             f"the data's image_size is {image_size}, but the dVAE in {path} was trained with "
@@ -124,30 +139,46 @@ def check_image_size(dvae: DVAE, image_size: int, path: Path | None) -> None:
         )
 
 
-def check_same(found: Any, ours: Any) -> None:
-    """Raises a UserError that names the fields in which the config of a checkpoint to go on from is not this run's."""
-    theirs, mine = (_flat(asdict(config)) for config in (found, ours))
-    other = [name for name in mine if theirs[name] != mine[name]]
-    if other:
-        has, wants = (", ".join(f"{name}={values[name]}" for name in other) for values in (theirs, mine))
-        raise UserError(f"the checkpoint to go on from has {has}, but this run {wants}")
+def check_resumable(checkpoint: dict[str, Any], path: Path | str | None) -> None:
+    """Raise a UserError if training cannot resume from a checkpoint because its format version differs.
+
+    Only resuming calls this: generate, test and export read the weights of every format.
+    """
+    version = checkpoint.get("format_version", 1)
+    if version == FORMAT_VERSION:
+        return
+    origin, remedy = "", ""
+    if version == 1:
+        origin, remedy = " (lightning_dalle before 2026-12)", ", or resume with commit 6ca43fc"
+    raise UserError(
+        f"cannot resume from {path}: it has checkpoint format {version}{origin}, this version resumes format "
+        f"{FORMAT_VERSION}; use it with generate/test/export{remedy}"
+    )
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Fields of fields beside the others."""
-    parts = (_flat(value) if isinstance(value, dict) else {name: value} for name, value in values.items())
+def check_resume_config(found: Any, ours: Any) -> None:
+    """Raise a UserError that lists the fields in which the model config of a checkpoint differs from this run's."""
+    theirs, mine = (_flatten(asdict(config)) for config in (found, ours))
+    different = [name for name in mine if theirs[name] != mine[name]]
+    if different:
+        has, wants = (", ".join(f"{name}={values[name]}" for name in different) for values in (theirs, mine))
+        raise UserError(f"cannot resume: the checkpoint was trained with {has}, this config has {wants}")
+
+
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    parts = (_flatten(value) if isinstance(value, dict) else {name: value} for name, value in values.items())
     return {name: value for part in parts for name, value in part.items()}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint or of a safetensors file, on the CPU; nothing in the file is executed.
+    """Return the content of a checkpoint or safetensors file, on the CPU, without executing anything in it.
 
     Raises:
-        UserError: if there is no such file, or it is no checkpoint, or one in parts.
+        UserError: if the file is missing, is not a checkpoint, or is a sharded checkpoint.
     """
     if path.is_dir():
         raise UserError(
-            f"{path} is a folder, a checkpoint in parts, but one file is needed: make it by "
+            f"{path} is a folder, so it is a sharded checkpoint; merge it into one file with "
             f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
         )
     if not path.is_file():
@@ -156,64 +187,47 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return _read_safetensors(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of bytes that are no checkpoint the unpickler raises anything
-        # Not in its words, which are a byte's number, or advise to let the file run what it likes.
-        whole = "it holds objects that only code in it could make, and none of it is run"
-        reason = whole if zipfile.is_zipfile(path) else "it is no file of torch's, or broken off"
-        raise UserError(f"{path} is not a checkpoint that can be opened: {reason}") from error
+    except Exception as error:  # the unpickler raises any exception on bytes that are not a checkpoint
+        # torch's own message advises to execute the file's code.
+        reason = (
+            "it contains objects that only code in it could create, and no code in it is run"
+            if zipfile.is_zipfile(path)
+            else "torch.save did not write it, or it is truncated"
+        )
+        raise UserError(f"cannot read {path} as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} holds no state_dict, so it is not a checkpoint of lightning_dalle")
+        raise UserError(f"{path} has no state_dict, so it is not a checkpoint of lightning_dalle")
     return checkpoint
 
 
 def write_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes the models of a checkpoint, and what is needed to open them, without the state of its training."""
+    """Write the models and the metadata of a checkpoint as a safetensors file, without training state."""
     weights = {
         name: tensor.contiguous()
         for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(("dvae.", "dalle.", "clip."))
+        if name.partition(".")[0] in NAMES
     }
-    kept = ("dvae_config", "dalle_config", "clip_config", "tokenizer", "attribution")
-    record = {key: checkpoint[key] for key in kept if key in checkpoint}
-    save_file(weights, path, {RECORD: json.dumps(record, ensure_ascii=False)})
-    path.chmod(0o644)  # for others, but safetensors writes it for its owner alone
+    metadata = {key: checkpoint[key] for key in METADATA if key in checkpoint}
+    save_file(weights, path, {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)})
+    path.chmod(0o644)  # safetensors makes it readable by its owner alone
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
-            record = (file.metadata() or {}).get(RECORD)
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file that can be opened: {error}") from error
-    if record is None:
-        raise UserError(f"the metadata of {path} have no entry {RECORD}, so lightning_dalle did not write it")
-    return {"state_dict": weights, **json.loads(record)}
+        raise UserError(f"cannot read {path} as a safetensors file: {error}") from error
+    if metadata is None:
+        raise UserError(f"the metadata of {path} lacks the key {METADATA_KEY}, so lightning_dalle did not write it")
+    return {"state_dict": weights, **json.loads(metadata)}
 
 
 def weights_digest(*models: nn.Module) -> str:
-    """Hash of all weights and buffers: the same model gives the same, whatever file it came from."""
+    """Return a hash of all weights and buffers, in fp32; it does not depend on the file that they came from."""
     digest = hashlib.sha256()
     for model in models:
         for name, tensor in model.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _dvae(checkpoint: dict[str, Any], path: Path) -> DVAE:
-    if "dvae_config" not in checkpoint:
-        raise UserError(f"a dVAE checkpoint is needed, but {path} holds no dVAE")
-    try:
-        dvae = DVAE(DVAEConfig(**checkpoint["dvae_config"]))
-    except TypeError as error:
-        raise UserError(f"{path} was written by another version of lightning_dalle: {error}") from error
-    _load_weights(dvae, checkpoint, "dvae.", path)
-    return dvae.eval()
-
-
-def _load_weights(model: nn.Module, checkpoint: dict[str, Any], prefix: str, path: Path) -> None:
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"the weights in {path} do not fit the shape that it states: {error}") from error
