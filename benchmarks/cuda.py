@@ -1,41 +1,40 @@
-"""How much of a GPU training and sampling use: of its bf16 products, and of its memory's bandwidth.
+"""GPU utilisation of training and sampling, relative to the bf16 matmul rate and the memory bandwidth.
 
     python -m benchmarks.cuda
 
-- train: a model of a billion parameters at 1,280 positions, forward and backward; the share of the bf16 rate that its
-  weights' products take. Attention is left out of the count, as is the softmax over ids that its logits go through.
-- decode: a picture alone, code by code; the share of the bandwidth that it takes to read all weights once a code.
-- candidates: 512 pictures of 1,024 codes by a model of 300 million.
+- train: forward and backward of a model of 1 billion parameters at 1,280 positions, as a fraction of the bf16 matmul
+  rate. Only products with weights are counted; attention and the softmax over the logits are not.
+- decode: one image, code by code, as a fraction of the bandwidth that reading all weights once per code needs.
+- candidates: seconds for 512 images of 1,024 codes with a model of 300 million parameters.
 
-Both rates are this GPU's, measured in the same run: a product of two large matrices, and a copy. Prints the figures,
-and appends them to benchmarks/results/cuda.jsonl.
+Both reference rates are measured in the same run, by a product and a copy of large matrices. The benchmark prints the
+figures and appends them to benchmarks/results/cuda.jsonl.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn import Parameter
 
-from benchmarks.recording import record
-from lightning_dalle.inference.config import SamplingOptions
-from lightning_dalle.inference.sampling import in_native_bf16, sample
+from benchmarks.recording import record, run
+from lightning_dalle.inference.config import SamplingConfig
+from lightning_dalle.inference.sampling import sample_codes, to_native_bf16
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 
 BILLION = TransformerConfig(n_layer=24, n_head=28, n_embd=1792)
-"""0.9 billion in its blocks, 1.0 with the embeddings and the heads."""
+"""Shape with 0.9 billion parameters in the blocks, 1.0 with embeddings and heads."""
 MILLIONS = TransformerConfig(n_layer=22, n_head=16, n_embd=1024)
-"""277 million in its blocks, 328 with the embeddings and the heads."""
+"""Shape with 277 million parameters in the blocks, 328 with embeddings and heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of the streams, and of what is measured of them; the defaults are the paper's streams."""
+    """Sizes of the sequences and of the measurements; the defaults are the paper's sequences."""
 
     text_len: int = 256
     text_vocab_size: int = 16384
@@ -45,10 +44,10 @@ class Size:
     candidates: int = 512
     rounds: int = 5
     side: int = 8192
-    """Of the matrices whose product gives the rate, and whose copy gives the bandwidth."""
+    """Side of the square matrices that are multiplied for the matmul rate and copied for the bandwidth."""
 
     def model(self, transformer: TransformerConfig, device: str) -> DALLE:
-        """Untrained."""
+        """Return an untrained model."""
         config = DALLEConfig(
             transformer=transformer,
             text_len=self.text_len,
@@ -61,7 +60,7 @@ class Size:
 
 
 def seconds(run: Callable[[], object], device: str, rounds: int) -> float:
-    """Of one of several runs; a first one warms up."""
+    """Return the mean seconds of a run, after one run that warms up."""
     finish = torch.cuda.synchronize if device == "cuda" else lambda: None
     run()
     finish()
@@ -73,12 +72,12 @@ def seconds(run: Callable[[], object], device: str, rounds: int) -> float:
 
 
 def multiplied(model: DALLE) -> list[Parameter]:
-    """The matrices that every image position is multiplied by."""
+    """Return the matrices that every image position is multiplied with."""
     return [p for p in [*model.transformer.parameters(), *model.image_head.parameters()] if p.ndim == 2]
 
 
 def train(size: Size, transformer: TransformerConfig, device: str) -> dict[str, float]:
-    """Forward and backward in bf16 autocast: six operations a weight and position, four of them on the way back."""
+    """Measure forward and backward in bf16 autocast: 6 FLOPs per weight and position, 4 of them in the backward."""
     model = size.model(transformer, device)
     text_tokens = torch.randint(size.text_vocab_size, (size.train_batch, size.text_len), device=device)
     codes = torch.randint(size.codebook_size, (size.train_batch, size.grid**2), device=device)
@@ -92,23 +91,23 @@ def train(size: Size, transformer: TransformerConfig, device: str) -> dict[str, 
 
     taken = seconds(step, device, size.rounds)
     blocks = sum(p.numel() for p in model.transformer.parameters() if p.ndim == 2)
-    per_stream = blocks * (size.text_len + size.grid**2)
-    per_stream += model.text_head.weight.numel() * size.text_len + model.image_head.weight.numel() * size.grid**2
+    per_sequence = blocks * (size.text_len + size.grid**2)
+    per_sequence += model.text_head.weight.numel() * size.text_len + model.image_head.weight.numel() * size.grid**2
     square = torch.randn(size.side, size.side, device=device).bfloat16()
     rate = 2 * size.side**3 / seconds(lambda: F.linear(square, square), device, size.rounds)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "step_seconds": taken,
-        "share_of_bf16_rate": 6 * per_stream * size.train_batch / taken / rate,
+        "share_of_bf16_rate": 6 * per_sequence * size.train_batch / taken / rate,
         "bf16_rate": rate,
     }
 
 
 def decode(size: Size, transformer: TransformerConfig, device: str) -> dict[str, float]:
-    """A picture alone, in bf16."""
-    model = in_native_bf16(size.model(transformer, device).eval())
+    """Measure sampling one image in bf16."""
+    model = to_native_bf16(size.model(transformer, device).eval())
     text_tokens = model.null_caption(1)
-    taken = seconds(lambda: sample(model, text_tokens, [0], SamplingOptions()), device, size.rounds) / size.grid**2
+    taken = seconds(lambda: sample_codes(model, text_tokens, [0], SamplingConfig()), device, size.rounds) / size.grid**2
     square = torch.zeros(size.side, size.side, device=device)
     bandwidth = 2 * square.nbytes / seconds(square.clone, device, size.rounds)
     return {
@@ -119,18 +118,18 @@ def decode(size: Size, transformer: TransformerConfig, device: str) -> dict[str,
 
 
 def candidates(size: Size, transformer: TransformerConfig, device: str) -> dict[str, float]:
-    """Of one caption, in one batch."""
-    model = in_native_bf16(size.model(transformer, device).eval())
+    """Measure sampling all candidates of one caption in one batch."""
+    model = to_native_bf16(size.model(transformer, device).eval())
     text_tokens = model.null_caption(size.candidates)
     seeds = list(range(size.candidates))
-    taken = seconds(lambda: sample(model, text_tokens, seeds, SamplingOptions()), device, 1)
+    taken = seconds(lambda: sample_codes(model, text_tokens, seeds, SamplingConfig()), device, 1)
     return {"parameters": sum(p.numel() for p in model.parameters()), "seconds": taken}
 
 
 def measure(
     size: Size, trained: TransformerConfig, sampled: TransformerConfig, device: str
 ) -> dict[str, dict[str, float]]:
-    """The three, one after the other."""
+    """Measure training, decoding and candidates, one after the other."""
     return {
         "train": train(size, trained, device),
         "decode": decode(size, trained, device),
@@ -139,12 +138,12 @@ def measure(
 
 
 def main() -> None:
+    """Measure one GPU."""
+    if not torch.cuda.is_available():
+        raise SystemExit("error: this benchmark needs a GPU, but torch finds no CUDA device")
     torch.manual_seed(0)
-    result: dict[str, Any] = {
-        **measure(Size(), BILLION, MILLIONS, "cuda"),
-    }
-    record("cuda", result)
+    record("cuda", measure(Size(), BILLION, MILLIONS, "cuda"))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,13 +1,13 @@
-"""Steps per second of the transformer's training from codes, against the same run from pixels.
+"""Training speed of the transformer from precomputed codes, relative to the same run from pixels.
 
     python -m benchmarks.encoded
     python -m benchmarks.encoded --photos FOLDER
     python -m benchmarks.encoded --case paper_dvae --steps 6 --pairs 3
 
-Fits from pixels and from codes take turns in one process, each with all that the config asks for; of each the seconds
-between the end of its second step and of its last are counted. The dVAE is untrained and the codes are random, which
-changes no time. The ratios of the pairs and their median are printed, and appended to benchmarks/results/encoded.jsonl
-with the machine.
+Fits from pixels and from codes take turns in one process, each with everything that the config asks for. The time
+counts from the end of the second step to the end of the last. The dVAE is untrained and the codes are random, which
+does not change the time. The benchmark prints the ratios of the pairs and their median, and appends them to
+benchmarks/results/encoded.jsonl.
 """
 
 import statistics
@@ -20,23 +20,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
-from jsonargparse import auto_cli
 from PIL import Image
 from pytorch_lightning import Callback
 
-from benchmarks.recording import record
-from lightning_dalle.checkpoints import dvae_record, weights_digest
-from lightning_dalle.cli import lightning
+from benchmarks.recording import record, run
+from lightning_dalle.checkpoints import dvae_metadata, weights_digest
 from lightning_dalle.data.images.transforms import Augmentation, DALLEAugmentation
-from lightning_dalle.data.sources.captioned import CaptionedPictures
-from lightning_dalle.data.sources.encoded import EncodedPictures, Encoding, code_type, write_shard
+from lightning_dalle.data.sources.captioned import CaptionedImages
+from lightning_dalle.data.sources.encoded import EncodedImages, Encoding, code_type, write_shard
 from lightning_dalle.data.sources.openmoji import OpenMoji
 from lightning_dalle.data.sources.source import Source
+from lightning_dalle.lightning_cli import run_lightning
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 
 
 class Stopwatch(Callback):
-    """The time at the end of every step: on the wall, and the process's own on the CPU, which counts no waiting."""
+    """Callback that records wall-clock time and CPU time at the end of every step."""
 
     def __init__(self) -> None:
         self.times: list[tuple[float, float]] = []
@@ -45,7 +44,7 @@ class Stopwatch(Callback):
         self.times.append((time.perf_counter(), time.process_time()))
 
     def rate(self, clock: int) -> float:
-        """Steps per second of one of the clocks, without the first two steps, which allocate."""
+        """Return the steps per second by one of the two clocks, without the first two steps, which allocate memory."""
         return (len(self.times) - 2) / (self.times[-1][clock] - self.times[1][clock])
 
 
@@ -55,13 +54,13 @@ def quickstart_dvae() -> DVAEConfig:
 
 
 def write_codes(folder: Path, dvae: DVAE, source: Source, augmentation: Augmentation | None) -> None:
-    """Random codes of a source's pictures, as the dVAE's."""
+    """Write shards of random codes as if the dVAE had encoded the source."""
     rows = source.load(dvae.config.image_size)
     encoding = Encoding(
         dvae=weights_digest(dvae), grid=dvae.config.grid, codebook_size=dvae.config.codebook_size,
         image_size=dvae.config.image_size, augmentation=repr(augmentation), crops={"train": 1, "val": 1},
         records={split: len(rows[split]) for split in ("train", "val")}, shard_size=4096, source=repr(source),
-        filters="[]", seed=0, attribution=None, made_on={},
+        filters="[]", seed=0, attribution=None, environment={},
     )  # fmt: skip
     rng = np.random.default_rng(0)
     for shard in encoding.shards:
@@ -80,15 +79,15 @@ def encoded(
     pairs: int = 5,
     steps: int = 60,
 ) -> None:
-    """Compares training from codes with training from pixels.
+    """Compare training from codes with training from pixels.
 
     Args:
         case: the quickstart, or its transformer on the 32x32 codes of the paper's dVAE at 256 pixels in batches of 2.
-        photos: a folder of captioned pictures, cut by the transformer's augmentation, in the place of the emoji.
-        pairs: fits of each kind.
-        steps: of each fit.
+        photos: folder of captioned images to use in place of OpenMoji, cropped by the transformer's augmentation.
+        pairs: number of fits of each kind.
+        steps: number of training steps per fit.
     """
-    source = OpenMoji() if photos is None else CaptionedPictures(path=str(photos))
+    source = OpenMoji() if photos is None else CaptionedImages(path=str(photos))
     augmentation = None if photos is None else DALLEAugmentation()
     dvae = DVAE(quickstart_dvae() if case == "quickstart" else DVAEConfig())
     watches: dict[str, list[Any]] = {"pixels": [], "codes": []}
@@ -97,10 +96,10 @@ def encoded(
         checkpoint, codes = folder / "dvae.ckpt", folder / "codes"
         codes.mkdir()
         weights = {f"dvae.{key}": value for key, value in dvae.state_dict().items()}
-        torch.save({"state_dict": weights, **dvae_record(dvae)}, checkpoint)
+        torch.save({"state_dict": weights, **dvae_metadata(dvae)}, checkpoint)
         write_codes(codes, dvae, source, augmentation)
         fit = [
-            "fit", "--config", "configs/openmoji/quickstart_dalle.yaml", "--model.soft_codes", "false",
+            "fit", "--config", "configs/openmoji/quickstart_dalle.yaml", "--model.soft_targets", "false",
             "--model.dvae_checkpoint", str(checkpoint), "--data.image_size", str(dvae.config.image_size),
             "--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0",
             "--trainer.logger.init_args.save_dir", str(folder), "--trainer.callbacks+=benchmarks.encoded.Stopwatch",
@@ -109,12 +108,12 @@ def encoded(
         if augmentation is not None:
             fit += ["--data.augmentation", "lightning_dalle.data.images.transforms.DALLEAugmentation"]
         fits = {
-            "pixels": [] if photos is None else source_options(CaptionedPictures, photos),
-            "codes": source_options(EncodedPictures, codes),
+            "pixels": [] if photos is None else source_options(CaptionedImages, photos),
+            "codes": source_options(EncodedImages, codes),
         }
         for _ in range(pairs):
             for kind, options in fits.items():
-                callbacks = lightning([*fit, *options]).trainer.callbacks  # type: ignore[attr-defined]
+                callbacks = run_lightning([*fit, *options]).trainer.callbacks  # type: ignore[attr-defined]
                 [watch] = [callback for callback in callbacks if type(callback).__name__ == "Stopwatch"]
                 watches[kind].append(watch)
         images = torch.rand(2 if case == "paper_dvae" else 16, 3, *[dvae.config.image_size] * 2)
@@ -129,7 +128,7 @@ def encoded(
         }
     result = {
         "case": case,
-        "pictures": "OpenMoji" if photos is None else f"photos of {megapixels(photos):.2f} megapixels",
+        "images": "OpenMoji" if photos is None else f"photos of {megapixels(photos):.2f} megapixels",
         "steps": steps,
         **measured,
         "encoding_milliseconds": round(encoding_milliseconds(dvae, images), 1),
@@ -139,13 +138,13 @@ def encoded(
 
 
 def megapixels(folder: Path) -> float:
-    """Of the first JPEGs, the median."""
+    """Return the median size of the first JPEGs of a folder, in megapixels."""
     sizes = [Image.open(file).size for file in sorted(folder.rglob("*.jpg"))[:16]]
     return statistics.median(width * height for width, height in sizes) / 1e6
 
 
 def encoding_milliseconds(dvae: DVAE, images: torch.Tensor) -> float:
-    """Of a batch, the median of five."""
+    """Return the median milliseconds that the dVAE takes to encode a batch, over five runs."""
     dvae = dvae.eval().to(memory_format=torch.channels_last)
     times = []
     with torch.inference_mode():
@@ -157,4 +156,4 @@ def encoding_milliseconds(dvae: DVAE, images: torch.Tensor) -> float:
 
 
 if __name__ == "__main__":
-    auto_cli(encoded, as_positional=False)
+    run(encoded)

@@ -1,9 +1,10 @@
-"""dalle-pytorch 1.6.6 from PyPI, the peer that the benchmarks set beside us, in this very process.
+"""The peer of the benchmarks: dalle-pytorch 1.6.6 from PyPI, imported into the same process.
 
+    python -m benchmarks.peer       # install it
     from benchmarks.peer import DALLE, DiscreteVAE, cached_images
 
-It is installed once, without its dependencies, which would not build, into the git-ignored folder .peer; those of them
-that it really uses and we lack come along. The folder stands last on the path, so that torch and all else are ours.
+The first use of DALLE or DiscreteVAE installs the peer into the git-ignored folder .peer, without its dependencies, which
+do not build; the few that it needs are installed beside it. The folder comes last on the path, so torch stays ours.
 """
 
 import importlib
@@ -12,6 +13,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,11 @@ PACKAGES = (
     "einops==0.8.2",
 )
 UNUSED = ("omegaconf", "pkg_resources", "taming", "taming.models", "taming.models.vqgan")
-"""Modules that it imports for the sake of models that no benchmark builds."""
+"""Modules that the peer imports for models that no benchmark builds."""
 
 
 class _Stub(types.ModuleType):
-    """A module with whatever is asked of it; all of it does nothing."""
+    """Module that has every attribute; each is a function that does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -43,7 +45,7 @@ class _Stub(types.ModuleType):
 
 @contextmanager
 def _stubbed(names: tuple[str, ...]) -> Iterator[None]:
-    """Modules that are there for the time of an import alone, lest another library takes them for real."""
+    """Provide empty modules during an import, and remove them afterwards so that no other library finds them."""
     stubs = {name: _Stub(name) for name in names if name not in sys.modules}
     sys.modules.update(stubs)
     try:
@@ -53,6 +55,7 @@ def _stubbed(names: tuple[str, ...]) -> Iterator[None]:
             del sys.modules[name]
 
 
+@cache
 def _import() -> types.ModuleType:
     if not (FOLDER / "dalle_pytorch").exists():
         subprocess.run(["uv", "pip", "install", "-q", "--no-deps", "--target", str(FOLDER), *PACKAGES], check=True)
@@ -61,27 +64,29 @@ def _import() -> types.ModuleType:
         return importlib.import_module("dalle_pytorch.dalle_pytorch")
 
 
-_peer = _import()
-DALLE = _peer.DALLE
-DiscreteVAE = _peer.DiscreteVAE
+def __getattr__(name: str) -> Any:
+    """Return the peer's class DALLE or DiscreteVAE, and install the peer where it is missing."""
+    if name not in ("DALLE", "DiscreteVAE"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_import(), name)
 
 
 @torch.no_grad()
 def cached_images(dalle: Any, text: Tensor, temperature: float = 1.0, filter_thres: float = 0.5) -> Tensor:
-    """Its `generate_images(use_cache=True)` with the cache really passed on: its repaired best.
+    """Run the peer's `generate_images(use_cache=True)` with its key/value cache repaired.
 
-    As shipped `forward_with_cond_scale` drops the cache where there is no guidance, so that every token recomputes the
-    whole sequence. Axial layers are served from the cache only in a DALLE of `optimize_for_inference=True`, which makes
-    them masked full attention; the weights are the same. Its conv_like layers never are.
+    As shipped, `forward_with_cond_scale` drops the cache when there is no guidance, so every token recomputes the whole
+    sequence. Axial layers use the cache only with `optimize_for_inference=True`, which turns them into masked full
+    attention with the same weights. Layers of type conv_like never use it.
 
     Args:
-        dalle: in eval mode.
-        text: token ids, (b, text_seq_len); 0 is padding.
-        temperature: of the sampling.
-        filter_thres: the share of the logits, the least, that is never drawn; 0.5 as shipped.
+        dalle: peer's transformer in eval mode.
+        text: token ids (b, text_seq_len); 0 is padding.
+        temperature: sampling temperature.
+        filter_thres: fraction of the lowest logits that are never sampled; 0.5 as shipped.
 
     Returns:
-        images as its dVAE's decoder gives them, (b, 3, h, w): in [-1, 1] for one of the default normalization.
+        images (b, 3, h, w) as the peer's decoder returns them: in [-1, 1] with its default normalisation.
     """
 
     def pass_on(*args: Any, cond_scale: float = 1.0, cache: dict[str, Any] | None = None) -> Tensor:
@@ -95,7 +100,7 @@ def cached_images(dalle: Any, text: Tensor, temperature: float = 1.0, filter_thr
 
 
 class PeersDVAE(DVAE):
-    """The peer's dVAE by our names: images in [0, 1] to a grid of codes, and back."""
+    """The peer's dVAE with our interface: images in [0, 1] to a grid of codes, and back."""
 
     def __init__(self, vae: Any) -> None:
         nn.Module.__init__(self)
@@ -110,5 +115,16 @@ class PeersDVAE(DVAE):
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """The peer's pixels, which its default normalization has in [-1, 1], to [0, 1]."""
+    """Map the peer's pixels from [-1, 1] to [0, 1]."""
     return ((images + 1) / 2).clamp(0, 1)
+
+
+def main() -> None:
+    """Install the peer."""
+    _import()
+
+
+if __name__ == "__main__":
+    from benchmarks.recording import run
+
+    run(main)

@@ -1,14 +1,15 @@
-"""Trains the peer as its own scripts do, for a number of steps: its dVAE, then its transformer on that one's codes.
+"""Training of the peer as in its own scripts: first its dVAE, then its transformer on the dVAE's codes.
 
-Knows the peer's models, tensors of OpenMoji and steps. Knows nothing of clocks or of what is measured.
+The settings are those of its `train_vae.py` and `train_dalle.py`: Adam, no KL loss, relaxed codes without the
+straight-through estimator, an image loss of 7 times the text loss, gradients clipped at 0.5. These changes favour the
+peer on a small data set with few minutes of training:
 
-The settings are those of its `train_vae.py` and `train_dalle.py` (Adam; no KL loss; relaxed codes rather than
-straight-through ones; an image loss of 7 times the text's; gradients clipped to 0.5), with these changes, each in its
-favour on a small data set and few minutes: narrower models, which take more steps in the same time (pilots, LOG.md);
-the temperature and the dVAE's learning rate reach their ends within the run rather than after 12,000 steps of a run of
-any length; the learning rate of the transformer is annealed, which its script leaves constant; pictures lie in memory,
-codes are computed once, and the transformer runs in bf16 autocast where that is faster. The dVAE runs in fp32, as its
-script has it: bf16 gains it little, if anything (a step took 0.83 to 1.05 of the time on a Xeon with AMX).
+- narrower models, which take more steps in the same time (pilots in LOG.md);
+- temperature and learning rate of the dVAE reach their final values within the run, not after 12,000 steps;
+- the learning rate of the transformer is annealed; its script keeps it constant;
+- images stay in memory, codes are computed once, and the transformer runs in bf16 autocast where that is faster.
+
+The dVAE runs in fp32 as in its script. In bf16 its step took 0.83 to 1.05 of the time on a Xeon with AMX.
 """
 
 import math
@@ -22,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.peer import DALLE, DiscreteVAE
+from benchmarks import peer
 from lightning_dalle.hardware import has_native_bf16
 
 VAE = {
@@ -46,15 +47,15 @@ TRANSFORMER = {
 TRANSFORMER_BATCH, TRANSFORMER_RATES, CLIP = 16, (1e-3, 1e-5), 0.5
 
 Step = Callable[[float], None]
-"""One step of a training, told how far the run has come, in [0, 1)."""
+"""Function that performs one training step, given the progress of the run in [0, 1)."""
 
 
 def vae_training(images: Float[Tensor, "n 3 h w"], seed: int = 0) -> tuple[Any, Step]:
-    """A new dVAE and its step.
+    """Return a new dVAE and its training step.
 
     Args:
-        images: in [0, 1], of the training split.
-        seed: of the weights and, with torch's own generator, of the batches and the noise.
+        images: training images in [0, 1].
+        seed: seed of torch's global generator, which draws weights, batches and noise.
     """
     torch.manual_seed(seed)
     vae = new_vae()
@@ -75,14 +76,14 @@ def vae_training(images: Float[Tensor, "n 3 h w"], seed: int = 0) -> tuple[Any, 
 def transformer_training(
     vae: Any, text: Int[Tensor, "n t"], images: Float[Tensor, "n 3 h w"], vocab_size: int, seed: int = 0
 ) -> tuple[Any, Step]:
-    """A new transformer on a trained dVAE, and its step.
+    """Return a new transformer for a trained dVAE, and its training step.
 
     Args:
-        vae: in eval mode from now on.
-        text: token ids, 0 for padding, as the peer takes them.
-        images: in [0, 1], beside the text.
-        vocab_size: ids of the text are below.
-        seed: as of the dVAE.
+        vae: trained dVAE; the peer switches it to eval mode.
+        text: token ids of the peer, where 0 is padding.
+        images: images in [0, 1] that belong to the captions.
+        vocab_size: number of text ids.
+        seed: seed of torch's global generator.
     """
     torch.manual_seed(seed)
     codes = torch.cat([vae.get_codebook_indices(part) for part in images.split(64)])
@@ -107,29 +108,29 @@ def transformer_training(
 
 
 def new_vae() -> Any:
-    """Untrained."""
-    return DiscreteVAE(**VAE)
+    """Return an untrained dVAE."""
+    return peer.DiscreteVAE(**VAE)
 
 
 def new_transformer(vae: Any, text_len: int, vocab_size: int, **form: bool) -> Any:
-    """Untrained; `optimize_for_inference=True` is the form that the cache serves, of the same weights."""
-    return DALLE(vae=vae, num_text_tokens=vocab_size, text_seq_len=text_len, **TRANSFORMER, **form)
+    """Return an untrained transformer; `optimize_for_inference=True` has the same weights and can use the cache."""
+    return peer.DALLE(vae=vae, num_text_tokens=vocab_size, text_seq_len=text_len, **TRANSFORMER, **form)
 
 
 def as_peers_text(text_tokens: Int[Tensor, "n t"], vocab_size: int) -> Int[Tensor, "n t"]:
-    """Our tokenizer's ids as the peer takes them: 0 is its padding, at whatever position, and tokens begin at 1."""
+    """Return our token ids as the peer's: 0 is padding at every position, and tokens start at 1."""
     return torch.where(text_tokens < vocab_size, text_tokens + 1, 0)
 
 
 def train(step: Step, steps: int, on_step: Callable[[int], None] = lambda done: None) -> None:
-    """Takes as many steps; `on_step` is told how many are done."""
+    """Run a number of steps; `on_step` is called with the number of steps done."""
     for done in range(steps):
         step(done / steps)
         on_step(done + 1)
 
 
 def steps_per_second(step: Step, steps: int) -> float:
-    """By the median of as many steps, the first two left out."""
+    """Return the rate by the median time of a number of steps, after two that warm up."""
     taken = []
     for _ in range(steps + 2):
         begun = time.perf_counter()
@@ -139,7 +140,7 @@ def steps_per_second(step: Step, steps: int) -> float:
 
 
 def _batches(count: int, size: int) -> Iterator[Int[Tensor, " b"]]:
-    """Indices, shuffled anew in each epoch, whose last, smaller batch is left out."""
+    """Yield batches of indices, reshuffled in each epoch; the last, smaller batch is dropped."""
     while True:
         yield from torch.randperm(count)[: count // size * size].split(size)
 

@@ -1,10 +1,10 @@
-"""How soon the command line answers: `--help`, and a user's mistakes, against a bare `import pytorch_lightning`.
+"""Start-up time of the command line (`--help` and mistakes) relative to a bare `import pytorch_lightning`.
 
     python -m benchmarks.start_up
 
-Each is a process of its own, and they take turns; what is counted is the CPU time of the process and its children,
-which other work on the machine disturbs less than the clock's. Prints the medians and their ratios, and appends them to
-benchmarks/results/start_up.jsonl.
+Every command runs in its own process; the commands take turns. The benchmark counts CPU time of the process and its
+children, because other work on the machine disturbs it less than wall-clock time. It prints the medians and their
+ratios, and appends them to benchmarks/results/start_up.jsonl.
 """
 
 import os
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.recording import record
+from benchmarks.recording import record, run
 
 BARE = "import pytorch_lightning"
 COMMANDS = (
@@ -30,7 +30,7 @@ ROUNDS = 5
 
 
 def seconds_of_cpu(arguments: Sequence[str]) -> float:
-    """What a process took, whatever it answered."""
+    """Return the CPU seconds of a process, whether it succeeds or fails."""
     before = os.times()
     subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     after = os.times()
@@ -38,7 +38,7 @@ def seconds_of_cpu(arguments: Sequence[str]) -> float:
 
 
 def measure(work: Mapping[str, Sequence[str]], rounds: int) -> dict[str, float]:
-    """Medians of the seconds that each took; the first round, which reads the disk, is not counted."""
+    """Return the median CPU seconds of each command; the first round only warms the disk cache."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds + 1):
         for name, arguments in work.items():
@@ -47,7 +47,7 @@ def measure(work: Mapping[str, Sequence[str]], rounds: int) -> dict[str, float]:
 
 
 def result(bare: str, commands: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Seconds of CPU of each command, and their share of the bare import's."""
+    """Return the CPU seconds of each command, and their ratio to the bare import."""
     ours = {command: ["-m", "lightning_dalle", *command.split()] for command in commands}
     seconds = measure({bare: ["-c", bare], **ours}, rounds)
     return {
@@ -57,10 +57,14 @@ def result(bare: str, commands: Sequence[str], rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    measured = result(BARE, COMMANDS, ROUNDS)
-    record("start_up", measured)
+def main(rounds: int = ROUNDS) -> None:
+    """Measure start-up.
+
+    Args:
+        rounds: number of counted rounds.
+    """
+    record("start_up", result(BARE, COMMANDS, rounds))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,12 +1,11 @@
-"""How many times as fast as dalle-pytorch's our transformer's training step is, at that library's size.
+"""Speed of our transformer's training step relative to dalle-pytorch's, at the same size.
 
     python -m benchmarks.training_step
 
-Rounds of all take turns in one process, on the same threads. A step is what `fit` runs of it: forward, loss, backward,
-clipping and the optimizer's step, in the precision that is our default: bf16 where it is native. The peer's is its own,
-with the optimizer and the clipping of its train_dalle.py, in fp32, which is its default, and in bf16. Both are given
-codes, so that no dVAE runs. Prints the medians and their ratios, and appends them to
-benchmarks/results/training_step.jsonl.
+Both systems take turns in one process, on the same threads. Our step is that of `fit`: forward, loss, backward,
+gradient clipping and optimizer step in bf16 where it is native. The peer's step uses the optimizer and clipping of its
+train_dalle.py, in fp32 (its default) and in bf16. Both get codes, so no dVAE runs. The benchmark prints medians and
+ratios, and appends them to benchmarks/results/training_step.jsonl.
 """
 
 import itertools
@@ -21,23 +20,23 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from benchmarks.recording import record
+from benchmarks.recording import record, run
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.training.optim.muon import MuonAdamW
-from lightning_dalle.training.optim.param_groups import decay_groups
+from lightning_dalle.training.optim.param_groups import param_groups
 from lightning_dalle.training.precision.native_bf16 import NativeBF16
 
 ROUNDS = 5
 
 Step = Callable[[], float]
-"""Trains once on the same batch, and returns the loss before."""
+"""Function that trains once on a fixed batch and returns the loss before the update."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of both models and their batch. Ours has 7.1 million parameters, the peer's 9.2: its MLPs are gated."""
+    """Size of both models and their batch. Ours has 7.1 million parameters, the peer's 9.2: its MLPs are gated."""
 
     batch: int = 32
     n_embd: int = 256
@@ -48,14 +47,14 @@ class Size:
     grid: int = 8
     codebook_size: int = 512
 
-    def streams(self) -> tuple[Tensor, Tensor]:
-        """Captions without padding (b, t), which is 0 in the peer, and codes (b, i)."""
+    def sequences(self) -> tuple[Tensor, Tensor]:
+        """Return random captions without padding (b, t), since the peer pads with 0, and random codes (b, i)."""
         text_tokens = torch.randint(1, self.text_vocab_size, (self.batch, self.text_len))
         return text_tokens, torch.randint(self.codebook_size, (self.batch, self.grid**2))
 
 
-def our_step(size: Size, new_optimizer: Callable[[list[dict[str, Any]]], Optimizer]) -> Step:
-    """Ours, by the paper's pattern of row, column and convolutional attention."""
+def our_step(size: Size, optimizer_factory: Callable[[list[dict[str, Any]]], Optimizer]) -> Step:
+    """Return our training step, with the paper's row, column and convolutional attention."""
     config = DALLEConfig(
         transformer=TransformerConfig(n_layer=size.n_layer, n_head=size.n_head, n_embd=size.n_embd),
         text_len=size.text_len,
@@ -64,10 +63,10 @@ def our_step(size: Size, new_optimizer: Callable[[list[dict[str, Any]]], Optimiz
         codebook_size=size.codebook_size,
     )
     dalle = DALLE(config)
-    optimizer = new_optimizer(decay_groups(dalle))
+    optimizer = optimizer_factory(param_groups(dalle))
     precision = NativeBF16()
     precision.connect(dalle, [optimizer], [])
-    text_tokens, codes = size.streams()
+    text_tokens, codes = size.sequences()
 
     def step() -> float:
         optimizer.zero_grad()
@@ -83,14 +82,14 @@ def our_step(size: Size, new_optimizer: Callable[[list[dict[str, Any]]], Optimiz
 
 
 PEERS_PATTERNS = {"its four kinds": ("full", "axial_row", "axial_col", "conv_like"), "full": ("full",)}
-"""Kinds of attention that its layers take turns in: all that its README shows, and what its train_dalle.py has."""
+"""Attention types of the peer's layers, repeated in turn: those of its README, and the default of train_dalle.py."""
 
 
 def peers_step(size: Size, pattern: str, in_bf16: bool) -> Step:
-    """dalle-pytorch's, under one of its patterns."""
+    """Return dalle-pytorch's training step with one of its attention patterns."""
     from benchmarks import peer  # installs it
 
-    n_layer = 3  # of its dVAE, which only says how large the grid is
+    n_layer = 3  # its dVAE only defines the grid size here
     vae = peer.DiscreteVAE(image_size=size.grid * 2**n_layer, num_tokens=size.codebook_size, num_layers=n_layer)
     dalle = peer.DALLE(
         dim=size.n_embd,
@@ -104,7 +103,7 @@ def peers_step(size: Size, pattern: str, in_bf16: bool) -> Step:
     )
     parameters = [parameter for parameter in dalle.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=3e-4)
-    text_tokens, codes = size.streams()
+    text_tokens, codes = size.sequences()
 
     def step() -> float:
         optimizer.zero_grad()
@@ -119,7 +118,7 @@ def peers_step(size: Size, pattern: str, in_bf16: bool) -> Step:
 
 
 def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Seconds of each step, all of them once a round; a first round warms up."""
+    """Return the median seconds of each step. Every round runs each step once; the first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
         for name, step in steps.items():
@@ -129,7 +128,12 @@ def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
     return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
 
 
-def main() -> None:
+def main(rounds: int = ROUNDS) -> None:
+    """Measure all training steps.
+
+    Args:
+        rounds: number of counted rounds.
+    """
     torch.manual_seed(0)
     size = Size()
     ours = {
@@ -140,17 +144,17 @@ def main() -> None:
         f"{'bf16' if in_bf16 else 'fp32'}, {pattern}": peers_step(size, pattern, in_bf16)
         for in_bf16, pattern in itertools.product((False, True), PEERS_PATTERNS)
     }
-    seconds = medians({**ours, **peers}, ROUNDS)
+    seconds = medians({**ours, **peers}, rounds)
     result = {
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "times_as_fast": {
             our: {f"as dalle-pytorch in {its}": round(seconds[its] / seconds[our], 2) for its in peers} for our in ours
         },
         "size": asdict(size),
-        "rounds": ROUNDS,
+        "rounds": rounds,
     }
     record("training_step", result)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
