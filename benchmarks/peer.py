@@ -3,8 +3,8 @@
     python -m benchmarks.peer       # install it
     from benchmarks.peer import DALLE, DiscreteVAE, cached_images
 
-The first use of DALLE or DiscreteVAE installs the peer into the git-ignored folder .peer, without its dependencies, which
-do not build; the few that it needs are installed beside it. The folder comes last on the path, so torch stays ours.
+The first use of DALLE or DiscreteVAE installs the peer into the git-ignored folder .peer, without its dependencies,
+which do not build; the few that it needs are installed beside it. The folder comes last on the path.
 """
 
 import importlib
