@@ -1,29 +1,27 @@
-"""What of a caption's column is text: the one place that cleans what strangers have written.
-
-Knows characters. Knows nothing of languages, filters or where captions come from.
-"""
+"""Captions as clean lists of text, from any value of a caption column."""
 
 import unicodedata
-from collections.abc import Iterator
 from typing import Any
 
-LONGEST = 2000
-"""Characters of the longest caption. 256 tokens hold about 1,100 of English; what is longer than this is a page."""
+MAX_CAPTION_CHARACTERS = 2000
+"""Maximum length of a caption. 256 tokens hold about 1,100 characters of English; longer texts are whole pages."""
+
+_REPLACEMENTS = {"Cc": " ", "Cs": ""}
+"""Replacements of control characters and surrogates. Category Cf is kept: it joins letters and emoji."""
 
 
 def caption_list(value: Any) -> list[str]:
-    """Captions as they are written down, cleaned, as a list that may be empty.
+    """Return the cleaned captions of a caption column's value, an empty list if there are none.
 
-    A text, or bytes of UTF-8, holds a caption on each line; of a list each element is one. None, numbers and all else
-    are no captions. Bytes that are no UTF-8, the marks that others leave in their place, and halves of surrogate pairs
-    are lost; control characters and any white space become one space between words.
+    A string, or bytes of UTF-8, contains one caption per line. Each string in a list is one caption. None, numbers and
+    other types contain no caption. Invalid UTF-8, replacement characters and unpaired surrogates are removed. Control
+    characters and any white space become a single space between words.
     """
-    texts = _text(value).splitlines() if isinstance(value, str | bytes) else map(_text, _elements(value))
+    if isinstance(value, str | bytes):
+        texts = _text(value).splitlines()
+    else:
+        texts = [_text(element) for element in value] if isinstance(value, list | tuple) else []
     return [caption for caption in map(_clean, texts) if caption]
-
-
-def _elements(value: Any) -> Iterator[Any]:
-    yield from value if isinstance(value, list | tuple) else ()
 
 
 def _text(value: Any) -> str:
@@ -33,11 +31,7 @@ def _text(value: Any) -> str:
 
 
 def _clean(text: str) -> str:
-    """Control characters are spaces, surrogates nothing; what joins letters and emoji (category Cf) is kept."""
     text = text.replace("\ufffd", "")
-    if not text.isprintable():  # few captions have any, and looking at each character is slow
-        text = "".join(_PLAIN.get(unicodedata.category(character), character) for character in text)
+    if not text.isprintable():  # rare, and a look at each character is slow
+        text = "".join(_REPLACEMENTS.get(unicodedata.category(character), character) for character in text)
     return " ".join(text.split())
-
-
-_PLAIN = {"Cc": " ", "Cs": ""}

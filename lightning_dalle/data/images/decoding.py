@@ -1,11 +1,10 @@
-"""An undecoded picture to RGB, whatever it was: the one place that opens what strangers have made.
-
-Knows files and their bytes. Knows nothing of captions, of the size that is wanted or of training.
-"""
+"""Images of any file format, decoded to upright RGB, and the search for image files in a folder."""
 
 import contextlib
 import io
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,31 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 from simplejpeg import decode_jpeg
 
+log = logging.getLogger(__name__)
+
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
-"""What is opened, tried in this order. Pillow knows more, but hands some of them, such as EPS, to other programs."""
+"""Image formats that are decoded, tried in this order. Pillow passes some others, such as EPS, to other programs."""
+
+IMAGE_EXTENSIONS = frozenset(
+    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Extensions of image files, in lower case."""
 
 MAX_PIXELS = 89_478_485
-"""A quarter of a GiB of RGB, which is where Pillow begins to warn of decompression bombs."""
-
+"""Largest image that is decoded: a quarter of a GiB of RGB, where Pillow starts to warn of decompression bombs."""
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
-"""Of an RGB picture of any height and width."""
+"""RGB image of any height and width."""
 
-UNREACHABLE = "unreachable picture"
-"""The one reason that says nothing of the picture: the network failed, and may not the next time."""
+UNREACHABLE_IMAGE = "unreachable image"
+"""Reason for which an image may be readable later: its URL failed."""
 
 
-class Unreadable(ValueError):
-    """A record that cannot be trained on.
+class UnreadableImage(ValueError):
+    """Error for a record whose image is missing or cannot be decoded.
 
     Args:
-        reason: a few words that are the same for all such records, to be counted by.
+        reason: short text that is the same for all such records, to count them by.
     """
 
     def __init__(self, reason: str) -> None:
@@ -41,106 +46,132 @@ class Unreadable(ValueError):
         self.reason = reason
 
 
-def read_picture(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """As `read_pixels`, a PIL image of mode RGB."""
-    return Image.fromarray(read_pixels(image, max_pixels))
+def find_images(folder: Path, captions: Collection[str] = ()) -> tuple[list[Path], Counter[str]]:
+    """Return all image files below a folder, sorted, and the number of ignored files by suffix.
 
-
-def read_pixels(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """A picture in RGB and upright: turned as EXIF says, transparency laid on white, of an animation the first frame.
+    Logs a warning if there are images and other files. Hidden files are skipped without being counted.
 
     Args:
-        image: the column of a `datasets.Image(decode=False)`: "bytes", or else the "path" of a file or a URL.
-        max_pixels: a picture of more is refused by its header, before it is decoded. Pillow refuses twice `MAX_PIXELS`.
+        folder: folder that is searched with its subfolders.
+        captions: suffixes of caption files, which are not counted as ignored.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    images = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
+    ignored = Counter(path.suffix.lower() for path in files)
+    for suffix in {*IMAGE_EXTENSIONS, *captions}:
+        del ignored[suffix]
+    if images and ignored:
+        counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ignored.most_common())
+        files_are = "file that is not an image" if ignored.total() == 1 else "files that are not images"
+        log.warning("%s/: ignored %d %s (%s)", folder, ignored.total(), files_are, counts)
+    return images, ignored
+
+
+def decode_pil(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image to a PIL image of mode RGB; see `decode_image`."""
+    return Image.fromarray(decode_image(image, max_pixels))
+
+
+def decode_image(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode an image to upright RGB.
+
+    EXIF rotation is applied, transparent pixels become white, and an animation yields its first frame.
+
+    Args:
+        image: value of a `datasets.Image(decode=False)` column: "bytes", or else the "path" of a file or a URL.
+        max_pixels: largest image that is decoded; larger ones are rejected by their header. Pillow itself rejects
+            images of more than twice `MAX_PIXELS`.
 
     Raises:
-        Unreadable: with one of the reasons "without a picture", "zero bytes", "too many pixels", "unreadable picture",
-            "unreachable picture" (of a URL).
+        UnreadableImage: with one of the reasons "without an image", "zero bytes", "too many pixels",
+            "unreadable image", or "unreachable image" if a URL fails.
     """
-    encoded = content(image)
-    picture = _opened(encoded, max_pixels)
-    if picture.format == "JPEG" and picture.mode in ("RGB", "L") and _is_upright(picture):
-        # Pillow takes half as long again, or twice, for the very same pixels. Of what is damaged it stays the judge.
+    encoded = read_bytes(image)
+    opened = _open(encoded, max_pixels)
+    if opened.format == "JPEG" and opened.mode in ("RGB", "L") and _is_upright(opened):
+        # simplejpeg returns the same pixels in half to two thirds of Pillow's time. If it fails, Pillow decides.
         with contextlib.suppress(Exception):
             return decode_jpeg(encoded, "RGB")
     try:
-        picture.load()
-    except Exception as error:  # Pillow's decoders raise anything on broken files
-        raise Unreadable("unreadable picture") from error
-    # If it fails, what is broken is the EXIF, as it often is on the web: the pixels are well.
+        opened.load()
+    except Exception as error:  # Pillow's decoders raise exceptions of any type on broken files
+        raise UnreadableImage("unreadable image") from error
+    # Many images on the web have broken EXIF data and intact pixels.
     with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(picture, in_place=True)
+        ImageOps.exif_transpose(opened, in_place=True)
     try:
-        return np.asarray(rgb(picture))
+        return np.asarray(to_rgb(opened))
     except Exception as error:
-        raise Unreadable("unreadable picture") from error
+        raise UnreadableImage("unreadable image") from error
 
 
-def _is_upright(picture: Image.Image) -> bool:
-    with contextlib.suppress(Exception):  # broken EXIF turns nothing
-        return picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
+def _is_upright(image: Image.Image) -> bool:
+    with contextlib.suppress(Exception):  # broken EXIF data
+        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     return True
 
 
-def picture_size(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height as they are stored, before a quarter turn that EXIF may ask for; no pixel is decoded.
+def stored_size(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return width and height from the header, before EXIF rotation; no pixel is decoded.
 
     Raises:
-        Unreadable: as `read_pixels` does, as far as the header tells.
+        UnreadableImage: for the reasons of `decode_image` that the header reveals.
     """
-    return _opened(content(image), max_pixels).size
+    return _open(read_bytes(image), max_pixels).size
 
 
-def _opened(encoded: bytes, max_pixels: int) -> Image.Image:
+def _open(encoded: bytes, max_pixels: int) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise Unreadable("too many pixels") from error
-    except Exception as error:  # as above
-        raise Unreadable("unreadable picture") from error
-    if picture.width * picture.height > max_pixels:
-        raise Unreadable("too many pixels")
-    return picture
+        raise UnreadableImage("too many pixels") from error
+    except Exception as error:  # any type, as above
+        raise UnreadableImage("unreadable image") from error
+    if opened.width * opened.height > max_pixels:
+        raise UnreadableImage("too many pixels")
+    return opened
 
 
-def content(image: Mapping[str, Any] | None) -> bytes:
-    """A picture's bytes, of whatever they are.
+def read_bytes(image: Mapping[str, Any] | None) -> bytes:
+    """Return an image's encoded bytes, from memory, a file or a URL.
 
     Raises:
-        Unreadable: with one of the reasons "without a picture", "zero bytes", "unreadable picture".
+        UnreadableImage: with one of the reasons "without an image", "zero bytes", "unreadable image",
+            "unreachable image".
     """
-    encoded = _bytes(image)
+    encoded = image["bytes"] if image is not None else None
+    if encoded is None:
+        path = image["path"] if image is not None else None
+        if not path:
+            raise UnreadableImage("without an image")
+        is_local = "://" not in path
+        try:
+            if is_local:
+                encoded = Path(path).read_bytes()
+            else:
+                with fsspec.open(path, "rb") as file:
+                    encoded = file.read()
+        except FileNotFoundError as error:
+            raise UnreadableImage("without an image") from error
+        except Exception as error:  # local and remote file systems raise exceptions of any type
+            raise UnreadableImage("unreadable image" if is_local else UNREACHABLE_IMAGE) from error
     if not encoded:
-        raise Unreadable("zero bytes")
+        raise UnreadableImage("zero bytes")
     return encoded
 
 
-def _bytes(image: Mapping[str, Any] | None) -> bytes:
-    if image is not None and image["bytes"] is not None:
-        return image["bytes"]
-    if image is None or not image["path"]:
-        raise Unreadable("without a picture")
-    path = image["path"]
-    is_local = "://" not in path
-    try:
-        if is_local:
-            return Path(path).read_bytes()
-        with fsspec.open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise Unreadable("without a picture") from error
-    except Exception as error:  # file systems, and those of the network, raise anything
-        raise Unreadable("unreadable picture" if is_local else UNREACHABLE) from error
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB: transparency over white, 16 bits scaled to 8; RGB is returned unchanged.
 
-
-def rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode in RGB: transparency laid on white, 16 bits scaled to 8; of RGB the very same."""
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 rather than scale
-        sixteen = np.asarray(picture).clip(0, 65535)
+    Raises:
+        ValueError: if the pixels are floats, whose value of white is unknown.
+    """
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8 instead of scaling
+        sixteen = np.asarray(image).clip(0, 65535)
         return Image.fromarray((sixteen >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ValueError("floats, of which nobody knows what is white")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if image.mode == "F":
+        raise ValueError("cannot convert an image of floats to RGB: the value of white is unknown")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")

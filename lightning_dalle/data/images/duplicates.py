@@ -1,16 +1,14 @@
-"""Near-duplicates: the same picture rescaled, recompressed, cropped or of another brightness.
+"""Search for near-duplicates: copies of an image that are rescaled, recompressed, cropped, or brighter or darker.
 
-Knows pictures by their slopes of luminance. Knows nothing of records, captions or files.
-
-The slopes of a picture of 8x8 pixels find candidates, in an index that holds every picture cropped in 36 ways. A copy
-of a candidate can then be laid over it: the crop is moved until the slopes agree best at 32x32 pixels, where those of
-different photos hardly agree at all. Slopes rather than luminance, since photos of one kind (sky above ground) have
-much the same luminance; a brightness that changes scales them, and their length is not compared.
+Images are compared by a descriptor of luminance gradients. An index of descriptors at 8x8 pixels, with 36 crops of each
+image, returns candidates. Each candidate's crop is then aligned until the descriptors agree best at 32x32 pixels, where
+those of different photos hardly agree. Gradients are used since photos of one kind, such as sky above ground, have
+similar luminance. The descriptor's length is ignored: a change of brightness scales it.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import faiss
@@ -20,160 +18,162 @@ from PIL import Image
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from lightning_dalle.progress import OnProgress, no_progress
+
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a crop, in pixels of a thumbnail."""
 
 SIDE = 64
 COARSE, FINE = 8, 32
-_PLACES = [(first / 20, 1 - last / 20) for first in range(3) for last in range(3 - first)]
-"""What is left of a side when up to a tenth of it is cut off, in steps of a twentieth."""
-WHOLE: Box = (0.0, 0.0, float(SIDE), float(SIDE))
+_INTERVALS = [(first / 20, 1 - last / 20) for first in range(3) for last in range(3 - first)]
+"""Intervals of a side that remain when up to a tenth is cropped, in steps of a twentieth."""
+FULL: Box = (0.0, 0.0, float(SIDE), float(SIDE))
 CROPS: list[Box] = [
     (SIDE * left, SIDE * top, SIDE * right, SIDE * bottom)
-    for (left, right), (top, bottom) in itertools.product(_PLACES, _PLACES)
+    for (left, right), (top, bottom) in itertools.product(_INTERVALS, _INTERVALS)
 ]
 
-CANDIDATES = 3
-"""Pictures that a picture is laid over, at most."""
-LEAST_LIKENESS = 0.6
-"""Of a candidate, at 8x8 pixels. Copies of photos have 0.92 and more; of other pairs, 1 in 1,000 has 0.65."""
+NUM_CANDIDATES = 3
+"""Maximum number of candidates that an image is aligned with."""
+MIN_SIMILARITY = 0.6
+"""Minimum cosine similarity of a candidate at 8x8 pixels. Copies of photos reach 0.92; 1 of 1,000 other pairs 0.65."""
 
 
-def thumbnail(picture: Image.Image) -> Image.Image:
-    """All that is kept of a picture: its luminance at 64x64 pixels."""
-    return picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+def thumbnail(image: Image.Image) -> Image.Image:
+    """Return the luminance of an image at 64x64 pixels, which is all that comparisons use."""
+    return image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
-def slopes(thumb: Image.Image, side: int, box: Box = WHOLE) -> Float[np.ndarray, " d"]:
-    """Differences of neighbours in a crop of side by side pixels, as a vector of length 1; shorter where the picture is
-    so plain that what differs is noise, which makes it like nothing.
+def gradient_descriptor(thumb: Image.Image, side: int, box: Box = FULL) -> Float[np.ndarray, " d"]:
+    """Return the differences of neighboring pixels in a crop, resized to side by side pixels, as a unit vector.
+
+    The vector of a nearly uniform crop is shorter, so that it is similar to none: its differences are noise.
     """
     pixels = np.asarray(thumb.resize((side, side), Image.Resampling.BILINEAR, box), np.float32)
     differences = np.concatenate([np.diff(pixels, axis=axis).ravel() for axis in (0, 1)])
     return differences / max(float(np.linalg.norm(differences)), math.sqrt(differences.size))
 
 
-def lay_over(copy: Image.Image, original: Image.Image, box: Box) -> float:
-    """Distance of one thumbnail to the crop of another that is most like it: 0 for the same, 1 for nothing in common.
+def align_crop(copy: Image.Image, original: Image.Image, box: Box) -> float:
+    """Return the distance of a thumbnail to the most similar crop of another: 0 if equal, 1 if unrelated.
 
     Args:
-        copy: compared as a whole.
-        original: of which a crop is compared.
-        box: the crop to begin from; its edges move by a fortieth of the side, then by less, while that helps.
+        copy: thumbnail that is compared as a whole.
+        original: thumbnail whose crops are compared.
+        box: first crop; its edges move by a fortieth of the side, then by less, as long as the similarity grows.
     """
-    wanted = slopes(copy, FINE)
-    best = float(slopes(original, FINE, box) @ wanted)
+    target = gradient_descriptor(copy, FINE)
+    best = float(gradient_descriptor(original, FINE, box) @ target)
     for step in (SIDE / 40, SIDE / 80, SIDE / 160):
         moved = True
         while moved:
             moved = False
-            for edge, by in itertools.product(range(4), (-step, step)):
-                edges = [place + by * (i == edge) for i, place in enumerate(box)]
+            for edge, shift in itertools.product(range(4), (-step, step)):
+                edges = [position + shift * (i == edge) for i, position in enumerate(box)]
                 if min(edges) < 0 or max(edges) > SIDE or min(edges[2] - edges[0], edges[3] - edges[1]) < SIDE / 2:
                     continue
-                nearer: Box = (edges[0], edges[1], edges[2], edges[3])
-                likeness = float(slopes(original, FINE, nearer) @ wanted)
-                if likeness > best:
-                    best, box, moved = likeness, nearer, True
+                shifted: Box = (edges[0], edges[1], edges[2], edges[3])
+                similarity = float(gradient_descriptor(original, FINE, shifted) @ target)
+                if similarity > best:
+                    best, box, moved = similarity, shifted, True
     return 1 - best
 
 
-class Match(NamedTuple):
-    """The nearest of some pictures."""
+class NearestImage(NamedTuple):
+    """Nearest image of an index."""
 
-    number: int
-    """Which of them."""
+    index: int
+    """Index of the image."""
     distance: float
+    """Distance to the image, as in `align_crop`."""
 
 
-class Candidate(NamedTuple):
-    """A picture that might be the same, by a crop of either."""
+class CropMatch(NamedTuple):
+    """Candidate for a near-duplicate: an image of an index, found by a crop of it or of the query."""
 
-    number: int
+    index: int
+    """Index of the image."""
     box: Box
-    """Its crop."""
+    """Crop of the indexed image."""
     query_box: Box
-    """The crop of the picture that is looked up."""
+    """Crop of the query."""
 
 
-class Lookalikes:
-    """Pictures that are found by what they look like.
+class DuplicateIndex:
+    """Images that can be looked up by the gradient descriptors of their crops.
 
-    The index is faiss's inverted file: what is looked up is compared with the pictures of the nearest 8 cells of some
-    that they fall into, as many as the root of their number.
+    The index is faiss's inverted file: a query is compared with the images in the 8 nearest cells. The number of cells
+    is about the square root of the number of crops.
 
     Args:
-        thumbnails: of the pictures.
-        crops: of each, by which it is found.
+        thumbnails: thumbnails of the images.
+        crops: crops of each image that are indexed.
     """
 
     def __init__(self, thumbnails: Sequence[Image.Image], crops: Sequence[Box]) -> None:
         self.thumbnails, self.crops = thumbnails, crops
-        known = np.stack([slopes(thumb, COARSE, box) for thumb in thumbnails for box in crops])
-        # faiss wants 39 points to place the middle of a cell by.
-        cells = max(1, min(math.isqrt(len(known)), len(known) // 39))
-        self._index = faiss.index_factory(known.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+        descriptors = np.stack([gradient_descriptor(thumb, COARSE, box) for thumb in thumbnails for box in crops])
+        # faiss asks for at least 39 training points per cell.
+        cells = max(1, min(math.isqrt(len(descriptors)), len(descriptors) // 39))
+        self._index = faiss.index_factory(descriptors.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
         faiss.ParameterSpace().set_index_parameter(self._index, "nprobe", 8)
-        self._index.train(known)
-        self._index.add(known)
+        self._index.train(descriptors)
+        self._index.add(descriptors)
 
-    def candidates(self, thumb: Image.Image, crops: Sequence[Box]) -> list[Candidate]:
-        """The pictures that are most like any of a picture's crops, likest first."""
-        queries = np.stack([slopes(thumb, COARSE, box) for box in crops])
-        # One more than are wanted: a picture that is in the index itself finds itself.
-        likeness, places = self._index.search(queries, (CANDIDATES + 1) * len(self.crops))
-        found: dict[int, Candidate] = {}
-        for query, rank in zip(*np.unravel_index(np.argsort(-likeness, axis=None), likeness.shape), strict=True):
-            if likeness[query, rank] < LEAST_LIKENESS:
+    def candidates(self, thumb: Image.Image, crops: Sequence[Box]) -> list[CropMatch]:
+        """Return the images that are most similar to any crop of a query, most similar first."""
+        queries = np.stack([gradient_descriptor(thumb, COARSE, box) for box in crops])
+        # One more than needed: a query that is itself in the index finds itself.
+        similarity, neighbors = self._index.search(queries, (NUM_CANDIDATES + 1) * len(self.crops))
+        found: dict[int, CropMatch] = {}
+        for query, rank in zip(*np.unravel_index(np.argsort(-similarity, axis=None), similarity.shape), strict=True):
+            if similarity[query, rank] < MIN_SIMILARITY:
                 break
-            number, crop = divmod(int(places[query, rank]), len(self.crops))
-            found.setdefault(number, Candidate(number, self.crops[crop], crops[query]))
+            index, crop = divmod(int(neighbors[query, rank]), len(self.crops))
+            found.setdefault(index, CropMatch(index, self.crops[crop], crops[query]))
         return list(found.values())
 
 
-def find_reference(thumb: Image.Image, references: Lookalikes) -> Match | None:
-    """The reference picture that this one is nearest to a copy of, if it is like any.
+def find_reference(thumb: Image.Image, references: DuplicateIndex) -> NearestImage | None:
+    """Return the reference image that a training image is most likely a copy of, or None without candidates.
 
     Args:
-        thumb: of a training picture.
-        references: of all `CROPS`.
+        thumb: thumbnail of the training image.
+        references: index of the reference images by all `CROPS`.
     """
-    candidates = references.candidates(thumb, [WHOLE])[:CANDIDATES]
-    matches = (Match(i, lay_over(thumb, references.thumbnails[i], box)) for i, box, _ in candidates)
-    return min(matches, key=lambda match: match.distance, default=None)
+    candidates = references.candidates(thumb, [FULL])[:NUM_CANDIDATES]
+    nearest = (NearestImage(i, align_crop(thumb, references.thumbnails[i], box)) for i, box, _ in candidates)
+    return min(nearest, key=lambda image: image.distance, default=None)
 
 
-def find_within(
-    pictures: Lookalikes, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[tuple[int, int], float]:
-    """Pairs of pictures that are like each other, the earlier first, and the distance by which one is a crop of the
-    other.
+def find_within(images: DuplicateIndex, on_progress: OnProgress = no_progress) -> dict[tuple[int, int], float]:
+    """Return the distance of each pair of similar images, keyed by (earlier index, later index).
 
     Args:
-        pictures: whole.
-        on_progress: told how many pictures of how many are done.
+        images: index of the images by the crop `FULL` alone.
+        on_progress: called with the number of images compared and their total.
     """
     found: dict[tuple[int, int], float] = {}
-    for original, thumb in enumerate(pictures.thumbnails):
-        candidates = [candidate for candidate in pictures.candidates(thumb, CROPS) if candidate.number != original]
-        for copy, _, box in candidates[:CANDIDATES]:
+    for original, thumb in enumerate(images.thumbnails):
+        candidates = [candidate for candidate in images.candidates(thumb, CROPS) if candidate.index != original]
+        for copy, _, box in candidates[:NUM_CANDIDATES]:
             pair = (min(original, copy), max(original, copy))
-            found[pair] = min(lay_over(pictures.thumbnails[copy], thumb, box), found.get(pair, 1.0))
-        on_progress(original + 1, len(pictures.thumbnails))
+            found[pair] = min(align_crop(images.thumbnails[copy], thumb, box), found.get(pair, 1.0))
+        on_progress(original + 1, len(images.thumbnails))
     return found
 
 
-def first_copies(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """Of each picture the first that is the same, by a pair or by a chain of them; itself where there is none.
+def cluster_duplicates(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Return for each image the index of the first image in its cluster, which is its own without duplicates.
 
-    By chains, since a picture that is there a hundred times finds only some of the others.
+    Clusters follow chains of pairs, since an image with a hundred copies is paired with only some of them.
 
     Args:
-        count: of the pictures.
-        pairs: of pictures that are the same.
+        count: number of images.
+        pairs: pairs of near-duplicates.
     """
     earlier, later = zip(*pairs, strict=True) if pairs else ((), ())
     graph = sparse.coo_array((np.ones(len(pairs)), (earlier, later)), shape=(count, count))
-    _, groups = connected_components(graph, directed=False)
-    _, firsts = np.unique(groups, return_index=True)
-    return firsts[groups].tolist()
+    _, clusters = connected_components(graph, directed=False)
+    _, firsts = np.unique(clusters, return_index=True)
+    return firsts[clusters].tolist()

@@ -1,7 +1,4 @@
-"""Captioned pictures of any form: a name on the Hugging Face hub, a local folder or file, URLs of tars.
-
-Knows columns and splits. Knows nothing of models, tensors or training.
-"""
+"""Captioned images of any format: a dataset of the Hugging Face hub, a local folder or file, or URLs of tars."""
 
 import hashlib
 import logging
@@ -16,49 +13,50 @@ from typing import Any
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, concatenate_datasets
 
-from lightning_dalle.data.captions import caption_list
-from lightning_dalle.data.loading.streaming import CHUNK
+from lightning_dalle.data.loading.streaming import CHUNK_SIZE
 from lightning_dalle.data.sources import formats
-from lightning_dalle.data.sources.columns import PICTURE, RECORD, TEXTS, Columns, fields_of
+from lightning_dalle.data.sources.columns import CAPTIONS_AND_ID, IMAGE, RECORD, Columns, fields_of
 from lightning_dalle.errors import UserError
 from lightning_dalle.files import file_fingerprint
 
 log = logging.getLogger(__name__)
 
-Read = Callable[[str], Iterator[dict[str, Any]]]
-"""Rows of a file."""
+Read = Callable[[Any], Iterator[dict[str, Any]]]
+"""Function that yields the rows of a shard: a file, a URL or a list of images."""
 
 VAL_SPLITS = ("validation", "val", "valid", "test")
-VAL_SHARE = 20
-"""One record in so many is `val` where the data has no such split."""
+VAL_DIVISOR = 20
+"""One of this many records is in `val` if the data has no such split."""
+PAIRS_PER_SHARD = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionedPictures:
-    """Source of captioned pictures, by `datasets`; the form is found by looking."""
+class CaptionedImages:
+    """Source of captioned images; the format is detected."""
 
     path: str
-    """A name on the hub ("org/name"); a local folder with images beside a metadata.jsonl, with pictures beside texts of
-    the same name (a caption on each line), with tables (parquet, CSV, TSV, JSON lines) or with WebDataset tars; one
-    such table or tar; or the URL of tars ("https://host/{00000..00099}.tar"). What is local goes before the hub."""
+    """Path of the data. A local folder may have images and a metadata.jsonl, images and text files of the same name (a
+    caption per line), tables (parquet, CSV, TSV, JSON lines), or WebDataset tars. A path may also be one such table or
+    tar, a URL of tars ("https://host/{00000..00099}.tar"), or a name on the hub ("org/name"). Local paths have
+    precedence over the hub."""
     image: str | None = None
-    """Column of the picture, encoded or the path of a file, from the folder on; if not given, the first there is of
-    image, jpg, jpeg, png, webp, file_name, filename, image_path, filepath and path, in whatever case."""
+    """Column of the image, encoded or as a path relative to the folder. Default: the first existing one of image, jpg,
+    jpeg, png, webp, file_name, filename, image_path, filepath and path, ignoring case."""
     captions: str | None = None
-    """Column of the captions: a list of them, or one text with a caption on each line. "json.captions" is the field
-    `captions` of the column `json`. If not given, the first there is of captions, caption, json.captions, json.caption,
-    sentences, description, text, txt and title."""
+    """Column of the captions: a list, or text with a caption per line. "json.captions" is the field `captions` of the
+    column `json`. Default: the first existing one of captions, caption, json.captions, json.caption, sentences,
+    description, text, txt and title."""
     id: str | None = None
-    """Column of what a picture is called by; if not given, the first there is of image_id, cocoid, json.image_id,
-    json.cocoid, id and the name in a tar, or else the row's number, or a hash of the picture where it is streamed."""
+    """Column of the record's id. Default: the first existing one of image_id, cocoid, json.image_id, json.cocoid, id
+    and the name in a tar. Without any, the id is the row number or, if streamed, a hash of the image."""
     splits: dict[str, str] | None = None
-    """Our splits by name, each with the data's name of it. If not given, `train` is train and `val` is the first there
-    is of validation, val, valid and test; where there is none of them, `val` is 5 % of train, by a hash of the id."""
-    streamed: bool = False
-    """Whether to read on the way, rather than copy to a cache and shuffle whole: for what is larger than a disk."""
+    """Names of the data's splits by our names. Default: `train` is train, and `val` is the first existing one of
+    validation, val, valid and test. If none of them exists, `val` is 5 % of train, chosen by a hash of the id."""
+    streaming: bool = False
+    """Whether to read records during training, for data larger than a disk, instead of copying and shuffling all."""
 
     def load(self, image_size: int) -> DatasetDict | IterableDatasetDict:
-        """The splits, with the columns image, captions and id; pictures as they come, whatever the size.
+        """Return splits with the columns image (at its original size), captions and id.
 
         Raises:
             UserError: if the data cannot be opened, or lacks a split or a column.
@@ -66,79 +64,78 @@ class CaptionedPictures:
         found = self._open()
         splits = self.splits
         if splits is None:
-            of_val = next((name for name in VAL_SPLITS if name in found), None)
+            val = next((name for name in VAL_SPLITS if name in found), None)
             splits = {"train": "train"} if "train" in found else {}
-            splits |= {"val": of_val} if of_val else {}
+            splits |= {"val": val} if val else {}
         missing = sorted(set(splits.values()) - set(found))
         if missing or not splits:
             raise UserError(
-                f"the source's splits are to be {', '.join(missing) or 'train or val'}, but {self.path} has "
+                f"{self.path} has no split {', '.join(missing) or 'train or val'}; set `splits` to names among "
                 f"{', '.join(found)}"
             )
-        named = {ours: self._records(found[theirs]) for ours, theirs in splits.items()}
-        if self.splits is None and list(named) == ["train"]:
-            named = self._part(named["train"])
-        return IterableDatasetDict(named) if self.streamed else DatasetDict(named)
+        loaded = {ours: self._records(found[theirs]) for ours, theirs in splits.items()}
+        if self.splits is None and list(loaded) == ["train"]:
+            loaded = self._split_off_val(loaded["train"])
+        return IterableDatasetDict(loaded) if self.streaming else DatasetDict(loaded)
 
     def _open(self) -> Mapping[str, Any]:
-        """Rows by split, as they are found; those that we read ourselves are records already."""
-        form, found = formats.find(self.path)
+        """Return rows by split, or records by split for the formats that have a reader of our own."""
+        format, found = formats.detect_format(self.path)
         try:
-            if form == "hub":
+            if format == "hub":
                 found = formats.hub_tars(self.path)
-                form = "tars" if found else form
-            if form == "tars":
-                return {split: self._from_rows(formats.samples, urls) for split, urls in found.items()}
-            if form == ".jsonl" and self.streamed:  # the library's reader stops at a broken line, in mid-epoch
-                return {split: self._from_rows(formats.lines, paths) for split, paths in found.items()}
-            if form == "pairs":
-                return {split: self._from_pairs(pictures) for split, pictures in found.items()}
-            return formats.open_table(form, self.path, found, self.streamed)
+                format = "tars" if found else format
+            if format == "tars":
+                return {split: self._read_files(formats.read_tar, urls) for split, urls in found.items()}
+            if format == ".jsonl" and self.streaming:  # the reader of `datasets` stops at an invalid line
+                return {split: self._read_files(formats.read_json_lines, paths) for split, paths in found.items()}
+            if format == "pairs":
+                return {split: self._read_pairs(images) for split, images in found.items()}
+            return formats.open_dataset(format, self.path, found, self.streaming)
         except UserError:
             raise
-        except Exception as error:  # the library raises anything, from its own errors to those of the file formats
-            if isinstance(error.__cause__, UserError):  # of our own generators
+        except Exception as error:  # `datasets` and the readers of file formats raise exceptions of any type
+            if isinstance(error.__cause__, UserError):  # raised in a generator of ours
                 raise error.__cause__ from error
             reason = str(error).partition("\n")[0] or type(error).__name__
-            kind = "no local folder or file, and the hub's" if form == "hub" else f"local, as {form}"
-            raise UserError(f"the captioned pictures cannot be read from {self.path} ({kind}): {reason}") from error
+            kind = "neither a local path nor a readable hub dataset" if format == "hub" else f"local, format {format}"
+            raise UserError(f"cannot read captioned images from {self.path} ({kind}): {reason}") from error
 
-    def _from_rows(self, read: Read, urls: list[str]) -> Dataset | IterableDataset:
-        first = list(islice(read(urls[0]), 5))
+    def _read_files(self, read: Read, files: list[str]) -> Dataset | IterableDataset:
         fields: dict[str, dict[str, None]] = {}
-        for row in first:  # all together, since the JSON of one may be broken
+        for row in islice(read(files[0]), 5):  # several, since the JSON of the first may be invalid
             for name, value in row.items():
                 fields.setdefault(name, {}).update(dict.fromkeys(fields_of(value)))
-        columns = self._columns(fields)
-        return self._generated(_read_records, {"urls": urls}, {"read": read, "columns": columns}, urls)
+        return self._generate(read, files, self._columns(fields), files)
 
-    def _from_pairs(self, pictures: list[str]) -> Dataset | IterableDataset:
-        size = formats.PAIRS_IN_A_SHARD
-        groups = [pictures[start : start + size] for start in range(0, len(pictures), size)]
-        texts = [str(formats.text_of(Path(picture))) for picture in pictures]
-        return self._generated(_pair_records, {"groups": groups}, {"root": self._root()}, [*pictures, *texts])
+    def _read_pairs(self, images: list[str]) -> Dataset | IterableDataset:
+        shards = [images[start : start + PAIRS_PER_SHARD] for start in range(0, len(images), PAIRS_PER_SHARD)]
+        columns = Columns(("image", ""), ("captions", ""), ("id", ""), self._root)
+        files = [*images, *(str(formats.caption_file(image)) for image in images)]
+        return self._generate(partial(formats.read_pairs, root=self._root), shards, columns, files)
 
-    def _generated(
-        self, generate: Any, shards: dict[str, Any], options: dict[str, Any], depends_on: list[str]
-    ) -> Dataset | IterableDataset:
-        if self.streamed:
-            return IterableDataset.from_generator(partial(generate, **options), features=RECORD, gen_kwargs=shards)
-        arguments = {**shards, **options, "stamp": file_fingerprint(depends_on)}
-        return Dataset.from_generator(generate, features=RECORD, gen_kwargs=arguments)
+    def _generate(self, read: Read, shards: list[Any], columns: Columns, files: list[str]) -> Dataset | IterableDataset:
+        """Return the records that a reader yields; without streaming they are cached until one of the files changes."""
+        if self.streaming:
+            generate = partial(_read_records, read=read, columns=columns)
+            return IterableDataset.from_generator(generate, features=RECORD, gen_kwargs={"shards": shards})
+        arguments = {"shards": shards, "read": read, "columns": columns, "fingerprint": file_fingerprint(files)}
+        return Dataset.from_generator(_read_records, features=RECORD, gen_kwargs=arguments)
 
+    @property
     def _root(self) -> Path:
-        """That paths are relative to."""
+        """Folder that the data's paths are relative to."""
         path = Path(self.path).expanduser()
         return path.parent if path.is_file() else path
 
     def _columns(self, fields: Mapping[str, Iterable[str]]) -> Columns:
         wanted = {"image": self.image, "captions": self.captions, "id": self.id}
-        return Columns.choose(fields, wanted, self._root(), self.path)
+        return Columns.choose(fields, wanted, self._root, self.path)
 
     def _records(self, rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
         if rows.features == RECORD:
-            return rows if self.streamed else rows.cast_column("image", Image())
-        if rows.features is None:  # of streamed CSV and the like, where only the rows tell
+            return rows if self.streaming else rows.cast_column("image", Image())
+        if rows.features is None:  # streamed CSV, for example, whose columns only the rows reveal
             rows = rows._resolve_features()
         columns = self._columns({name: fields_of(feature) for name, feature in rows.features.items()})
         columns.check_types(rows.features, self.path)
@@ -146,44 +143,45 @@ class CaptionedPictures:
             if isinstance(feature, Image):
                 rows = rows.cast_column(name, Image(decode=False))
         if isinstance(rows, IterableDataset):
-            theirs = rows.column_names
-            return rows.map(columns.records, batched=True, batch_size=CHUNK, remove_columns=theirs, features=RECORD)
-        return self._side_by_side(rows, columns)
+            names = rows.column_names
+            return rows.map(columns.records, batched=True, batch_size=CHUNK_SIZE, remove_columns=names, features=RECORD)
+        return self._join_columns(rows, columns)
 
-    def _side_by_side(self, rows: Dataset, columns: Columns) -> Dataset:
-        """Captions and ids beside the pictures as they are: no picture is written again."""
-        picture, _ = columns.image
-        if isinstance(rows.features[picture], Image):
-            images = rows.select_columns(picture).rename_columns({picture: "image"})
+    def _join_columns(self, rows: Dataset, columns: Columns) -> Dataset:
+        """Join the images as they are with captions and ids, so that no image is copied."""
+        image_column, _ = columns.image
+        if isinstance(rows.features[image_column], Image):
+            images = rows.select_columns(image_column).rename_columns({image_column: "image"})
         else:
-            images = rows.map(columns.picture, remove_columns=rows.column_names, features=PICTURE)
-        of_texts = {place[0] for place in (columns.captions, columns.id) if place}
-        texts = rows.select_columns(sorted(of_texts))
-        texts = texts.map(columns.texts, with_indices=True, remove_columns=texts.column_names, features=TEXTS)
+            images = rows.map(columns.encoded_image, remove_columns=rows.column_names, features=IMAGE)
+        texts = rows.select_columns(sorted({place[0] for place in (columns.captions, columns.id) if place}))
+        texts = texts.map(
+            columns.captions_and_id, with_indices=True, remove_columns=texts.column_names, features=CAPTIONS_AND_ID
+        )
         return concatenate_datasets([images.cast_column("image", Image()), texts], axis=1)
 
-    def _part(self, rows: Any) -> dict[str, Any]:
-        """Without a split of its own, `val` is what a hash of the id says, the same on every machine."""
+    def _split_off_val(self, rows: Any) -> dict[str, Any]:
+        """Split rows into train and val by a hash of the id, equal on every machine."""
         if isinstance(rows, IterableDataset):
-            return {split: rows.filter(partial(_is_of, split), input_columns="id") for split in ("train", "val")}
+            return {split: rows.filter(partial(_is_in, split), input_columns="id") for split in ("train", "val")}
         ids = rows["id"][:]
-        of_val = [i for i, id in enumerate(ids) if _is_of("val", id)] or [ids.index(min(ids, key=_hash))]
-        of_train = sorted(set(range(len(ids))) - set(of_val))
-        log.warning("%s has no split for val: %d of its %d records are", self.path, len(of_val), len(ids))
-        return {"train": rows.select(of_train), "val": rows.select(of_val)}
+        val = [i for i, id in enumerate(ids) if _is_in("val", id)] or [ids.index(min(ids, key=_hash))]
+        train = sorted(set(range(len(ids))) - set(val))
+        log.warning("%s has no split for val: %d of its %d records are used", self.path, len(val), len(ids))
+        return {"train": rows.select(train), "val": rows.select(val)}
 
 
-def complete(rows: Dataset, origin: str) -> tuple[Dataset, Counter[str]]:
-    """Rows with a picture and a caption; the others are logged, and their counts by reason returned.
+def drop_incomplete(rows: Dataset, origin: str) -> tuple[Dataset, Counter[str]]:
+    """Return the rows that have an image and a caption, and the number of dropped rows by reason, which is logged.
 
     Raises:
-        UserError: if there is none.
+        UserError: if no row is left.
     """
     skipped: Counter[str] = Counter()
     kept = []
-    for i, (is_there, captions) in enumerate(zip(_has_picture(rows), rows["captions"], strict=True)):
-        if not is_there:
-            skipped["without a picture"] += 1
+    for i, (has_image, captions) in enumerate(zip(_have_image(rows), rows["captions"], strict=True)):
+        if not has_image:
+            skipped["without an image"] += 1
         elif not captions:
             skipped["without a caption"] += 1
         else:
@@ -191,34 +189,30 @@ def complete(rows: Dataset, origin: str) -> tuple[Dataset, Counter[str]]:
     if not skipped:
         return rows, skipped
     counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-    log.warning("%s: passed over %s, of %d records", origin, counts, len(rows))
+    log.warning("%s: skipped %s, of %d records", origin, counts, len(rows))
     if not kept:
-        raise UserError(f"{origin} has no captioned picture among {len(rows)} records: {counts}")
+        raise UserError(f"{origin} has no captioned image among {len(rows)} records ({counts}); check its columns")
     return rows.select(kept), skipped
 
 
-def _read_records(urls: list[str], read: Read, columns: Columns, stamp: str = "") -> Iterator[dict[str, Any]]:
-    for url in urls:
-        yield from map(columns.record, read(url))
+def _read_records(shards: list[Any], read: Read, columns: Columns, fingerprint: str = "") -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        yield from map(columns.record, read(shard))
 
 
-def _pair_records(groups: list[list[str]], root: Path, stamp: str = "") -> Iterator[dict[str, Any]]:
-    for group in groups:
-        for row in formats.pairs(group, root):
-            yield {**row, "captions": caption_list(row["captions"])}
-
-
-def _is_of(split: str, id: str) -> bool:
-    return (_hash(id) % VAL_SHARE == 0) == (split == "val")
+def _is_in(split: str, id: str) -> bool:
+    return (_hash(id) % VAL_DIVISOR == 0) == (split == "val")
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _has_picture(rows: Dataset) -> list[bool]:
-    """Of each record, whether its picture has bytes or a file; no bytes are read."""
+def _have_image(rows: Dataset) -> list[bool]:
+    """Return for each row whether its image has bytes or an existing file, without reading any bytes."""
     column = rows.select_columns("image").cast_column("image", Image(decode=False)).with_format("arrow")[:]["image"]
     has_bytes = pc.is_valid(pc.struct_field(column, "bytes")).to_pylist()
     paths = pc.struct_field(column, "path").to_pylist()
-    return [there or (path is not None and Path(path).is_file()) for there, path in zip(has_bytes, paths, strict=True)]
+    return [
+        inline or (path is not None and Path(path).is_file()) for inline, path in zip(has_bytes, paths, strict=True)
+    ]

@@ -1,7 +1,4 @@
-"""Which column is which, and rows of any columns as records.
-
-Knows names and types of columns. Knows nothing of where rows come from.
-"""
+"""Choice of the image, caption and id columns, and conversion of rows with any columns to records."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,105 +11,108 @@ from datasets import Features, Image, List, Value
 from lightning_dalle.data.captions import caption_list
 from lightning_dalle.errors import UserError
 
-KNOWN = {
+KNOWN_COLUMNS = {
     "image": ("image", "jpg", "jpeg", "png", "webp", "file_name", "filename", "image_path", "filepath", "path"),
     "captions": (
         "captions", "caption", "json.captions", "json.caption", "sentences", "description", "text", "txt", "title",
     ),
     "id": ("image_id", "cocoid", "json.image_id", "json.cocoid", "id", "__key__"),
 }  # fmt: skip
-PICTURE = Features(image=Image(decode=False))
-TEXTS = Features(captions=List(Value("string")), id=Value("string"))
-RECORD = Features(**PICTURE, **TEXTS)
+IMAGE = Features(image=Image(decode=False))
+CAPTIONS_AND_ID = Features(captions=List(Value("string")), id=Value("string"))
+RECORD = Features(**IMAGE, **CAPTIONS_AND_ID)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the parts of a record are: each a column and the field in it, or nothing for the whole column."""
+    """Column and field of each part of a record; an empty field stands for the whole column."""
 
     image: tuple[str, str]
     captions: tuple[str, str]
     id: tuple[str, str] | None
     root: Path
-    """That the paths of pictures are relative to."""
+    """Folder that the paths of images are relative to."""
 
     @classmethod
     def choose(
         cls, fields: Mapping[str, Iterable[str]], wanted: Mapping[str, str | None], root: Path, origin: str
     ) -> "Columns":
-        """The wanted ones, or the first known where none is, in whatever case.
+        """Choose the wanted columns, or the first known ones where none is given, ignoring case.
 
         Args:
-            fields: of each column that there is.
-            wanted: of `image`, `captions` and `id` the column, or "column.field", or nothing.
-            root: that paths are relative to.
-            origin: of the rows, for messages.
+            fields: fields of each existing column.
+            wanted: for each of `image`, `captions` and `id`, "column", "column.field" or None.
+            root: folder that paths are relative to.
+            origin: origin of the rows, for error messages.
 
         Raises:
-            UserError: if there is no such column.
+            UserError: if a column does not exist.
         """
         names = [*fields, *(f"{name}.{field}" for name, inner in fields.items() for field in inner)]
         by_lower = {name.lower(): name for name in reversed(names)}
-        places: dict[str, tuple[str, str] | None] = {}
-        for ours, theirs in wanted.items():
-            name = theirs or next((by_lower[known] for known in KNOWN[ours] if known in by_lower), None)
-            if name is None and ours == "id":
-                places[ours] = None
+        chosen: dict[str, tuple[str, str] | None] = {}
+        for part, wanted_name in wanted.items():
+            known = KNOWN_COLUMNS[part]
+            name = wanted_name or next((by_lower[option] for option in known if option in by_lower), None)
+            if name is None and part == "id":
+                chosen[part] = None
             elif name not in names:
                 raise UserError(
-                    f"the source's {ours} is to be the column {name or ' or '.join(KNOWN[ours])}, but {origin} has "
-                    f"{', '.join(sorted(names))}"
+                    f"{origin} has no column {name or ' or '.join(known)} for the {part}; set the source's `{part}` to "
+                    f"one of {', '.join(sorted(names))}"
                 )
             else:
                 column, _, field = (name, "", "") if name in fields else name.partition(".")
-                places[ours] = (column, field)
-        return cls(**places, root=root)  # type: ignore[arg-type]
+                chosen[part] = (column, field)
+        return cls(**chosen, root=root)  # type: ignore[arg-type]
 
     def check_types(self, features: Features, origin: str) -> None:
-        """Raises a UserError if the pictures or captions are numbers."""
-        for ours, (column, field) in {"image": self.image, "captions": self.captions}.items():
+        """Raise a UserError if the images or captions are numbers."""
+        for part, (column, field) in {"image": self.image, "captions": self.captions}.items():
             feature = features[column][field] if field else features[column]
-            feature = feature.feature if isinstance(feature, List) and ours == "captions" else feature
+            feature = feature.feature if isinstance(feature, List) and part == "captions" else feature
             if isinstance(feature, Value) and feature.dtype not in ("string", "large_string", "binary", "null"):
                 raise UserError(
-                    f"the source's {ours} is the column {column} of {origin}, but that holds {feature.dtype}; there "
-                    f"are {', '.join(features)}"
+                    f"the column {column} of {origin} holds {feature.dtype}, so it cannot be the {part}; set the "
+                    f"source's `{part}` to one of {', '.join(features)}"
                 )
 
     def record(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Picture, undecoded, captions and id; without one it is called by what its picture is or, if only that is
-        known, where: the same wherever a stream is read from.
+        """Return a row's undecoded image, its captions and its id.
+
+        A row without an id gets a hash of the image's bytes, or of its path, so that every reader of a stream gives it
+        the same one.
         """
-        image, id = self.picture(row)["image"], _value(row, self.id)
+        image, id = self.encoded_image(row)["image"], _value(row, self.id)
         if id is None:
-            what = b"" if image is None else image["bytes"] or str(image["path"]).encode()
-            id = xxhash.xxh3_64_hexdigest(what)
+            hashed = b"" if image is None else image["bytes"] or str(image["path"]).encode()
+            id = xxhash.xxh3_64_hexdigest(hashed)
         return {"image": image, "captions": caption_list(_value(row, self.captions)), "id": str(id)}
 
     def records(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """The same of several rows, each column of rows and records a list: `datasets` takes hardly longer for many."""
+        """Convert a batch of rows to records, both as lists by column: faster in `datasets` than single rows."""
         values = zip(*rows.values(), strict=True)
-        made = [self.record(dict(zip(rows, row, strict=True))) for row in values]
-        return {name: [record[name] for record in made] for name in RECORD}
+        records = [self.record(dict(zip(rows, row, strict=True))) for row in values]
+        return {name: [record[name] for record in records] for name in RECORD}
 
-    def texts(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """Captions and id; without one it is called by its index."""
+    def captions_and_id(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """Return a row's captions and id; its index is the id if there is none."""
         id = _value(row, self.id)
         return {"captions": caption_list(_value(row, self.captions)), "id": str(index if id is None else id)}
 
-    def picture(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The picture of a row, from an encoded one, bytes or a path."""
+    def encoded_image(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row's undecoded image, from an encoded image, bytes or a path."""
         value = _value(row, self.image)
         if isinstance(value, bytes):
             value = {"bytes": value, "path": None}
         elif isinstance(value, str):
             value = {"bytes": None, "path": value if "://" in value else str(self.root / value)}
-        is_there = isinstance(value, dict) and (value.get("bytes") is not None or value.get("path"))
-        return {"image": value if is_there else None}
+        exists = isinstance(value, dict) and (value.get("bytes") is not None or value.get("path"))
+        return {"image": value if exists else None}
 
 
 def fields_of(value: Any) -> list[str]:
-    """Fields of a column that holds a mapping, from its feature or from a value; a picture has none."""
+    """Return the fields of a column of mappings, given its feature or one value; an encoded image has none."""
     return list(value) if isinstance(value, dict) and set(value) != {"bytes", "path"} else []
 
 

@@ -1,7 +1,4 @@
-"""Pictures that were encoded once: sharded parquet of codes and captions, without pixels.
-
-Knows shards, and what their codes were made by. Knows nothing of pictures, models or training.
-"""
+"""Sharded parquet of codes and captions, which `predict` writes with a dVAE, as a source without images."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,132 +15,137 @@ from jaxtyping import UInt
 
 from lightning_dalle.data.filters.rules import Filter
 from lightning_dalle.data.images.transforms import Augmentation
-from lightning_dalle.data.loading.samplers import Draw
+from lightning_dalle.data.loading.samplers import SampleIndex
 from lightning_dalle.errors import UserError
 from lightning_dalle.files import atomic_write
 
 METADATA = b"lightning_dalle.encoding"
-"""Key of the `Encoding` in a shard's own metadata."""
+"""Metadata key of a shard's `Encoding`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How the pictures of a folder became codes. Every shard carries it, and all shards of a folder agree in it."""
+    """Description of how the images of a folder were encoded. Every shard contains it; all shards must agree."""
 
     dvae: str
     """Hash of the dVAE's weights."""
     grid: int
-    """Codes along one side of a picture."""
+    """Codes per side of an image."""
     codebook_size: int
-    """Codes there are."""
+    """Number of codes in the codebook."""
     image_size: int
-    """Pixels along one side of what the dVAE was given."""
+    """Side in pixels of the dVAE's input images."""
     augmentation: str
-    """How the crops of the training split were cut."""
+    """Augmentation of the training split."""
     crops: dict[str, int]
-    """Of each split, how many times every picture was encoded."""
+    """Number of encoded crops per image, by split."""
     records: dict[str, int]
-    """Of each split, how many pictures."""
+    """Number of records, by split."""
     shard_size: int
-    """Pictures in every shard of a split but its last."""
+    """Records per shard, except the last one of a split."""
     source: str
-    """Where the pictures came from."""
+    """Source of the images."""
     filters: str
-    """What they had to pass."""
+    """Filters that the records passed."""
     seed: int
-    """Of the crops."""
+    """Seed of the crops."""
     attribution: str | None
-    """What the licence of the pictures asks of everything made from them."""
+    """Attribution that the license of the images requires."""
     made_on: dict[str, Any] = field(compare=False)
-    """Machine, versions and commit: for a reader, and free to differ between shards."""
+    """Machine, versions and commit, which may differ between shards."""
 
     @property
     def shards(self) -> "list[Shard]":
-        """Contiguous blocks of records, the same for any number of processes."""
+        """Shards of all splits: contiguous blocks of records, independent of the number of ranks."""
         return [
             Shard(split, i, -(-count // self.shard_size), range(first, min(first + self.shard_size, count)))
             for split, count in self.records.items()
             for i, first in enumerate(range(0, count, self.shard_size))
         ]
 
-    def check_same(self, other: "Encoding", path: Path) -> None:
-        """Raises a UserError that names the first thing in which the shards at `path`, of `other`, differ from this."""
+    def check_equal(self, other: "Encoding", path: Path) -> None:
+        """Raise a UserError that names the first difference to the encoding of the shard at `path`."""
         for name in (known.name for known in fields(self) if known.compare):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            if ours != theirs:
-                raise UserError(f"{path} was encoded with {name}={theirs}, but {name}={ours} is asked for")
+            expected, found = getattr(self, name), getattr(other, name)
+            if expected != found:
+                raise UserError(
+                    f"{path} was encoded with {name}={found}, but {name}={expected} is expected; remove it, or use "
+                    "another folder"
+                )
 
 
 class Shard(NamedTuple):
-    """A block of a split's records, written by one process into one file."""
+    """Contiguous block of a split's records, written by one rank to one file."""
 
     split: str
-    number: int
-    of: int
-    """Shards of the split."""
+    index: int
+    total: int
+    """Number of shards of the split."""
     records: range
 
     @property
     def name(self) -> str:
-        """Of its file."""
-        return f"{self.split}-{self.number:05d}-of-{self.of:05d}.parquet"
+        """Name of the shard's file."""
+        return f"{self.split}-{self.index:05d}-of-{self.total:05d}.parquet"
 
-    def draws(self, crops: int) -> Iterator[Draw]:
-        """What is to be encoded, in the order of the file: crop c is the picture as epoch c of a training sees it."""
-        return (Draw(crop, record) for record in self.records for crop in range(crops))
+    def sample_indices(self, crops: int) -> Iterator[SampleIndex]:
+        """Yield the samples to encode in the order of the file; crop c is the image in epoch c of training."""
+        return (SampleIndex(crop, record) for record in self.records for crop in range(crops))
 
 
 def write_shard(
     folder: Path, shard: Shard, encoding: Encoding, rows: Dataset, codes: UInt[np.ndarray, "n g g"]
 ) -> None:
-    """Writes a file that is there whole or not at all.
+    """Write a shard atomically.
 
     Args:
-        folder: of all shards.
-        shard: which one it is.
-        encoding: what its codes were made by.
-        rows: captions and ids of all records of its split.
-        codes: of `shard.draws(crops)`, in the `code_type` of the codebook.
+        folder: folder of all shards.
+        shard: shard to write.
+        encoding: description of how the codes were made.
+        rows: captions and ids of all records of the split.
+        codes: codes of `shard.sample_indices(crops)`, with the codebook's `code_type`.
     """
-    block = rows.select_columns([name for name in ("captions", "id") if name in rows.column_names])
-    table = block.select(shard.records).with_format("arrow")[:]
+    columns = rows.select_columns([name for name in ("captions", "id") if name in rows.column_names])
+    table = columns.select(shard.records).with_format("arrow")[:]
     if "id" not in table.column_names:
         table = table.append_column("id", pa.array([str(record) for record in shard.records]))
-    pictures = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), encoding.grid**2)
-    first = np.arange(len(shard.records) + 1, dtype=np.int32) * encoding.crops[shard.split]
-    table = table.append_column("codes", pa.ListArray.from_arrays(first, pictures))
+    crops = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), encoding.grid**2)
+    offsets = np.arange(len(shard.records) + 1, dtype=np.int32) * encoding.crops[shard.split]
+    table = table.append_column("codes", pa.ListArray.from_arrays(offsets, crops))
     with atomic_write(folder / shard.name) as file:
         pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(asdict(encoding))}), file)
 
 
 def code_type(codebook_size: int) -> np.dtype[Any]:
-    """The narrowest type that holds every code: parquet does not mind, but the memory of a reader does."""
+    """Return the smallest integer type for all codes, which saves memory when shards are read."""
     return np.min_scalar_type(codebook_size - 1)
 
 
 def read_encoding(shard: Path) -> Encoding:
-    """What the codes of a shard were made by.
+    """Read the description of how a shard's codes were made.
 
     Raises:
-        UserError: if the file is not one of ours.
+        UserError: if the file is not a shard of codes.
     """
     try:
         metadata = pq.read_schema(shard).metadata or {}
         return Encoding(**json.loads(metadata[METADATA]))
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{shard} is no shard of codes as `predict` writes them: {error}") from error
+        raise UserError(
+            f"{shard} is not a shard of codes written by `predict` ({error}); remove it from the folder"
+        ) from error
 
 
-def shards_in(folder: Path) -> list[Path]:
-    """All shards of a folder that are there, sorted."""
+def list_shards(folder: Path) -> list[Path]:
+    """Return the existing shards of a folder, sorted."""
     return sorted(folder.glob("*-of-*.parquet"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedPictures:
-    """Source of pictures that `predict` has encoded: the transformer trains from it as from the pictures themselves.
+class EncodedImages:
+    """Source of codes that `predict` wrote, from which the transformer trains as from the images themselves.
 
-    Epoch e reads of every picture the crop e modulo the number of crops.
+    Epoch e uses crop e modulo the number of crops.
     """
 
     path: str
@@ -151,78 +153,84 @@ class EncodedPictures:
 
     @cached_property
     def encoding(self) -> Encoding:
-        """What all shards were made by.
+        """Description of how the codes were made, from the first shard.
 
         Raises:
             UserError: if the folder has no shards.
         """
-        found = shards_in(Path(self.path).expanduser())
-        if not found:
-            raise UserError(f"there are no shards of codes in {self.path}: `predict` with a dVAE writes them")
-        return read_encoding(found[0])
+        shards = list_shards(Path(self.path).expanduser())
+        if not shards:
+            raise UserError(f"{self.path} contains no shards of codes; write them with `predict` and a dVAE")
+        return read_encoding(shards[0])
 
     @property
     def attribution(self) -> str | None:
-        """Of the pictures."""
+        """Attribution that the license of the images requires."""
         return self.encoding.attribution
 
     def load(self, image_size: int) -> DatasetDict | IterableDatasetDict:
-        """The splits, with the columns codes (crops, g * g), captions and id.
+        """Return splits with the columns codes (crops, g * g), captions and id.
 
         Raises:
-            UserError: if the pictures were of another size, shards are missing, or they do not belong together.
+            UserError: if the image size differs, or shards are missing or disagree.
         """
         encoding, folder = self.encoding, Path(self.path).expanduser()
         if image_size != encoding.image_size:
             raise UserError(
-                f"the data's image_size is {image_size}, but the pictures of {self.path} were encoded with "
-                f"image_size={encoding.image_size}"
+                f"the images of {self.path} were encoded with image_size={encoding.image_size}, but the data's "
+                f"image_size is {image_size}; change it, or encode again"
             )
         files: dict[str, list[str]] = {}
         for shard in encoding.shards:
             files.setdefault(shard.split, []).append(str(folder / shard.name))
-        there = shards_in(folder)
-        if len(there) < len(encoding.shards):
+        existing = list_shards(folder)
+        if len(existing) < len(encoding.shards):
             raise UserError(
-                f"{self.path} has {len(there)} of {len(encoding.shards)} shards of codes: the same `predict` started "
-                "again writes those that are missing"
+                f"{self.path} has {len(existing)} of {len(encoding.shards)} shards of codes; run the same `predict` "
+                "again to write the missing ones"
             )
-        for file in there:
-            encoding.check_same(read_encoding(file), file)
+        for file in existing:
+            encoding.check_equal(read_encoding(file), file)
         return load_dataset("parquet", data_files=files)
 
-    def check_made_with(self, augmentation: Augmentation | None, filters: Sequence[Filter], seed: int) -> None:
-        """Raises a UserError if a run is to filter or augment its pictures otherwise than these were; the seed matters
-        where crops were drawn by it.
-        """
-        ours = {"augmentation": repr(augmentation), "filters": repr(list(filters))}
+    def check_settings(self, augmentation: Augmentation | None, filters: Sequence[Filter], seed: int) -> None:
+        """Raise a UserError if augmentation, filters or, with an augmentation, the seed differ from the encoding's."""
+        settings = {"augmentation": repr(augmentation), "filters": repr(list(filters))}
         if augmentation is not None:
-            ours["seed"] = str(seed)
-        for name, value in ours.items():
-            theirs = str(getattr(self.encoding, name))
-            if value != theirs:
+            settings["seed"] = str(seed)
+        for name, value in settings.items():
+            encoded_with = str(getattr(self.encoding, name))
+            if value != encoded_with:
                 raise UserError(
-                    f"the data's {name} is {value}, but the pictures of {self.path} were encoded with {theirs}"
+                    f"the images of {self.path} were encoded with {name}={encoded_with}, but the data's {name} is "
+                    f"{value}; change it, or encode again"
                 )
 
-    def check(self, dvae: str, grid: int, codebook_size: int, checkpoint: Path | None) -> None:
-        """Raises a UserError if the codes are not of the dVAE in a checkpoint, known by the hash of its weights."""
-        for name, ours in (("grid", grid), ("codebook_size", codebook_size)):
-            theirs = getattr(self.encoding, name)
-            if ours != theirs:
+    def check_dvae(self, weights: str, grid: int, codebook_size: int, checkpoint: Path | None) -> None:
+        """Raise a UserError if the codes were made by another dVAE.
+
+        Args:
+            weights: hash of the dVAE's weights.
+            grid: codes per side of an image.
+            codebook_size: number of codes in the codebook.
+            checkpoint: checkpoint of the dVAE, for the message.
+        """
+        encoding = self.encoding
+        for name, value, encoded_with in (
+            ("grid", grid, encoding.grid),
+            ("codebook_size", codebook_size, encoding.codebook_size),
+            ("weights", weights, encoding.dvae),
+        ):
+            if value != encoded_with:
                 raise UserError(
-                    f"the dVAE in {checkpoint} has {name}={ours}, but the codes in {self.path} have {theirs}"
+                    f"the codes in {self.path} were made by a dVAE with {name}={encoded_with!s:.16}, but the dVAE in "
+                    f"{checkpoint} has {name}={value!s:.16}; use the dVAE that encoded them, or encode again"
                 )
-        if dvae != self.encoding.dvae:
-            raise UserError(
-                f"the dVAE in {checkpoint} has the weights {dvae[:16]}, but the codes in {self.path} were made by "
-                f"the weights {self.encoding.dvae[:16]}"
-            )
 
 
-def needs_pictures(source: object) -> None:
-    """Raises a UserError if a source holds codes alone."""
-    if isinstance(source, EncodedPictures):
+def require_images(source: object) -> None:
+    """Raise a UserError if a source has codes instead of images."""
+    if isinstance(source, EncodedImages):
         raise UserError(
-            f"this model learns from pictures, but {source.path} holds codes alone: name the source of the pictures"
+            f"this model trains on images, but {source.path} has only codes; set the source to that of the images"
         )

@@ -1,7 +1,4 @@
-"""What a path holds, found by looking: tables, WebDataset tars, images beside their metadata or beside their captions.
-
-Knows files and the shapes of folders. Knows nothing of which column is which.
-"""
+"""Detection of a data set's format from its files, and readers for WebDataset tars, JSON lines and image-text pairs."""
 
 import json
 import logging
@@ -17,109 +14,113 @@ from typing import Any
 import fsspec
 from datasets import load_dataset, load_dataset_builder
 
+from lightning_dalle.data.images.decoding import IMAGE_EXTENSIONS, find_images
 from lightning_dalle.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PICTURES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-METADATA = {"metadata.jsonl", "metadata.csv", "metadata.parquet"}
-CSV = {"encoding_errors": "ignore", "on_bad_lines": "warn"}
+METADATA_FILES = {"metadata.jsonl", "metadata.csv", "metadata.parquet"}
+_CSV_OPTIONS = {"encoding_errors": "ignore", "on_bad_lines": "warn"}
 TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
-    ".csv": ("csv", CSV),
-    ".tsv": ("csv", {"sep": "\t", **CSV}),
+    ".csv": ("csv", _CSV_OPTIONS),
+    ".tsv": ("csv", {"sep": "\t", **_CSV_OPTIONS}),
     ".jsonl": ("json", {}),
 }
-TEXTS = (".txt", ".TXT")
+"""Builder of `datasets` and its options, by suffix of a table."""
+CAPTION_SUFFIXES = (".txt", ".TXT")
 SPLIT_WORDS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
     "test": {"test", "testing", "eval", "evaluation"},
 }
-PAIRS_IN_A_SHARD = 1000
-ATTEMPTS = 3
-PAUSE = 2.0
-"""Seconds before a URL is asked again."""
+MAX_ATTEMPTS = 3
+RETRY_SECONDS = 2.0
 
 
-def find(path: str) -> tuple[str, Any]:
-    """The form of a path, and its files by split where we read them ourselves.
+def detect_format(path: str) -> tuple[str, Any]:
+    """Return the format of the data at a path, and its files by split.
 
-    Forms are "tars" (of urls), "pairs" (of pictures), "imagefolder", a suffix of `TABLES`, and "hub".
+    Formats are "tars" (with URLs), "pairs" (with images), a suffix of `TABLES`, and, without files, "imagefolder" and
+    "hub".
 
     Raises:
-        UserError: if a folder holds none of them.
+        UserError: if a folder holds none of these formats.
     """
     local = Path(path).expanduser()
     if local.is_file():
         return ("tars" if local.suffix == ".tar" else local.suffix), {"train": [str(local)]}
     if "://" in path:
-        return "tars", by_split(expand(path), path)
+        return "tars", group_by_split(expand_braces(path), path)
     if not local.is_dir():
         return "hub", None
     files = sorted(file for file in local.rglob("*") if file.is_file() and not file.name.startswith("."))
     suffixes = Counter(file.suffix.lower() for file in files)
-    if any(file.name in METADATA for file in files):
+    if any(file.name in METADATA_FILES for file in files):
         return "imagefolder", None
-    for suffix, form in {".tar": "tars", **{suffix: suffix for suffix in TABLES}}.items():
+    for suffix, format in {".tar": "tars", **{suffix: suffix for suffix in TABLES}}.items():
         if suffix in suffixes:
-            return form, by_split([str(file) for file in files if file.suffix.lower() == suffix], str(local))
-    texts = {file.with_suffix("") for file in files if file.suffix in TEXTS}
-    pictures = [file for file in files if file.suffix.lower() in PICTURES]
-    pairs = [str(file) for file in pictures if file.with_suffix("") in texts]
+            found = [str(file) for file in files if file.suffix.lower() == suffix]
+            return format, group_by_split(found, str(local))
+    captions = {file.with_suffix("") for file in files if file.suffix in CAPTION_SUFFIXES}
+    images, _ = find_images(local, captions=CAPTION_SUFFIXES)
+    pairs = [str(file) for file in images if file.with_suffix("") in captions]
     if pairs:
-        alone = len(texts - {file.with_suffix("") for file in pictures})
-        if alone or len(pairs) < len(pictures):
+        unpaired = len(captions - {file.with_suffix("") for file in images})
+        if unpaired or len(pairs) < len(images):
             log.warning(
-                "%s: passed over %d pictures without a text and %d texts without a picture", path,
-                len(pictures) - len(pairs), alone,
+                "%s: skipped %d images without a caption file and %d caption files without an image", path,
+                len(images) - len(pairs), unpaired,
             )  # fmt: skip
-        return "pairs", by_split(pairs, str(local), by_folder=True)
-    found = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(5))
+        return "pairs", group_by_split(pairs, str(local), first_folder_only=True)
+    counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(5))
     raise UserError(
-        "the captioned pictures cannot be read from a folder without metadata.jsonl, .tar, "
-        f"{', '.join(TABLES)}, or pictures with a .txt of the same name: {path} has {found or 'no files'}"
+        f"cannot read captioned images from {path}: it has {counts or 'no files'}, but must have a metadata.jsonl, "
+        f".tar, {', '.join(TABLES)}, or images with a .txt of the same name"
     )
 
 
-def open_table(form: str, path: str, files: dict[str, list[str]] | None, streamed: bool) -> Any:
-    """What `datasets` opens, as it opens it."""
-    if form in TABLES:
-        builder, options = TABLES[form]
-        return load_dataset(builder, data_files=files, streaming=streamed, **options)
-    if form == "imagefolder":
-        return load_dataset("imagefolder", data_dir=str(Path(path).expanduser()), streaming=streamed)
-    return load_dataset(path, streaming=streamed)
+def open_dataset(format: str, path: str, files: dict[str, list[str]] | None, streaming: bool) -> Any:
+    """Open a table, an image folder or a dataset of the hub with the reader of `datasets`."""
+    if format in TABLES:
+        builder, options = TABLES[format]
+        return load_dataset(builder, data_files=files, streaming=streaming, **options)
+    if format == "imagefolder":
+        return load_dataset("imagefolder", data_dir=str(Path(path).expanduser()), streaming=streaming)
+    return load_dataset(path, streaming=streaming)
 
 
 def hub_tars(path: str) -> dict[str, list[str]] | None:
-    """URLs of a hub dataset's tars by split, if it is of tars: our reader forgives what the library's stops at."""
+    """Return the URLs of a hub dataset's tars by split, or None if it has another format.
+
+    Our reader skips errors at which the reader of `datasets` stops.
+    """
     builder = load_dataset_builder(path)
     if builder.name != "webdataset":
         return None
     return {str(split): list(urls) for split, urls in builder.config.data_files.items()}
 
 
-def by_split(files: Iterable[str], root: str, by_folder: bool = False) -> dict[str, list[str]]:
-    """Files by the split that a word in their path below the root names; train where none does.
+def group_by_split(files: Iterable[str], root: str, first_folder_only: bool = False) -> dict[str, list[str]]:
+    """Group files by the split that a word in their path below the root names, with train as the default.
 
     Args:
-        files: their paths or URLs.
-        root: where they are.
-        by_folder: whether only the first folder counts, since the names of files are words of their own.
+        files: paths or URLs of the files.
+        root: folder or URL that contains the files.
+        first_folder_only: whether only the first folder may name the split, for files whose names are arbitrary.
     """
     splits: dict[str, list[str]] = {}
     for file in files:
         folder, _, rest = file.removeprefix(root).lstrip("/").partition("/")
-        named = (folder if rest else "") if by_folder else f"{folder}/{rest}"
-        words = set(re.findall("[a-z]+", named.lower()))
+        name = (folder if rest else "") if first_folder_only else f"{folder}/{rest}"
+        words = set(re.findall("[a-z]+", name.lower()))
         split = next((split for split, known in SPLIT_WORDS.items() if words & known), "train")
         splits.setdefault(split, []).append(file)
     return splits
 
 
-def expand(url: str) -> list[str]:
-    """URLs of "https://host/{00000..00099}.tar"; any other is itself."""
+def expand_braces(url: str) -> list[str]:
+    """Return all URLs of a range such as "https://host/{00000..00099}.tar"."""
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", url)
     if braces is None:
         return [url]
@@ -130,48 +131,66 @@ def expand(url: str) -> list[str]:
     ]
 
 
-def samples(url: str) -> Iterator[dict[str, Any]]:
-    """Of a tar, the files of each base name as one row: JSON parsed, pictures undecoded, all else as bytes.
+def read_tar(url: str) -> Iterator[dict[str, Any]]:
+    """Yield one row per base name in a tar: JSON parsed, images undecoded, other files as bytes.
 
-    `__key__` is the base name below that of the tar. A tar that breaks off is read as far as it goes, and named. A URL
-    that fails is asked again, and what was given of it before is passed over.
+    The column `__key__` is the tar's name followed by the base name. A corrupt tar yields the rows before the error,
+    which is logged. A URL that fails is opened again, and rows that were already yielded are skipped.
 
     Raises:
-        UserError: if it cannot be read, which is no fault of the tar.
+        UserError: if the file or URL cannot be read.
     """
-    given = 0
-    for attempts_left in reversed(range(ATTEMPTS if "://" in url else 1)):
+    num_read = 0
+    for attempts_left in reversed(range(MAX_ATTEMPTS if "://" in url else 1)):
         try:
-            for row in islice(_rows(url), given, None):
-                given += 1
+            for row in islice(_tar_rows(url), num_read, None):
+                num_read += 1
                 yield row
             return
         except (tarfile.TarError, EOFError) as error:
-            log.warning("%s is read as far as it goes: %s", url, error)
+            log.warning("%s is truncated or corrupt, only its first %d records are used: %s", url, num_read, error)
             return
-        except Exception as error:  # file systems, and those of the network, raise anything
+        except Exception as error:  # local and remote file systems raise exceptions of any type
+            reason = str(error) or type(error).__name__
             if not attempts_left:
                 raise UserError(
-                    f"{url} cannot be read, after {given} records: {error or type(error).__name__}"
+                    f"cannot read {url} after {num_read} records: {reason}; check the file or the connection"
                 ) from error
-            log.warning("%s is asked again, after %d records: %s", url, given, error)
-            time.sleep(PAUSE)
+            log.warning("retrying %s after %d records: %s", url, num_read, reason)
+            time.sleep(RETRY_SECONDS)
 
 
-def _rows(url: str) -> Iterator[dict[str, Any]]:
+def _tar_rows(url: str) -> Iterator[dict[str, Any]]:
     with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
         entries = ((*_split_name(entry.name), entry) for entry in tar if entry.isfile())
         for key, group in groupby(entries, key=lambda entry: entry[0]):
             row: dict[str, Any] = {"__key__": f"{PurePosixPath(url).stem}/{key}"}
             for _, field, entry in group:
-                content = tar.extractfile(entry).read()  # type: ignore[union-attr]
-                row[field] = _decoded(field, content)
+                row[field] = _parse(field, tar.extractfile(entry).read())  # type: ignore[union-attr]
             yield row
 
 
-def lines(path: str) -> Iterator[dict[str, Any]]:
-    """Of JSON lines, each that is a mapping as a row; the others are counted in the log."""
-    broken = 0
+def _split_name(name: str) -> tuple[str, str]:
+    """Return a path up to the first dot of the file name, and the lower-case extension after that dot."""
+    folder, slash, file = name.rpartition("/")
+    base, _, field = file.partition(".")
+    return folder + slash + base, field.lower()
+
+
+def _parse(field: str, content: bytes) -> Any:
+    if field.endswith("json"):
+        try:
+            return json.loads(content)
+        except ValueError:
+            return None
+    if f".{field.rpartition('.')[2]}" in IMAGE_EXTENSIONS:
+        return {"bytes": content, "path": None}
+    return content
+
+
+def read_json_lines(path: str) -> Iterator[dict[str, Any]]:
+    """Yield each line that is a JSON object; log the number of other lines."""
+    num_skipped = 0
     with open(path, "rb") as file:
         for line in file:
             try:
@@ -181,39 +200,19 @@ def lines(path: str) -> Iterator[dict[str, Any]]:
             if isinstance(row, dict):
                 yield row
             else:
-                broken += bool(line.strip())
-    if broken:
-        log.warning("%s: passed over %d lines that are no JSON", path, broken)
+                num_skipped += bool(line.strip())
+    if num_skipped:
+        log.warning("%s: skipped %d lines that are not JSON objects", path, num_skipped)
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Base name with its folders, and the extension from the first dot of the file's name on."""
-    folder, slash, file = name.rpartition("/")
-    base, _, field = file.partition(".")
-    return folder + slash + base, field.lower()
+def caption_file(image: str) -> Path:
+    """Return the path of an image's caption file."""
+    files = [Path(image).with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+    return next((file for file in files if file.is_file()), files[0])
 
 
-def _decoded(field: str, content: bytes) -> Any:
-    if field.endswith("json"):
-        try:
-            return json.loads(content)
-        except ValueError:
-            return None
-    if f".{field.rpartition('.')[2]}" in PICTURES:
-        return {"bytes": content, "path": None}
-    return content
-
-
-def text_of(picture: Path) -> Path:
-    """The text beside a picture, whose name may be in capitals, as cameras have them."""
-    texts = [picture.with_suffix(suffix) for suffix in TEXTS]
-    return next((text for text in texts if text.is_file()), texts[0])
-
-
-def pairs(pictures: Iterable[str], root: Path) -> Iterator[dict[str, Any]]:
-    """Pictures with the captions in the text of the same name, one on each line, called by their path in the root."""
-    for picture in pictures:
-        path = Path(picture)
-        captions = text_of(path).read_bytes()
-        name = path.relative_to(root).with_suffix("").as_posix()
-        yield {"image": {"bytes": None, "path": picture}, "captions": captions, "id": name}
+def read_pairs(images: Iterable[str], root: Path) -> Iterator[dict[str, Any]]:
+    """Yield the path of each image, the content of its caption file, and its id: the path below the root."""
+    for image in images:
+        id = Path(image).relative_to(root).with_suffix("").as_posix()
+        yield {"image": {"bytes": None, "path": image}, "captions": caption_file(image).read_bytes(), "id": id}

@@ -1,7 +1,4 @@
-"""Several sources as one, in whatever proportion.
-
-Knows sources and weights. Knows nothing of how records are read.
-"""
+"""Weighted mixture of several sources."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,67 +13,71 @@ from lightning_dalle.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Source of several sources' records, all of them streamed or none.
+    """Mixture of sources, which must be all streamed or all not.
 
-    Training draws from each source in proportion to its weight, and from each every record once before any comes again.
-    Without streaming an epoch is as many draws as there are records in all. Other splits are those of the sources,
-    one after the other.
+    Training selects each source in proportion to its weight, and uses every record of a source once before it repeats
+    any. Without streaming, an epoch has as many samples as all sources together have records. Other splits are the
+    sources' splits, concatenated.
     """
 
     sources: list[Source]
-    """What is mixed."""
+    """Sources to mix."""
     weights: list[float]
-    """One for each source; only their proportions matter."""
+    """Weight of each source; only their proportions matter."""
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.sources) or min(self.weights, default=0) <= 0:
             raise UserError(
-                f"a mixture of {len(self.sources)} sources needs as many weights above 0, not {self.weights}"
+                f"a mixture of {len(self.sources)} sources needs {len(self.sources)} weights above 0, but weights is "
+                f"{self.weights}"
             )
 
     @property
     def attribution(self) -> str | None:
-        """Of the pictures of all sources."""
+        """Attributions that the licenses of the sources' images require."""
         found = dict.fromkeys(getattr(source, "attribution", None) for source in self.sources)
         return " ".join(attribution for attribution in found if attribution) or None
 
     def load(self, image_size: int) -> DatasetDict | IterableDatasetDict:
-        """The splits, with the columns image (undecoded), captions and id; rows also have `source`, its number."""
-        found = [source.load(image_size) for source in self.sources]
-        streamed = [isinstance(splits, IterableDatasetDict) for splits in found]
-        if any(streamed) != all(streamed):
+        """Return splits with the columns image (undecoded), captions, id and, unless streamed, source (its index).
+
+        Raises:
+            UserError: if only some sources are streamed, only some have a split train, or one has codes, not images.
+        """
+        loaded = [source.load(image_size) for source in self.sources]
+        is_streamed = [isinstance(splits, IterableDatasetDict) for splits in loaded]
+        if any(is_streamed) != all(is_streamed):
             raise UserError(
-                f"the sources of a mixture are all to be streamed or none, but {sum(streamed)} of {len(found)} are"
+                f"{sum(is_streamed)} of the mixture's {len(loaded)} sources are streamed; set the same `streaming` for "
+                "all sources"
             )
-        lacking = [str(i) for i, splits in enumerate(found) if "train" not in splits]
-        if lacking and any("train" in splits for splits in found):
+        without_train = [str(i) for i, splits in enumerate(loaded) if "train" not in splits]
+        if without_train and any("train" in splits for splits in loaded):
             raise UserError(
-                f"every source of a mixture needs a split train, but {', '.join(lacking)} (from 0) has none"
+                f"the mixture's source {', '.join(without_train)} (counted from 0) has no split train; map one with "
+                "its `splits`, or remove the source"
             )
-        names = dict.fromkeys(name for splits in found for name in splits)
-        if all(streamed):
-            return IterableDatasetDict({name: concatenate_datasets(self._having(name, found)) for name in names})
-        numbered = [{name: _numbered(rows, i) for name, rows in splits.items()} for i, splits in enumerate(found)]
-        return DatasetDict({name: concatenate_datasets(self._having(name, numbered)) for name in names})
+        names = dict.fromkeys(name for splits in loaded for name in splits)
+        if all(is_streamed):
+            return IterableDatasetDict({name: concatenate_datasets(_select(name, loaded)) for name in names})
+        numbered = [{name: _add_index(rows, i) for name, rows in splits.items()} for i, splits in enumerate(loaded)]
+        return DatasetDict({name: concatenate_datasets(_select(name, numbered)) for name in names})
 
-    def parts(self, split: str, image_size: int) -> list[IterableDataset]:
-        """A streamed split of every source that has it."""
-        return self._having(split, [source.load(image_size) for source in self.sources])
-
-    def _having(self, split: str, found: Sequence[Any]) -> list[Any]:
-        return [splits[split] for splits in found if split in splits]
+    def streams(self, split: str, image_size: int) -> list[IterableDataset]:
+        """Return the streamed split of every source that has it."""
+        return _select(split, [source.load(image_size) for source in self.sources])
 
 
-def _numbered(rows: Dataset, source: int) -> Dataset:
-    """Columns that are the same for all sources.
+def _select(split: str, loaded: Sequence[Any]) -> list[Any]:
+    return [splits[split] for splits in loaded if split in splits]
 
-    Raises:
-        UserError: if it has codes in the place of pictures.
-    """
+
+def _add_index(rows: Dataset, source: int) -> Dataset:
+    """Return rows with the columns that all sources share, and the index of their source."""
     if "image" not in rows.column_names:
         raise UserError(
-            f"a mixture is of pictures, but its source {source} (from 0) has {', '.join(rows.column_names)}: encode "
-            "the mixture, rather than mix what is encoded"
+            f"the mixture's source {source} (counted from 0) has no images, but {', '.join(rows.column_names)}; encode "
+            "the mixture instead of mixing encoded sources"
         )
     if "id" not in rows.column_names:
         rows = rows.add_column("id", [str(i) for i in range(len(rows))])

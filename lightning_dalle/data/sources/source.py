@@ -1,7 +1,4 @@
-"""What a source of captioned pictures is.
-
-Knows the columns that it gives. Knows nothing of where it has them from.
-"""
+"""Interface of all sources of captioned images."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,13 +7,12 @@ from datasets import DatasetDict, IterableDatasetDict
 
 @runtime_checkable
 class Source(Protocol):
-    """Where captioned pictures come from."""
+    """Source of captioned images."""
 
     def load(self, image_size: int) -> DatasetDict | IterableDatasetDict:
-        """Splits by name, each with the columns `image`, `captions` (a list) and, if there is one, `id`: `train` and
-        `val` for a fit, `val` or `test` to evaluate on.
+        """Return splits by name: `train` and `val` for a fit, `val` or `test` for an evaluation.
 
-        Pictures may be of any size; a source that draws its own may use the wanted one, in pixels. Those of streamed
-        splits are undecoded.
+        Each split has the columns `image`, `captions` (a list) and, if records have ids, `id`. Images may have any
+        size; a source that renders its images may use `image_size`, in pixels. Images of streamed splits are undecoded.
         """
         ...
