@@ -1,14 +1,11 @@
-"""`python -m lightning_dalle`: Lightning's verbs on our models and data, and our few others beside them.
-
-Knows argv and YAML. Imports Lightning only for Lightning's verbs.
-"""
+"""Command line of `python -m lightning_dalle`: dispatch to the commands of this package and of Lightning."""
 
 import inspect
 import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning_dalle.commands.convert import convert
 from lightning_dalle.commands.data import report
@@ -21,7 +18,7 @@ from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.commands.results import results
 from lightning_dalle.errors import UserError
 from lightning_dalle.files import read_yaml
-from lightning_dalle.lightning_cli import lightning, sentence
+from lightning_dalle.lightning_cli import raise_user_error, run_lightning
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
@@ -35,63 +32,78 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data overlap": overlap,
 }
 
-USAGE = """usage: python -m lightning_dalle COMMAND [options]
+SUMMARIES = {
+    "reproduce": "run a recipe: train every stage, then write samples and a report",
+    "generate": "sample images for prompts from a trained model",
+    "export": "write a trained model as a folder to share: safetensors and a model card",
+    "convert": "convert OpenAI's released dVAE to a checkpoint, without executing code in it",
+    "evaluate": "compare a folder of images with a reference folder: FID, KID, precision, recall, IS",
+    "results": "print the recorded results as a table",
+    "plan": "print the memory, traffic and time that training a transformer will need",
+    "data report": "print how many records each filter rejects, before any training",
+    "data overlap": "find near-duplicates of an evaluation set in the training data",
+    "fit": "train one model             (a subcommand of LightningCLI, like the next three)",
+    "validate": "validate one model",
+    "test": "test one model: configs/*/eval.yaml evaluate its samples or reconstructions",
+    "predict": "encode a dataset with a trained dVAE",
+}
+"""One line of the usage for each command."""
 
-DALL-E (Ramesh et al. 2021) as a PyTorch Lightning experiment repo.
-
-  reproduce     run a recipe: every stage of training, then samples and a report
-  generate      draw pictures of prompts with a trained model
-  export        write a trained model as a folder for others: safetensors and a model card
-  convert       write OpenAI's released dVAE as a file of ours, without executing it
-  evaluate      score a folder of pictures against another: FID, KID, precision, recall, IS
-  results       print what has been measured as a table
-  plan          print what a fit of a transformer will need: memory, traffic, time
-  data report   print what every filter rejects of the data, before anything is trained
-  data overlap  find near-duplicates of an evaluation set in the training data
-  fit           train one model              (Lightning's, as are those below)
-  validate      validate one model
-  test          test one model: configs/*/eval.yaml score its pictures or reconstructions
-  predict       run one model over the data
-
-python -m lightning_dalle COMMAND --help tells the options of each."""
+HELP = ("-h", "--help")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one command; a user's mistake ends in its sentence and exit code 2."""
+    """Run one command; a UserError ends the process with its message and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    verbs = [*COMMANDS, "fit", "validate", "test", "predict"]
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return
-    words = next((n for n in (1, 2) if " ".join(argv[:n]) in verbs), 0)
+    groups = {name.split()[0] for name in SUMMARIES if " " in name}
+    if not argv or argv[0] in HELP:
+        return print(usage(""))
+    if argv[0] in groups and (len(argv) == 1 or argv[1] in HELP):
+        return print(usage(argv[0] + " "))
+    words = 2 if argv[0] in groups else 1
+    name, options = " ".join(argv[:words]), argv[words:]
     try:
-        if not words:
-            raise UserError(f"there is no command {argv[0]!r}; there are {', '.join(verbs)}")
-        name = " ".join(argv[:words])
         if name in COMMANDS:
-            command(name, argv[words:])
+            run_command(name, options)
+        elif name in SUMMARIES:
+            check_configs(options)
+            run_lightning(argv)
         else:
-            check_configs(argv[words:])
-            lightning(argv)
+            choices = [choice for choice in SUMMARIES if words == 1 or choice.startswith(argv[0] + " ")]
+            raise UserError(f"unknown command {name!r}; choose from {', '.join(choices)}")
     except UserError as error:
-        # One that was raised in a worker of a loader comes with the worker's traceback before the sentence.
-        said = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
-        print(f"error: {said}", file=sys.stderr)
+        # An error raised in a DataLoader worker carries the worker's traceback in front of its message.
+        message = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
 
+def usage(group: str) -> str:
+    """Return the usage text that lists the commands whose names start with `group`."""
+    lines = [f"  {name:<14}{text}" for name, text in SUMMARIES.items() if name.startswith(group)]
+    return "\n".join(
+        [
+            f"usage: python -m lightning_dalle {group}COMMAND [options]\n",
+            "DALL-E (Ramesh et al. 2021) in PyTorch Lightning.\n",
+            *lines,
+            f"\npython -m lightning_dalle {group}COMMAND --help lists the options of a command.",
+        ]
+    )
+
+
 def check_configs(argv: list[str]) -> None:
-    """Raises a UserError if a config is not there or is no YAML of keys, before Lightning is imported to read it."""
+    """Raise a UserError if a config cannot be read, before the slow import of Lightning."""
     joined = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
     for config in [value for option, value in itertools.pairwise(argv) if option in ("-c", "--config")] + joined:
-        if Path(config).exists() or ":" not in config:  # else it may be the YAML itself
+        if Path(config).exists() or ":" not in config:  # text with a colon may be inline YAML
             read_yaml(Path(config))
 
 
-def command(name: str, argv: list[str]) -> None:
-    """Runs a function whose parameters are the options; `--config` is a file of them, if it is not one itself."""
-    from jsonargparse import ArgumentParser, auto_cli
+def run_command(name: str, argv: list[str]) -> None:
+    """Run a command's function with its parameters as options; `--config` reads them from a YAML file."""
+    from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     function = COMMANDS[name]
     about: dict[str, Any] = {
         "prog": f"python -m lightning_dalle {name}",
@@ -99,8 +111,7 @@ def command(name: str, argv: list[str]) -> None:
     }
 
     class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(sentence(message, lambda: set(inspect.signature(function).parameters))) from ex
+        error = raise_user_error
 
     if "config" not in inspect.signature(function).parameters:
         auto_cli(function, args=argv, as_positional=False, parser_class=Parser, **about)

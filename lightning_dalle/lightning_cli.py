@@ -1,86 +1,60 @@
-"""`fit`, `validate`, `test` and `predict`: LightningCLI on our models and data."""
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with this package's models and data."""
 
 import difflib
-import inspect
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_dalle.errors import UserError
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
     from pytorch_lightning import Trainer
     from pytorch_lightning.cli import LightningCLI
 
 EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated",  # Lightning 2.6 on torch 2.15
     "'set_vital' is deprecated",  # torchdata 0.11 on torch 2.15
-    ".*LightningCLI's args parameter is intended to run from within Python",  # as it does here
-    ".*WeightAveraging callback with a model that overrides the configure_model",  # it fits in memory twice
-    ".*you need to define a `flops_per_batch` attribute",  # samples per second are what we log
-    r".*module\(s\) in eval mode at the start of training",  # the frozen dVAE's
-    ".*Precision .* is not supported by the model summary",  # whose megabytes we leave alone
-    ".*does not have many workers",  # decoding small pictures is no bottleneck
+    ".*LightningCLI's args parameter is intended to run from within Python",  # run_lightning passes argv as args
+    ".*WeightAveraging callback with a model that overrides the configure_model",  # two copies fit in memory
+    ".*you need to define a `flops_per_batch` attribute",  # ThroughputMonitor logs samples per second only
+    r".*module\(s\) in eval mode at the start of training",  # the frozen dVAE
+    ".*Precision .* is not supported by the model summary",  # only its estimate of megabytes is affected
+    ".*does not have many workers",  # decoding small images is no bottleneck
 )
+"""Regular expressions of warnings that need no action from the user."""
 
 
-def sentence(message: str, names: Callable[[], set[str]]) -> str:
-    """A message of jsonargparse's without its reports of types that nobody meant, and with the name that was.
+def raise_user_error(parser: "ArgumentParser", message: str, ex: Exception | None = None) -> NoReturn:
+    """Raise a UserError with the message and the nearest key that the parser accepts; serves as `ArgumentParser.error`.
 
-    A model's key is tried against "a LightningModule or None", so each mistake in it comes with the news that it is
-    not None either.
+    A nested value has a parser of its own, so the parser that rejects a key is the one that lists its alternatives.
+    """
+    message = clean_error(message)
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", message)
+    if unknown and "; did you mean" not in message:  # a nested parser may have suggested a key already
+        keys = {key.rpartition(".")[2] for key in parser.get_defaults(skip_validation=True).keys()}  # noqa: SIM118
+        close = difflib.get_close_matches((unknown[1] or unknown[2]).rpartition(".")[2], keys, n=1)
+        message += "".join(f"; did you mean {key}?" for key in close)
+    raise UserError(message) from ex
 
-    Args:
-        message: of jsonargparse.
-        names: those that could have been meant.
+
+def clean_error(message: str) -> str:
+    """Return a message of jsonargparse as one line, without its report of every type that was tried.
+
+    The type of the model is `LightningModule | None`, so each mistake in it also reports that it is not None.
     """
     noise = (
         'Parser key "model":', "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>",
         "Given value",
     )  # fmt: skip
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    said = " ".join(line for line in lines if not line.startswith(noise))
-    unknown = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", said)
-    if unknown is None or "; did you mean" in said:  # a parser within the parser has asked already
-        return said
-    name = (unknown[1] or unknown[2]).split(".")[-1]
-    close = difflib.get_close_matches(name, names(), n=1)
-    return f"{said}; did you mean {close[0]}?" if close else said
+    return " ".join(line for line in lines if not line.startswith(noise))
 
 
-def _known_names() -> set[str]:
-    """Every key that a config can hold for the Trainer, the data and our models."""
-    from pytorch_lightning import Trainer
-
-    from lightning_dalle.data.datamodule import CaptionedImageDataModule
-    from lightning_dalle.models.clip import CLIPConfig
-    from lightning_dalle.models.dvae import DVAEConfig
-    from lightning_dalle.models.transformer import TransformerConfig
-    from lightning_dalle.schedules import CosineAnneal, HalvedOnPlateau
-    from lightning_dalle.training.lit_clip import LitCLIP
-    from lightning_dalle.training.lit_dalle import LitDALLE
-    from lightning_dalle.training.lit_dvae import LitDVAE
-    from lightning_dalle.training.reconstruction_augment import StandIns
-
-    ours = (
-        LitDVAE,
-        LitDALLE,
-        LitCLIP,
-        StandIns,
-        DVAEConfig,
-        TransformerConfig,
-        CLIPConfig,
-        CosineAnneal,
-        HalvedOnPlateau,
-    )
-    classes = (Trainer, CaptionedImageDataModule, *ours)
-    return {name for cls in classes for name in inspect.signature(cls).parameters}
-
-
-def adopt_shape(config: Any, checkpoint: dict[str, Any], path: Path) -> None:
-    """Sets what a config says of a model's shape to what its checkpoint says: only a fit has to be told."""
+def use_checkpoint_shape(config: Any, checkpoint: dict[str, Any], path: Path) -> None:
+    """Set the shapes in a config to those of a checkpoint, so that only `fit` needs them in its config."""
     model = config.model.class_path.rsplit(".", 1)[-1]
     if model == "LitDALLE" and "dalle_config" in checkpoint:
         shape = checkpoint["dalle_config"]
@@ -93,8 +67,8 @@ def adopt_shape(config: Any, checkpoint: dict[str, Any], path: Path) -> None:
         changed = {"config": checkpoint["clip_config"]}
     else:
         kinds = {"dalle_config": "a DALL-E", "dvae_config": "a dVAE", "clip_config": "a CLIP"}
-        kind = next((kind for key, kind in kinds.items() if key in checkpoint), "no model")
-        raise UserError(f"the config's model is a {model}, but {path} holds {kind}: it is of another kind of model")
+        kind = next((kind for key, kind in kinds.items() if key in checkpoint), "no known model")
+        raise UserError(f"the config's model is {model}, but {path} contains {kind}; choose another --ckpt_path")
     from jsonargparse import Namespace
 
     for name, value in changed.items():
@@ -102,8 +76,8 @@ def adopt_shape(config: Any, checkpoint: dict[str, Any], path: Path) -> None:
     config.data.image_size = checkpoint["clip_config" if model == "LitCLIP" else "dvae_config"]["image_size"]
 
 
-def lightning(argv: list[str]) -> "LightningCLI":
-    """Parses and runs a verb of Lightning's: the model is chosen in YAML by class_path."""
+def run_lightning(argv: list[str]) -> "LightningCLI":
+    """Run a subcommand of LightningCLI; `class_path` in the config selects the model."""
     import torch
     from jsonargparse import set_parsing_settings
     from pytorch_lightning import LightningModule
@@ -111,34 +85,36 @@ def lightning(argv: list[str]) -> "LightningCLI":
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from lightning_dalle.checkpoints import check_image_size, load_dvae, read_checkpoint
+    from lightning_dalle.checkpoints import check_image_size, check_resumable, load_dvae, read_checkpoint
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
-    from lightning_dalle.training.callbacks.visualization import TrainingData, batch_size
+    from lightning_dalle.training.callbacks.visualization import DataSummary, batch_size
 
-    # An optimizer's moments of what gets no gradient any more, such as a ReLU that is never reached, decay into
-    # denormals, which Intel's processors multiply in microcode: a step of the quickstart's dVAE took up to 2.3 times as
-    # long. Here, since only threads that start from now on do as this one.
+    # Optimizer moments of parameters without gradients, such as behind a dead ReLU, decay into denormals. Intel CPUs
+    # multiply denormals in microcode: a step of the quickstart's dVAE took up to 2.3 times as long. The setting is made
+    # here because it only affects threads that start later.
     torch.set_flush_denormal(True)
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 
     class Parser(LightningArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(sentence(message, _known_names)) from ex
+        error = raise_user_error
 
     class CLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            # A fact that two parts need is stated once. A link to a field that the chosen model lacks is passed over.
+            # Values that two parts need are stated once. A link to a field that the model lacks is ignored.
             parser.link_arguments("data.image_size", "model.init_args.config.image_size")
             parser.link_arguments("data.text_len", "model.init_args.text_len")
             parser.link_arguments("data.vocab_size", "model.init_args.text_vocab_size")
 
         def before_instantiate_classes(self) -> None:
             path = self.config[self.subcommand].ckpt_path if self.subcommand else None
-            if path not in (None, "last", "best", "hpc") and not Path(path).is_dir():  # a folder is a sharded one
-                checkpoint = read_checkpoint(Path(path))
-                if self.subcommand != "fit":
-                    adopt_shape(self.config[self.subcommand], checkpoint, Path(path))
+            if path in (None, "last", "best", "hpc") or Path(path).is_dir():  # a folder is a sharded checkpoint
+                return
+            checkpoint = read_checkpoint(Path(path))
+            if self.subcommand == "fit":
+                check_resumable(checkpoint, path)
+            else:
+                use_checkpoint_shape(self.config[self.subcommand], checkpoint, Path(path))
 
         def instantiate_classes(self) -> None:
             try:
@@ -146,8 +122,8 @@ def lightning(argv: list[str]) -> "LightningCLI":
             except ValueError as error:
                 if isinstance(error, UserError) or "Does not validate" not in str(error):
                     raise
-                # What a class says of its own arguments comes wrapped in the types that were tried.
-                raise UserError(sentence(str(error), _known_names)) from error
+                # jsonargparse wraps the message of a class in the list of types that were tried.
+                raise UserError(clean_error(str(error))) from error
 
         def instantiate_trainer(self, **kwargs: Any) -> "Trainer":
             try:
@@ -155,23 +131,22 @@ def lightning(argv: list[str]) -> "LightningCLI":
             except UserError:
                 raise
             except (ValueError, MisconfigurationException) as error:
-                is_of_plugins = "plugins" in str(error)
-                hint = " (`--trainer.plugins null` leaves out those of a config)" if is_of_plugins else ""
-                raise UserError(f"Lightning's Trainer refuses the options under `trainer`: {error}{hint}") from error
+                hint = "; remove the config's plugins with --trainer.plugins null" if "plugins" in str(error) else ""
+                raise UserError(f"the Trainer rejects the options under `trainer`: {error}{hint}") from error
 
         def before_fit(self) -> None:
             dvae = getattr(self.model, "dvae_checkpoint", None)
-            if dvae is not None:  # told before all pictures are looked through, which may take hours
+            if dvae is not None:  # checked before the data is prepared, which may take hours
                 check_image_size(load_dvae(dvae), self.datamodule.image_size, dvae)
 
         def before_predict(self) -> None:
             if type(self.model).predict_step is LightningModule.predict_step:
                 raise UserError(
-                    f"predict writes the codes of a dVAE, but the model is a {type(self.model).__name__}: "
-                    "`generate` draws pictures"
+                    f"predict writes the codes of a dVAE, but the model is a {type(self.model).__name__}; "
+                    "sample images with the command generate"
                 )
 
-    callbacks = [LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=10), TrainingData()]
+    callbacks = [LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=10), DataSummary()]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     return CLI(
         LightningModule,

@@ -1,3 +1,1 @@
-"""The commands beside Lightning's verbs. Each imports torch only inside its function, so that `--help` and a user's
-mistake are answered at once.
-"""
+"""Commands of this package; each imports torch only inside its function, so that `--help` and errors appear at once."""

@@ -1,4 +1,4 @@
-"""Trains a CLIP from scratch, to rank candidates by."""
+"""Training of a CLIP that ranks candidates."""
 
 import math
 from contextlib import nullcontext
@@ -12,74 +12,75 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
-from lightning_dalle.checkpoints import check_same, clip_record
+from lightning_dalle.checkpoints import check_image_size, check_resumable, check_resume_config, clip_metadata
 from lightning_dalle.data.datamodule import Batch
-from lightning_dalle.data.sources.encoded import needs_pictures
+from lightning_dalle.data.sources.encoded import require_images
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.metrics import Retrieval
+from lightning_dalle.evaluation.metrics import RetrievalRecall
 from lightning_dalle.models.clip import CLIP, CLIPConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optim.param_groups import NewOptimizer, configure
-from lightning_dalle.training.reconstruction_augment import StandIns
-from lightning_dalle.training.steps import is_logged, step_generator
+from lightning_dalle.training.optim.param_groups import OptimizerFactory, configure_optimizer
+from lightning_dalle.training.reconstruction_augment import ReconstructionAugment
+from lightning_dalle.training.steps import should_log, step_generator
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
 
 class LitCLIP(pl.LightningModule):
-    """Tells which caption of a batch belongs to which image and the other way round, the batches of all processes as
-    one (Radford et al. 2021).
+    """LightningModule that trains CLIP contrastively over the batches of all processes (Radford et al. 2021).
 
     Args:
-        config: shape of the two towers; the image size is linked to the data's.
-        learning_rate: by optimizer step.
-        stand_ins: train on pictures as a DALL-E will draw them, too.
-        optimizer: takes parameter groups; its learning rate is set by the schedule.
-        seed: of the stand-ins.
+        config: shape of the two towers; its image size is linked to the data's.
+        learning_rate: schedule of the learning rate.
+        reconstruction_augment: replacement of some training images by reconstructions of a dVAE.
+        optimizer: optimizer whose learning rate the schedule sets.
+        seed: seed of the reconstructions.
     """
 
     def __init__(
         self,
         config: CLIPConfig,
         learning_rate: CosineAnneal,
-        stand_ins: StandIns | None = None,
+        reconstruction_augment: ReconstructionAugment | None = None,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.config, self.learning_rate, self.stand_ins, self.seed = config, learning_rate, stand_ins, seed
-        self.optimizer = NewOptimizer(optimizer)
-        self.clip = CLIP.new(config)
-        self.val_retrieval = Retrieval()
+        self.config, self.learning_rate, self.seed = config, learning_rate, seed
+        self.reconstruction_augment = reconstruction_augment
+        self.optimizer = OptimizerFactory(optimizer)
+        self.clip = CLIP.from_config(config)
+        self.val_retrieval = RetrievalRecall()
 
     def setup(self, stage: str) -> None:
-        needs_pictures(self.trainer.datamodule.source)  # type: ignore[attr-defined]
-        if self.stand_ins is not None and stage == "fit":
-            self.stand_ins.check(self.trainer.datamodule.image_size)  # type: ignore[attr-defined]
+        require_images(self.trainer.datamodule.source)  # type: ignore[attr-defined]
+        if self.reconstruction_augment is not None and stage == "fit":
+            augment = self.reconstruction_augment
+            image_size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
+            check_image_size(augment.dvae, image_size, augment.dvae_checkpoint)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         from open_clip.loss import ClipLoss
 
         scale = self.clip.network.logit_scale
         assert isinstance(scale, Tensor)
-        # Every process computes the loss of all, with gradients through the gather: DDP's mean of them is that loss's.
+        # Every process computes the loss of all processes, with gradients through the gather; DDP averages them.
         contrastive = ClipLoss(gather_with_grad=True, rank=self.global_rank, world_size=self.trainer.world_size)
-        seen = batch.images
-        if self.stand_ins is not None:
-            seen = self.stand_ins(
-                seen, step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank)
-            )
-        # open_clip leaves the kernel to torch, whose fused one for CPUs takes half of the step in bf16, backward.
+        images = batch.images
+        if self.reconstruction_augment is not None:
+            generator = step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank)
+            images = self.reconstruction_augment(images, generator)
+        # torch's fused attention kernel for CPUs takes half of a bf16 step, in its backward pass.
         with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():
-            images, texts = self.clip.embed_images(seen), self.clip.embed_texts(batch.captions)
-        with torch.autocast(self.device.type, enabled=False):  # near 100, logits in bf16 are 0.5 apart
-            loss: Tensor = contrastive(images.float(), texts.float(), scale.exp())
-        if is_logged(self.trainer):
+            image_embeddings, text_embeddings = self.clip.embed_images(images), self.clip.embed_texts(batch.captions)
+        with torch.autocast(self.device.type, enabled=False):  # bf16 resolves logits near 100 to 0.5
+            loss: Tensor = contrastive(image_embeddings.float(), text_embeddings.float(), scale.exp())
+        if should_log(self.trainer):
             self.log_dict({"train/loss": loss, "train/logit_scale": scale.exp()})
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the logits from growing without end, before a checkpoint or an average sees them."""
+        """Step the optimizer and clip the logit scale, before a checkpoint or weight average reads it."""
         super().optimizer_step(*args, **kwargs)
         scale = self.clip.network.logit_scale
         assert isinstance(scale, Tensor)
@@ -90,23 +91,26 @@ class LitCLIP(pl.LightningModule):
         self.val_retrieval.update(self.clip.embed_images(batch.images), self.clip.embed_texts(batch.captions))
 
     def on_validation_epoch_end(self) -> None:
-        """Among all pictures and captions of the split."""
-        found = self.val_retrieval.compute()
+        """Log retrieval recall among all images and captions of the split."""
+        recall = self.val_retrieval.compute()
         self.val_retrieval.reset()
-        for name, value in found.items():
+        for name, value in recall.items():
             self.log(f"val/{name}", value, prog_bar=name == "image_to_text_r1")
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return configure(self.clip.network, self.optimizer, self.learning_rate.over(self.trainer.max_steps))
+        learning_rate = self.learning_rate.for_max_steps(self.trainer.max_steps)
+        return configure_optimizer(self.clip.network, self.optimizer, learning_rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(clip_record(self.config))
+        checkpoint.update(clip_metadata(self.config))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        path = self.trainer.ckpt_path
         if "clip_config" not in checkpoint:
-            raise UserError("the checkpoint to go on from holds no CLIP: it is of another kind of model")
-        found = CLIPConfig(**checkpoint["clip_config"])
-        check_same(found, self.config)
+            raise UserError(f"cannot load {path} into LitCLIP: no CLIP checkpoint; choose another --ckpt_path")
+        if self.trainer.state.fn == "fit":
+            check_resumable(checkpoint, path)
+        check_resume_config(CLIPConfig(**checkpoint["clip_config"]), self.config)

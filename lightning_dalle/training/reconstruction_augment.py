@@ -1,7 +1,4 @@
-"""Pictures as a DALL-E will draw them, in the place of real ones: what a CLIP that ranks candidates is trained on.
-
-Knows a frozen dVAE and a batch of images. Knows nothing of captions or of the CLIP.
-"""
+"""Augmentation of CLIP's training images by reconstructions of a dVAE."""
 
 import math
 from dataclasses import dataclass
@@ -14,48 +11,43 @@ from torch import Generator, Tensor
 
 from lightning_dalle.checkpoints import load_dvae
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.metrics import Nearest
+from lightning_dalle.evaluation.metrics import NearestImages
 from lightning_dalle.models.dvae import DVAE, gumbel_noise
 
 
 @dataclass(kw_only=True)
-class StandIns:
-    """Reconstructions from codes drawn by the encoder's distribution, each in the place of that image of the batch
-    which it is nearest to.
+class ReconstructionAugment:
+    """Replacement of some images of a batch by reconstructions, as a CLIP sees them when it ranks candidates.
 
-    A CLIP that has seen real pictures alone is pleased by the flaws of a dVAE; and what a dVAE blurs into another
-    picture has to count as that one. Not in the paper, whose CLIP was trained elsewhere.
+    The codes of a reconstruction are sampled from the encoder's distribution. The reconstruction replaces the image of
+    the batch that it is nearest to, so that an image blurred into another one counts as the other one.
+
+    A CLIP trained only on real images scores the artefacts of a dVAE too highly. The paper's CLIP was trained elsewhere
+    and without this augmentation.
     """
 
     dvae_checkpoint: Path
-    """The dVAE that decodes the candidates: a dVAE's checkpoint, or a DALL-E's."""
-    share: float = 0.5
-    """Of the batch, how many images are reconstructed, rounded up; above 0, at most 1."""
+    """Checkpoint of the dVAE, or of a DALL-E with its dVAE, that decodes the candidates."""
+    fraction: float = 0.5
+    """Fraction of a batch that is reconstructed, rounded up to whole images; above 0, at most 1."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise UserError(f"the share of stand-ins is {self.share}, but must be above 0 and at most 1")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"reconstruction_augment.fraction is {self.fraction}, but must be above 0 and at most 1")
 
     @cached_property
     def dvae(self) -> DVAE:
-        """In eval mode, without gradients."""
+        """Frozen dVAE in eval mode."""
         return load_dvae(self.dvae_checkpoint).requires_grad_(False).to(memory_format=torch.channels_last)
-
-    def check(self, image_size: int) -> None:
-        """Raises a UserError if the dVAE reads images of another size, in pixels."""
-        if self.dvae.config.image_size != image_size:
-            raise UserError(
-                f"the data's image_size is {image_size}, but the dVAE in {self.dvae_checkpoint} was trained with "
-                f"image_size={self.dvae.config.image_size}"
-            )
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"], generator: Generator) -> Float[Tensor, "b 3 h w"]:
-        """The images in [0, 1], some of them replaced; under autocast the dVAE computes in its precision."""
+        """Return the images in [0, 1] with some of them replaced by reconstructions."""
         dvae = self.dvae.to(images.device)
         order = torch.randperm(len(images), generator=generator, device=images.device)
-        drawn = order[: math.ceil(self.share * len(images))]
-        logits = dvae.encoder_logits(images[drawn])  # (n, k, g, g)
-        made = dvae.decode((logits + gumbel_noise(logits, generator)).argmax(dim=1))  # (n, 3, h, w)
-        is_of = Nearest(images)(made) == torch.arange(len(images), device=images.device)[:, None]  # (b, n)
-        return torch.where(is_of.any(dim=1)[:, None, None, None], made[is_of.byte().argmax(dim=1)], images)
+        chosen = order[: math.ceil(self.fraction * len(images))]
+        logits = dvae.encoder_logits(images[chosen])  # (n, k, g, g)
+        reconstructed = dvae.decode((logits + gumbel_noise(logits, generator)).argmax(dim=1))  # (n, 3, h, w)
+        is_nearest = NearestImages(images)(reconstructed) == torch.arange(len(images), device=images.device)[:, None]
+        replacement = reconstructed[is_nearest.byte().argmax(dim=1)]  # (b, 3, h, w)
+        return torch.where(is_nearest.any(dim=1)[:, None, None, None], replacement, images)

@@ -1,7 +1,4 @@
-"""Writes the codes of pictures down once, so that the transformer's training need not make them at every step.
-
-Knows the Trainer's hooks and its processes. The shards are those of `data.encoded`.
-"""
+"""Callback that writes a dVAE's codes to disk, so that training the transformer need not encode images."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
-from lightning_dalle.data.loading.samplers import Draw
-from lightning_dalle.data.sources.encoded import Encoding, Shard, code_type, read_encoding, shards_in, write_shard
+from lightning_dalle.data.loading.samplers import SampleIndex
+from lightning_dalle.data.sources.encoded import Encoding, Shard, code_type, list_shards, read_encoding, write_shard
 from lightning_dalle.errors import UserError
 from lightning_dalle.hardware import describe_hardware
 from lightning_dalle.provenance import commit
@@ -24,16 +21,16 @@ from lightning_dalle.training.lit_dvae import LitDVAE
 
 
 class CodesWriter(Callback):
-    """Makes `predict` with a dVAE write shards of codes, captions and ids, for `EncodedPictures` to read.
+    """Writer of shards of codes, captions and ids during `predict` with a dVAE, for the source `EncodedImages`.
 
-    The shards are contiguous blocks of records, whatever the number of processes, which share those that are not there
-    yet: an encoding that was interrupted goes on where it was, on as many machines as there are then.
+    Shards are contiguous blocks of records, independent of the number of processes. The processes divide the missing
+    shards among themselves, so an interrupted encoding resumes on any number of machines.
 
     Args:
-        path: folder of the shards, seen by all processes.
-        crops: of each split that is encoded, how many times every picture is; in every crop of `train` it is augmented
-            anew, as it is in the epochs of a training from pixels. One crop is enough without an augmentation.
-        shard_size: pictures in a shard. A shard is what is lost when a process is killed.
+        path: folder of the shards, shared by all processes.
+        crops: number of encoded crops of every image, by split. In `train`, every crop is augmented anew, like the
+            epochs of training on images. Without augmentation, one crop is enough.
+        shard_size: number of images in a shard. A killed process loses at most its current shard.
     """
 
     def __init__(self, path: Path, crops: dict[str, int], shard_size: int = 4096) -> None:
@@ -43,26 +40,26 @@ class CodesWriter(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        data.assign(lambda: self._draws(trainer, pl_module))
+        data.set_predict_indices(lambda: self._indices(trainer, pl_module))
 
-    def _draws(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, list[Draw]]:
-        """What this process is to encode, of each split; asked for when the weights are there."""
+    def _indices(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, list[SampleIndex]]:
+        """Return the samples that this process encodes, by split; called once the weights are loaded."""
         if trainer.ckpt_path is None:
-            raise UserError("codes are made by a trained dVAE, but there is none: name its checkpoint as --ckpt_path")
+            raise UserError("predict needs the checkpoint of a trained dVAE to encode images; set --ckpt_path to it")
         self.encoding = self._encoding(trainer, pl_module)
-        for file in shards_in(self.path):
-            self.encoding.check_same(read_encoding(file), file)
-        # The first process looks for all: another might see shards that the first has finished by then.
+        for file in list_shards(self.path):
+            self.encoding.check_equal(read_encoding(file), file)
+        # Rank 0 lists the missing shards for all ranks, because it may finish a shard before another rank looks.
         missing = [shard for shard in self.encoding.shards if not (self.path / shard.name).exists()]
         missing = trainer.strategy.broadcast(missing)
         self.shards = missing[trainer.global_rank :: trainer.world_size]
         self.path.mkdir(parents=True, exist_ok=True)
         rank_zero_info(
-            f"{self.path}: {len(missing)} of {len(self.encoding.shards)} shards are to be written, by "
-            f"{trainer.world_size} processes"
+            f"{self.path}: writing {len(missing)} of {len(self.encoding.shards)} shards with {trainer.world_size} "
+            "processes"
         )
         return {
-            split: [draw for shard in self.shards if shard.split == split for draw in shard.draws(crops)]
+            split: [index for shard in self.shards if shard.split == split for index in shard.sample_indices(crops)]
             for split, crops in self.crops.items()
         }
 
@@ -95,20 +92,22 @@ class CodesWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Codes come in the order in which they were asked for, in batches that know nothing of shards."""
+        """Write each shard once its codes are complete; a batch can span two shards."""
         self.codes += list(outputs.cpu().numpy().astype(code_type(self.encoding.codebook_size)))
-        while self.shards and len(self.codes) >= (wanted := self._codes_in(self.shards[0])):
+        while self.shards and len(self.codes) >= (size := self._num_codes(self.shards[0])):
             shard = self.shards.pop(0)
             rows = _rows(trainer.datamodule, shard.split)  # type: ignore[attr-defined]
-            write_shard(self.path, shard, self.encoding, rows, np.stack(self.codes[:wanted]))
-            del self.codes[:wanted]
+            write_shard(self.path, shard, self.encoding, rows, np.stack(self.codes[:size]))
+            del self.codes[:size]
 
-    def _codes_in(self, shard: Shard) -> int:
+    def _num_codes(self, shard: Shard) -> int:
         return len(shard.records) * self.crops[shard.split]
 
 
 def _rows(data: CaptionedImageDataModule, split: str) -> Dataset:
     rows = data.split(split)
     if not isinstance(rows, Dataset):
-        raise UserError(f"shards are blocks of rows, but the split {split} is streamed: encode it without streaming")
+        raise UserError(
+            f"shards are blocks of rows, but the split {split} is streamed; set data.source.streaming to false"
+        )
     return rows

@@ -1,7 +1,4 @@
-"""What TensorBoard shows besides scalars: the data, reconstructions, codebook use, samples and gradient scales.
-
-Knows the Trainer's hooks and its logger. The pictures come from `pictures`, the samples from `inference`.
-"""
+"""Callbacks that show images, histograms and curves in TensorBoard."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,44 +15,44 @@ from lightning_dalle import plots
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.loading.examples import EncodedBatch
 from lightning_dalle.images import captioned_grid, to_array, to_pil
-from lightning_dalle.inference.config import SamplingOptions
+from lightning_dalle.inference.config import GenerationConfig, SamplingConfig
 from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.tokenizer import CaptionTokenizer
-from lightning_dalle.training.distributed.sharding import needs_the_whole_model
+from lightning_dalle.training.distributed.sharding import require_unsharded
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
 from lightning_dalle.training.precision.gradient_scales import PaperPrecision
 
 
 def batch_size(batch: Batch | EncodedBatch) -> int:
-    """Records in a batch, for Lightning's ThroughputMonitor."""
+    """Return the number of records in a batch."""
     return len(batch.text_tokens)
 
 
 def _writer(trainer: pl.Trainer) -> Any:
-    """The TensorBoard writer, or None where this process or run has none, or only checks that validation runs."""
+    """Return the TensorBoard writer, or None in sanity checks, without a TensorBoardLogger, and on ranks above 0."""
     if trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger):
         return None
     return trainer.logger.experiment if trainer.is_global_zero else None
 
 
-class TrainingData(Callback):
-    """The data as the model sees it: a grid of the first batch, each picture (of codes, what they decode to) below its
-    tokens as text; after each epoch a histogram of the captions' lengths in tokens; and the number of rejected records
-    by reason.
+class DataSummary(Callback):
+    """Training data as the model reads it: first batch, caption lengths, and rejected records by reason.
 
-    Rows are rejected before the first step; streamed records on the way, counted since this fit began.
+    The grid of the first batch shows each image (decoded from its codes, if the dataset is encoded) below its tokens as
+    text. A histogram of caption lengths in tokens follows each epoch. Rows are rejected before the first step, streamed
+    records during training; their counts start with the fit.
 
     Args:
-        num_images: pictures of the first batch that are shown.
+        num_images: number of images of the first batch in the grid.
     """
 
     def __init__(self, num_images: int = 16) -> None:
         self.num_images = num_images
         self.rejected = Counter[str]()
-        """Of this process, from streamed data."""
+        """Number of streamed records that this process rejected, by reason."""
         self.lengths: Tensor | None = None
-        """How many captions of this epoch and process have each number of tokens, 0 to text_len."""
+        """Number of captions in this epoch and process by number of tokens, from 0 to text_len."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -67,26 +64,26 @@ class TrainingData(Callback):
         tokenizer: CaptionTokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         writer = _writer(trainer)
         if writer is not None and self.lengths is None:
-            pictures = [[to_pil(image)] for image in self._images(batch, pl_module)]
+            images = [[to_pil(image)] for image in self._images(batch, pl_module)]
             captions = [tokenizer.decode(ids) for ids in batch.text_tokens[: self.num_images].tolist()]
-            sheet = captioned_grid(pictures, captions, columns=4, side=160)
-            writer.add_image("data/batch", to_array(sheet), trainer.global_step, dataformats="HWC")
+            grid = captioned_grid(images, captions, columns=4, side=160)
+            writer.add_image("data/batch", to_array(grid), trainer.global_step, dataformats="HWC")
         if self.lengths is None:
             self.lengths = torch.zeros(tokenizer.text_len + 1, dtype=torch.long, device=batch.text_tokens.device)
         lengths = (batch.text_tokens < tokenizer.vocab_size).sum(1)
-        # By comparison, not by bincount, which would wait for a GPU.
+        # Comparison instead of bincount, which synchronizes with the GPU.
         self.lengths += (lengths[:, None] == torch.arange(len(self.lengths), device=lengths.device)).sum(0)
         if isinstance(batch, Batch):
             self.rejected.update(batch.rejected)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # What is logged of the epoch is summed over the processes when it is first asked for: by a progress bar, of
-        # the first process alone. So all ask here, lest the others wait below while that one waits for their sums.
+        # Epoch metrics are summed over processes at their first access. A progress bar accesses them on rank 0 only,
+        # which would deadlock with the gather below, so all ranks access them here first.
         _ = trainer.callback_metrics
-        everywhere: list[Any] = [self.rejected] * trainer.world_size
+        gathered: list[Any] = [self.rejected] * trainer.world_size
         if trainer.world_size > 1:
-            torch.distributed.all_gather_object(everywhere, self.rejected)
-        self._write_rejected(trainer, sum(everywhere, Counter[str]()))
+            torch.distributed.all_gather_object(gathered, self.rejected)
+        self._write_rejected(trainer, sum(gathered, Counter[str]()))
         writer = _writer(trainer)
         if writer is not None and self.lengths is not None:
             counts = self.lengths.cpu()
@@ -109,10 +106,10 @@ class TrainingData(Callback):
 
 
 class Reconstructions(Callback):
-    """Originals above their reconstructions, and a histogram of the codes in use, after each validation epoch.
+    """Originals above their reconstructions, and a histogram of the used codes, at each validation.
 
     Args:
-        num_images: pictures of the first validation batch that are shown.
+        num_images: number of images of the first validation batch that are shown.
     """
 
     def __init__(self, num_images: int = 16) -> None:
@@ -133,37 +130,41 @@ class Reconstructions(Callback):
         assert isinstance(pl_module, LitDVAE)
         images = batch.images[: self.num_images]
         with torch.inference_mode():
-            made = pl_module.dvae.decode(pl_module.dvae.encode(images))
-        sheet = captioned_grid(
-            [[to_pil(image) for image in images], [to_pil(image) for image in made]], ["original", "reconstruction"]
-        )
-        writer.add_image("val/reconstructions", to_array(sheet), trainer.global_step, dataformats="HWC")
+            reconstructed = pl_module.dvae.decode(pl_module.dvae.encode(images))
+        rows = [[to_pil(image) for image in row] for row in (images, reconstructed)]
+        grid = captioned_grid(rows, ["original", "reconstruction"])
+        writer.add_image("val/reconstructions", to_array(grid), trainer.global_step, dataformats="HWC")
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         writer = _writer(trainer)
         if writer is None:
             return
         assert isinstance(pl_module, LitDVAE)
-        counts = pl_module.val_use.counts.cpu()
+        counts = pl_module.val_perplexity.counts.cpu()
         codes = torch.arange(len(counts)).repeat_interleave(counts)
         writer.add_histogram("val/codes", codes, trainer.global_step, bins=min(len(counts), 512))
-        writer.add_scalar("val/dead_codes", int(pl_module.val_use.dead), trainer.global_step)
+        writer.add_scalar("val/dead_codes", int(pl_module.val_perplexity.num_unused), trainer.global_step)
 
 
 class SampleGrid(Callback):
-    """Samples of fixed prompts with fixed seeds, their captions drawn on them, after each validation epoch.
+    """Captioned samples of fixed prompts with fixed seeds, at each validation.
 
     Args:
-        prompts: what to draw.
-        num_samples: pictures of each prompt.
-        options: how codes are drawn.
+        prompts: prompts to sample.
+        num_samples: number of samples per prompt.
+        sampling: settings that turn logits into codes.
     """
 
-    def __init__(self, prompts: list[str], num_samples: int = 4, options: SamplingOptions = SamplingOptions()) -> None:  # noqa: B008 (frozen)
-        self.prompts, self.num_samples, self.options = prompts, num_samples, options
+    def __init__(
+        self,
+        prompts: list[str],
+        num_samples: int = 4,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.prompts, self.num_samples, self.sampling = prompts, num_samples, sampling
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        needs_the_whole_model(trainer, "SampleGrid")
+        require_unsharded(trainer, "SampleGrid")
 
     def on_validation_batch_end(
         self,
@@ -174,7 +175,7 @@ class SampleGrid(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """At the first batch, since averaged weights are swapped in before it and out before other hooks may come."""
+        """Write the grid at the first batch, while averaged weights are certainly swapped in."""
         writer = _writer(trainer)
         if writer is None or batch_idx > 0:
             return
@@ -182,32 +183,34 @@ class SampleGrid(Callback):
         assert pl_module.dalle is not None
         assert pl_module.dvae is not None
         pipeline = TextToImage(pl_module.dalle, pl_module.dvae, pl_module.tokenizer)
-        made = pipeline.pictures(self.prompts, self.num_samples, options=self.options)
-        rows = [[picture.image for picture in pictures] for pictures in made]
-        sheet = captioned_grid(rows, self.prompts, columns=2)
-        writer.add_image("samples", to_array(sheet), trainer.global_step, dataformats="HWC")
+        config = GenerationConfig(num_candidates=self.num_samples, sampling=self.sampling)
+        rows = [[sample.image for sample in samples] for samples in pipeline.generate(self.prompts, config)]
+        grid = captioned_grid(rows, self.prompts, columns=2)
+        writer.add_image("samples", to_array(grid), trainer.global_step, dataformats="HWC")
 
 
 class GradientScaleCurves(Callback):
-    """The gradient scales of all resblocks over this fit's updates, as in the paper's Fig. 12, after each validation
-    epoch; and the share of the run's updates that were skipped.
+    """Curves of all resblocks' gradient scales over this fit, as in the paper's Fig. 12, at each validation.
+
+    Also logs the fraction of the run's updates that were skipped.
     """
 
     def __init__(self) -> None:
         self.curves: dict[int, list[float]] = {}
-        """By update, the base-2 logarithms of the scales in the order of the resblocks."""
+        """Base-2 logarithms of the scales of all resblocks, by update."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.log_every_n_steps or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or trainer.global_step % every:
             return
         assert isinstance(trainer.precision_plugin, PaperPrecision)
         scales = trainer.precision_plugin.scales
         self.curves[trainer.global_step] = scales.log2.tolist()
-        pl_module.log("train/skipped_updates", scales.skipped / scales.updates)
+        pl_module.log("train/skipped_updates", scales.num_skipped / scales.num_updates)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         writer = _writer(trainer)
         if writer is not None and self.curves:
-            writer.add_figure("gradient_scales", plots.gradient_scales(self.curves), trainer.global_step)
+            writer.add_figure("gradient_scales", plots.plot_gradient_scales(self.curves), trainer.global_step)

@@ -1,7 +1,4 @@
-"""A transformer that no process holds whole: split among the devices of a machine, block by block (paper, Fig. 5).
-
-Knows Lightning's ModelParallelStrategy, FSDP2 and activation checkpointing. Knows nothing of losses or data.
-"""
+"""Construction of a DALL-E, whole or sharded over the devices of each machine (paper, section 2.5, Fig. 5)."""
 
 import pytorch_lightning as pl
 import torch
@@ -17,50 +14,50 @@ from lightning_dalle.errors import UserError
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 
 
-def build(config: DALLEConfig, trainer: pl.Trainer, checkpoint_activations: bool) -> DALLE:
-    """A new model, or this process's part of it where the strategy is ModelParallelStrategy.
+def build_dalle(config: DALLEConfig, trainer: pl.Trainer, checkpoint_activations: bool) -> DALLE:
+    """Return a new DALL-E, or this process's shard of it if the strategy is ModelParallelStrategy.
 
-    Its weights hang on the seed of `seed_everything` alone, however many processes hold them.
+    The initial weights depend only on the seed of `seed_everything`, not on the number of processes.
 
     Args:
-        config: its shape.
-        trainer: whose strategy says whether and among whom it is split.
-        checkpoint_activations: keep the input alone of each block for the backward pass.
+        config: shape of the DALL-E.
+        trainer: Trainer whose strategy determines the sharding.
+        checkpoint_activations: whether to keep only the input of each block for the backward pass.
 
     Raises:
-        UserError: if it is split, and a callback would copy it.
+        UserError: if the model is sharded and a callback would copy it.
     """
     with torch.device("meta"):
         dalle = DALLE(config)
-    blocks, device = dalle.transformer.blocks, torch.device("cpu")  # from where Lightning moves it
+    blocks, device = dalle.transformer.blocks, torch.device("cpu")  # Lightning moves it to the training device later
     if checkpoint_activations:
         for i, block in enumerate(blocks):
-            blocks[i] = checkpoint_wrapper(block, preserve_rng_state=False)  # nothing is random in a block
+            blocks[i] = checkpoint_wrapper(block, preserve_rng_state=False)  # blocks use no random numbers
     if isinstance(trainer.strategy, ModelParallelStrategy):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
-                needs_the_whole_model(trainer, type(callback).__name__)
+                require_unsharded(trainer, type(callback).__name__)
         shard(dalle, trainer.strategy)
         device = trainer.strategy.root_device
     dalle.to_empty(device=device)
     generator = Generator().manual_seed(torch.initial_seed())
-    dalle.reset_parameters(lambda parameter, std: draw(parameter, std, generator))
+    dalle.reset_parameters(lambda parameter, std: fill_parameter(parameter, std, generator))
     return dalle
 
 
-def needs_the_whole_model(trainer: pl.Trainer, what: str) -> None:
-    """Raises a UserError if the model is split."""
+def require_unsharded(trainer: pl.Trainer, what: str) -> None:
+    """Raise a UserError if the model is sharded."""
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise UserError(
-            f"{what} needs the whole model in one process, but ModelParallelStrategy splits it: leave it out, and give "
-            "it the consolidated checkpoint later (docs/scale.md)"
+            f"{what} needs the whole model in one process, but ModelParallelStrategy shards it; remove {what} and use "
+            "the consolidated checkpoint after training (docs/scale.md)"
         )
 
 
 def shard(dalle: DALLE, strategy: ModelParallelStrategy) -> None:
-    """Splits weights, gradients and moments among the devices of a machine; gradients are summed across machines.
+    """Shard weights, gradients and moments over the devices of a machine; gradients are summed across machines.
 
-    The mesh is not Lightning's, whose default takes the devices of a machine for tensor-parallel.
+    Lightning's default mesh would use the devices of a machine for tensor parallelism, so this builds its own.
     """
     machines, devices = strategy.num_nodes, strategy.num_processes
     mesh = init_device_mesh(strategy.root_device.type, (machines, devices), mesh_dim_names=("machines", "devices"))
@@ -70,8 +67,8 @@ def shard(dalle: DALLE, strategy: ModelParallelStrategy) -> None:
 
 
 @torch.no_grad()
-def draw(parameter: Tensor, std: float, generator: Generator) -> None:
-    """Draws the whole of a parameter, and keeps what is this process's of it."""
+def fill_parameter(parameter: Tensor, std: float, generator: Generator) -> None:
+    """Sample a whole parameter from a normal distribution and store this process's shard of it."""
     whole = torch.empty(parameter.shape).normal_(std=std, generator=generator)
     if isinstance(parameter, DTensor):
         whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -1,7 +1,4 @@
-"""Adam's moments in the paper's two 16-bit formats, and an AdamW that keeps them so (appendices B.2 and D).
-
-Knows floating-point formats and parameters. Knows nothing of models, losses or gradient scales.
-"""
+"""AdamW with its moments in the paper's two 16-bit floating-point formats (appendices B.2 and D)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,78 +11,77 @@ from torch.optim import Optimizer
 
 from lightning_dalle.errors import UserError
 
-BIAS = 59
+EXPONENT_BIAS = 59
 MAX_VARIANCE = 5.0
 
 
 @dataclass(frozen=True)
-class Format:
-    """A floating-point number of 16 bits, 6 of them its exponent.
+class FloatFormat:
+    """Floating-point format of 16 bits with a 6-bit exponent.
 
-    Subnormals, Inf and NaN are coded as in IEEE 754, rounding is to the nearest, ties to even. The paper tells the bits
-    of each field, that there are infinities, and that the largest 1-6-9 number is "slightly less than 16" (appendix
-    E.2). So the exponent's bias is 59, against 31 in the middle of its range; that it is the same in 0-6-10 is our
-    choice. The smallest normal number is 2^-58, so that a variance is exact to its last bit wherever its root is above
-    a fifth of Adam's epsilon, 1e-8; the clip of the variance at 5 leaves room below 16.
+    Subnormals, infinities, NaN and rounding to nearest even follow IEEE 754. The paper states the bits of each field,
+    that there are infinities, and that the largest 1-6-9 number is "slightly less than 16" (appendix E.2). The exponent
+    bias is therefore 59 instead of the usual 31; the same bias in 0-6-10 is our choice. The smallest normal number is
+    2^-58, so variances have full precision down to a root of a fifth of Adam's epsilon, 1e-8. The clip of the variance
+    at 5 leaves room below 16.
     """
 
     sign_bits: int
-    """1, or 0 for numbers that are never negative."""
+    """Number of sign bits: 1, or 0 for numbers that are never negative."""
     significand_bits: int
-    """9 beside a sign, 10 without."""
+    """Number of significand bits: 9 with a sign bit, 10 without."""
 
     @property
     def max(self) -> float:
-        """The largest finite number."""
+        """Largest finite number."""
         return 16 - 2.0 ** (3 - self.significand_bits)
 
     def encode(self, x: Float[Tensor, "..."]) -> Int16[Tensor, "..."]:
-        """The nearest numbers' bits; Inf from half a step above the largest on. Without a sign, those of |x|."""
+        """Return the bits of the nearest numbers; a format without a sign bit encodes |x|."""
         s = self.significand_bits
-        size = x.float().abs().clamp(max=16)  # 16 would be the next number and is Inf
-        exponent = ((size.view(torch.int32) >> 23) - 127).clamp(min=1 - BIAS)  # subnormals share the least exponent
-        steps = (size * _power_of_2(s - exponent)).round()  # whole, up to 2^(s + 1)
-        # The carry of a significand that was rounded up goes into the exponent by itself.
-        code = (exponent + BIAS - 1 << s) + steps.nan_to_num(0).int()
+        size = x.float().abs().clamp(max=16)  # 16 is the encoding of infinity
+        exponent = ((size.view(torch.int32) >> 23) - 127).clamp(min=1 - EXPONENT_BIAS)  # subnormals: the minimum
+        steps = (size * _power_of_2(s - exponent)).round()  # integers up to 2^(s + 1)
+        # Addition carries a significand that was rounded up into the exponent.
+        code = (exponent + EXPONENT_BIAS - 1 << s) + steps.nan_to_num(0).int()
         code = torch.where(x.isnan(), (63 << s) + 1, code)
         sign = x.signbit().int() * self.sign_bits << 15
-        return (code | sign).to(torch.int16)  # of 0-6-10, the upper half wraps to negative integers
+        return (code | sign).to(torch.int16)  # the upper half of 0-6-10 wraps to negative integers
 
     def decode(self, code: Int16[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The numbers in 32 bits, exactly."""
+        """Return the encoded numbers in 32 bits, exactly."""
         s = self.significand_bits
         bits = code.int() & 0xFFFF
         exponent, significand = bits >> s & 63, bits & (1 << s) - 1
         steps = torch.where(exponent > 0, significand + (1 << s), significand)
-        x = steps * _power_of_2(exponent.clamp(min=1) - BIAS - s)
+        x = steps * _power_of_2(exponent.clamp(min=1) - EXPONENT_BIAS - s)
         x = torch.where(exponent == 63, torch.where(significand == 0, torch.inf, torch.nan), x)
         return torch.where(bits >> 15 & self.sign_bits > 0, -x, x)
 
 
 def _power_of_2(exponent: Tensor) -> Tensor:
-    """By its bits, which is exact on every device."""
-    return (exponent + 127 << 23).view(torch.float32)
+    return (exponent + 127 << 23).view(torch.float32)  # set by its bits, which is exact on every device
 
 
-MEAN = Format(sign_bits=1, significand_bits=9)
-VARIANCE = Format(sign_bits=0, significand_bits=10)
+MEAN = FloatFormat(sign_bits=1, significand_bits=9)
+VARIANCE = FloatFormat(sign_bits=0, significand_bits=10)
 
 
 class PaperAdamW(Optimizer):
-    """AdamW (Loshchilov and Hutter 2019) with the moments of matrices inside blocks in 16 bits (paper, appendix B.2).
+    """AdamW (Loshchilov and Hutter 2019) that stores the moments of block matrices in 16 bits (paper, appendix B.2).
 
-    The moments of gains, biases, embeddings and heads are in 32 bits. All arithmetic is in 32 bits: a moment is rounded
-    when it is put away. The running variance is clipped by value to 5 before it is used or kept.
+    The moments of gains, biases, embeddings and heads are stored in 32 bits. All arithmetic is in 32 bits; moments are
+    rounded when they are stored. The running variance is clipped to 5 before it is used.
 
     Args:
-        params: groups of `decay_groups`; those that are `is_hidden` have moments in 16 bits.
-        lr: by update; the paper's largest is the default.
-        betas: decay of the running mean and variance.
-        eps: added to the root of the variance.
-        weight_decay: times the learning rate, subtracted from a parameter as a share of it.
+        params: groups from `param_groups`; moments are stored in 16 bits where `is_block_matrix` is true.
+        lr: learning rate; the default is the paper's after warm-up.
+        betas: decay rates of the running mean and variance.
+        eps: constant added to the root of the variance.
+        weight_decay: factor of the decoupled weight decay, multiplied by the learning rate.
 
     Raises:
-        UserError: if the parameters are split among processes or not in 32 bits.
+        UserError: if the parameters are sharded or not in float32.
     """
 
     def __init__(
@@ -99,20 +95,20 @@ class PaperAdamW(Optimizer):
         parameters = [parameter for group in params for parameter in group["params"]]
         if any(isinstance(parameter, DTensor) for parameter in parameters):
             raise UserError(
-                "PaperAdamW packs the bits of plain tensors, but ModelParallelStrategy splits them: take AdamW"
+                "PaperAdamW needs whole parameters, but ModelParallelStrategy shards them; use AdamW instead"
             )
         if others := {str(p.dtype).removeprefix("torch.") for p in parameters if p.dtype != torch.float32}:
             raise UserError(
-                f"PaperAdamW reckons with parameters in float32, but some are in {' and '.join(sorted(others))}: "
-                "take a precision that is mixed, or AdamW"
+                f"PaperAdamW needs parameters in float32, but some are in {' and '.join(sorted(others))}; "
+                "use a mixed --trainer.precision or AdamW"
             )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Undoes that torch casts all state to its parameter's dtype; whole numbers of 16 bits survive that exactly."""
+        """Load the state and undo torch's cast of it to float32, which holds 16-bit integers exactly."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
-            for parameter in group["params"] if group["is_hidden"] else ():
+            for parameter in group["params"] if group["is_block_matrix"] else ():
                 state = self.state[parameter]
                 state.update({name: state[name].to(torch.int16) for name in ("mean", "variance") if name in state})
 
@@ -132,7 +128,7 @@ class PaperAdamW(Optimizer):
         state, (beta_1, beta_2) = self.state[parameter], group["betas"]
         if state:
             mean, variance = state["mean"], state["variance"]
-            if group["is_hidden"]:
+            if group["is_block_matrix"]:
                 mean, variance = MEAN.decode(mean), VARIANCE.decode(variance)
         else:
             state["step"] = 0
@@ -145,6 +141,6 @@ class PaperAdamW(Optimizer):
         parameter.addcdiv_(
             mean, unbiased.sqrt_().add_(group["eps"]), value=-group["lr"] / (1 - beta_1 ** state["step"])
         )
-        if group["is_hidden"]:
+        if group["is_block_matrix"]:
             mean, variance = MEAN.encode(mean), VARIANCE.encode(variance)
         state["mean"], state["variance"] = mean, variance

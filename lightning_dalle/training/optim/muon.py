@@ -1,4 +1,4 @@
-"""Muon with AdamW for the parameters that it does not apply to."""
+"""Muon for matrices inside blocks, combined with AdamW for all other parameters."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from lightning_dalle.errors import UserError
 from lightning_dalle.hardware import has_native_bf16
 
 
-def orthogonalised(matrices: Float[Tensor, "l m n"], dtype: torch.dtype, steps: int = 5) -> Float[Tensor, "l m n"]:
-    """Matrices with their singular values brought near 1, by Newton-Schulz steps (Jordan et al. 2024).
+def orthogonalize(matrices: Float[Tensor, "l m n"], dtype: torch.dtype, steps: int = 5) -> Float[Tensor, "l m n"]:
+    """Return matrices with their singular values brought close to 1 by Newton-Schulz steps (Jordan et al. 2024).
 
-    As torch.optim.Muon has it, but for the precision, which is always bf16 there, and a processor that only emulates it
-    takes up to a hundred times as long; and but for the number, since small products gain from being made together.
+    Differs from torch.optim.Muon in two points. It computes in `dtype`, because bf16 is up to 100 times slower where it
+    is emulated. It batches matrices of one shape, because batched products of small matrices are faster.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315  # steep at 0, so that small singular values grow fast; not quite 1 in the end
+    a, b, c = 3.4445, -4.7750, 2.0315  # steep at 0 so that small singular values grow fast; converges only near 1
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.to(dtype, copy=True)
     x = x.mT if is_tall else x
@@ -30,74 +30,74 @@ def orthogonalised(matrices: Float[Tensor, "l m n"], dtype: torch.dtype, steps: 
 
 
 class MuonAdamW(Optimizer):
-    """Muon (Jordan et al. 2024) for the matrices inside a stack of blocks, AdamW for all else.
+    """Muon (Jordan et al. 2024) for block matrices, AdamW for all other parameters.
 
-    Muon makes all directions of a matrix's momentum alike in size. A step takes longer and learns more, the more so
-    the larger the batch.
+    Muon gives all singular directions of a matrix's momentum the same size. A step takes longer than AdamW's and learns
+    more, especially with large batches.
 
     Args:
-        params: groups of `decay_groups`.
-        lr: of AdamW.
-        hidden_lr_ratio: Muon's learning rate over AdamW's; of a matrix of m by n times the root of m / n, if above 1.
-        betas: of AdamW.
-        momentum: of Muon, Nesterov's.
-        weight_decay: of both.
+        params: groups from `param_groups`.
+        lr: learning rate of AdamW.
+        block_lr_ratio: Muon's learning rate divided by AdamW's; multiplied by sqrt(m / n) for an m x n matrix if m > n.
+        betas: decay rates of AdamW's running mean and variance.
+        momentum: Nesterov momentum of Muon.
+        weight_decay: weight decay of Muon and AdamW.
 
     Raises:
-        UserError: if there is no matrix inside a stack of blocks, or if they are split among processes.
+        UserError: if the model has no block matrices, or its parameters are sharded.
     """
 
     def __init__(
         self,
         params: list[dict[str, Any]],
         lr: float = 1e-3,
-        hidden_lr_ratio: float = 14.0,
+        block_lr_ratio: float = 14.0,
         betas: tuple[float, float] = (0.9, 0.95),
         momentum: float = 0.95,
         weight_decay: float = 0.1,
     ) -> None:
-        if not any(group["is_hidden"] for group in params):
-            raise UserError("MuonAdamW is for matrices inside a stack of blocks, but this model has none: take AdamW")
+        if not any(group["is_block_matrix"] for group in params):
+            raise UserError("MuonAdamW needs matrices inside a stack of blocks, but this model has none; use AdamW")
         if any(isinstance(parameter, DTensor) for group in params for parameter in group["params"]):
-            raise UserError("MuonAdamW needs whole matrices, but ModelParallelStrategy splits them: take AdamW")
+            raise UserError("MuonAdamW needs whole matrices, but ModelParallelStrategy shards them; use AdamW")
         for group in params:
-            group["lr"] = lr * hidden_lr_ratio if group["is_hidden"] else lr
-        others = [group for group in params if not group["is_hidden"]]
+            group["lr"] = lr * block_lr_ratio if group["is_block_matrix"] else lr
+        others = [group for group in params if not group["is_block_matrix"]]
         self.momentum = momentum
         self.adamw = AdamW(others, betas=betas, weight_decay=weight_decay, fused=True)
-        hidden = [group for group in params if group["is_hidden"]]
-        super().__init__([*hidden, *self.adamw.param_groups], {"lr": lr, "weight_decay": weight_decay})
+        block_groups = [group for group in params if group["is_block_matrix"]]
+        super().__init__([*block_groups, *self.adamw.param_groups], {"lr": lr, "weight_decay": weight_decay})
 
     def step(self, closure: Any = None) -> Any:
-        """One step of each; groups and state are this optimizer's, whatever schedule or checkpoint set them."""
+        """Step Muon and AdamW; AdamW reads the groups and state of this optimizer, which schedules and resuming set."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["is_hidden"]:
-                self._step_hidden(group)
-        self.adamw.param_groups = [group for group in self.param_groups if not group["is_hidden"]]
+            if group["is_block_matrix"]:
+                self._muon_step(group)
+        self.adamw.param_groups = [group for group in self.param_groups if not group["is_block_matrix"]]
         self.adamw.state = self.state
         self.adamw.step()
         return loss
 
     @torch.no_grad()
-    def _step_hidden(self, group: dict[str, Any]) -> None:
-        of_shape: dict[torch.Size, list[nn.Parameter]] = {}
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                of_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, parameters in of_shape.items():
-            directions = torch.stack([self._direction(parameter) for parameter in parameters])
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+        for shape, parameters in by_shape.items():
+            directions = torch.stack([self._nesterov_direction(parameter) for parameter in parameters])
             dtype = torch.bfloat16 if has_native_bf16(directions.device.type) else torch.float32
             ratio = max(1.0, shape[0] / shape[1]) ** 0.5
-            for parameter, update in zip(parameters, orthogonalised(directions, dtype), strict=True):
+            for parameter, update in zip(parameters, orthogonalize(directions, dtype), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * ratio)
 
-    def _direction(self, parameter: nn.Parameter) -> Tensor:
-        """The gradient after Nesterov's momentum, which this moves on."""
+    def _nesterov_direction(self, parameter: nn.Parameter) -> Tensor:
+        """Update the momentum of a parameter and return its gradient with Nesterov momentum."""
         assert parameter.grad is not None
         if "momentum" not in self.state[parameter]:
             self.state[parameter]["momentum"] = torch.zeros_like(parameter)

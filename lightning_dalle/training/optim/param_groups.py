@@ -1,4 +1,4 @@
-"""Parameter groups, and what `configure_optimizers` returns."""
+"""Parameter groups, and the optimizer with its learning-rate schedule."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,50 +10,51 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters in three groups: matrices inside a stack of blocks (`is_hidden`), other weights of two and more
-    dimensions, and what is not decayed: gains, biases and embeddings.
+def param_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return up to three groups of parameters: block matrices, other decayed weights, and weights that do not decay.
+
+    Block matrices are the two-dimensional weights inside a stack of blocks; their group has `is_block_matrix`. Gains,
+    biases and embeddings do not decay.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    hidden: list[nn.Parameter] = []
+    block_matrices: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or id(parameter) in embeddings or "embedding" in name:
-            kept.append(parameter)
+            not_decayed.append(parameter)
         else:
-            (hidden if parameter.ndim == 2 and "blocks" in name else decayed).append(parameter)
+            (block_matrices if parameter.ndim == 2 and "blocks" in name else decayed).append(parameter)
     groups = [
-        {"params": hidden, "is_hidden": True},
-        {"params": decayed, "is_hidden": False},
-        {"params": kept, "is_hidden": False, "weight_decay": 0.0},
+        {"params": block_matrices, "is_block_matrix": True},
+        {"params": decayed, "is_block_matrix": False},
+        {"params": not_decayed, "is_block_matrix": False, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-class NewOptimizer:
-    """An optimizer's constructor that copies of a module share.
+class OptimizerFactory:
+    """Constructor of an optimizer that stays one object when its LightningModule is copied.
 
-    The one that jsonargparse makes holds on to the whole command line, the Trainer and its processes among it, and
-    EMAWeightAveraging copies a module with all that it holds.
+    EMAWeightAveraging copies the module. The constructor that jsonargparse makes refers to the whole command line, with
+    the Trainer and its processes, which cannot be copied.
     """
 
-    def __init__(self, new: OptimizerCallable) -> None:
-        self.new = new
+    def __init__(self, constructor: OptimizerCallable) -> None:
+        self.constructor = constructor
 
     def __call__(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """An optimizer of groups of parameters."""
-        return self.new(groups)
+        return self.constructor(groups)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "NewOptimizer":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OptimizerFactory":
         return self
 
 
-def configure(
-    model: nn.Module, new_optimizer: NewOptimizer, learning_rate: Callable[[int], float]
+def configure_optimizer(
+    model: nn.Module, optimizer_factory: OptimizerFactory, learning_rate: Callable[[int], float]
 ) -> OptimizerLRSchedulerConfig:
-    """What `configure_optimizers` returns: the optimizer, its learning rate set to the schedule's at every step."""
-    optimizer = new_optimizer(decay_groups(model))
+    """Return the optimizer of a model's parameter groups, with a learning rate that follows the schedule per step."""
+    optimizer = optimizer_factory(param_groups(model))
     base = optimizer.defaults["lr"]
     scheduler = LambdaLR(optimizer, lambda step: learning_rate(step) / base)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

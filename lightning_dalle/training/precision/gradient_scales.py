@@ -1,8 +1,4 @@
-"""fp16 as the paper trains in it: a gradient scale for each resblock (Fig. 4, section 2.4, appendix D).
-
-Knows blocks by the names of their residual branches, and Lightning's hooks for precision. Knows nothing of losses or
-data.
-"""
+"""fp16 training with a gradient scale for each resblock (paper, section 2.4, Fig. 4, appendix D)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,41 +15,41 @@ from torch.optim import Optimizer
 from lightning_dalle.errors import UserError
 from lightning_dalle.models.transformer import Block
 
-FIRST, LEAST, LARGEST = 13.0, 7.0, 24.0
-GROWTH, BACKOFF = 1 / 1000, 1 / 2
-WINDOW = 125
+INITIAL_LOG2, MIN_LOG2, MAX_LOG2 = 13.0, 7.0, 24.0
+LOG2_GROWTH, LOG2_BACKOFF = 1 / 1000, 1 / 2
+BACKOFF_INTERVAL = 125
 
 
 class GradientScales:
-    """One scale for each of n resblocks, and the paper's rule by which they follow the gradients (appendix D, 1).
+    """Gradient scale of each of n resblocks, with the paper's update rule (appendix D, 1).
 
-    As base-2 logarithms: at first 13; after each update plus 1/1000 where all gradients of the resblock's parameters
-    are finite, else minus 1/2, though not twice within 125 updates; always in [7, 24].
+    Scales are stored as base-2 logarithms, start at 13 and stay in [7, 24]. After an update, 1/1000 is added where all
+    gradients of the resblock are finite; elsewhere 1/2 is subtracted, at most once in 125 updates.
 
-    The paper's 2^13, 2^7 and 2^24 are multiplied by the number of replicas M, since its loss is divided by the batch of
-    all of them. In Lightning it is the mean over a process's own, M times as large, and the gradients' mean is taken
-    afterwards, in 32 bits: the numbers in fp16 are the same.
+    The paper multiplies 2^13, 2^7 and 2^24 by the number of replicas M, because its loss is divided by the global batch
+    size. Lightning's loss is the mean over the batch of one process, M times as large, and gradients are averaged in 32
+    bits afterwards. The numbers in fp16 are therefore the same.
     """
 
     def __init__(self, n: int) -> None:
-        self.log2: Float[Tensor, " n"] = torch.full((n,), FIRST, dtype=torch.float64)
-        self.since_division = torch.full((n,), WINDOW)
-        self.updates = 0
-        """How many there have been, those that were skipped among them."""
-        self.skipped = 0
+        self.log2: Float[Tensor, " n"] = torch.full((n,), INITIAL_LOG2, dtype=torch.float64)
+        self.updates_since_backoff = torch.full((n,), BACKOFF_INTERVAL)
+        self.num_updates = 0
+        """Number of updates, including the skipped ones."""
+        self.num_skipped = 0
 
     def __getitem__(self, i: int) -> float:
-        """The scale of resblock i."""
+        """Return the scale of resblock i."""
         return 2.0 ** float(self.log2[i])
 
     def update(self, is_finite: Bool[Tensor, " n"], is_skipped: bool) -> None:
-        """After an update's gradients were found finite or not, in each resblock."""
-        self.updates, self.skipped = self.updates + 1, self.skipped + is_skipped
-        self.since_division += 1
-        divided = ~is_finite & (self.since_division >= WINDOW)
-        self.since_division[divided] = 0
-        change = is_finite.double() * GROWTH - divided.double() * BACKOFF
-        self.log2 = (self.log2 + change).clamp(LEAST, LARGEST)
+        """Update the scales after it is known which resblocks have only finite gradients."""
+        self.num_updates, self.num_skipped = self.num_updates + 1, self.num_skipped + is_skipped
+        self.updates_since_backoff += 1
+        backs_off = ~is_finite & (self.updates_since_backoff >= BACKOFF_INTERVAL)
+        self.updates_since_backoff[backs_off] = 0
+        change = is_finite.double() * LOG2_GROWTH - backs_off.double() * LOG2_BACKOFF
+        self.log2 = (self.log2 + change).clamp(MIN_LOG2, MAX_LOG2)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -62,10 +58,10 @@ class GradientScales:
         vars(self).update(state)
 
 
-class Entered(torch.autograd.Function):
-    """What a resblock reads. Backwards: to 32 bits, unscaled, and filtered: what is not finite becomes 0.
+class UnscaleGrad(torch.autograd.Function):
+    """Cast of a branch's input to fp16; its gradient is unscaled in fp32, and NaN and infinities in it become 0.
 
-    Without the filter an overflow here would be one in all resblocks before it, and lower their scales.
+    Without this filter, an overflow would spread to all earlier resblocks and lower their scales.
     """
 
     @staticmethod
@@ -78,8 +74,8 @@ class Entered(torch.autograd.Function):
         return (gradient.float() / ctx.scale).nan_to_num(0.0, 0.0, 0.0), None
 
 
-class Left(torch.autograd.Function):
-    """What a resblock adds to the identity path, in 32 bits. Backwards: scaled, to 16 bits."""
+class ScaleGrad(torch.autograd.Function):
+    """Cast of a branch's output to fp32; its gradient is scaled and cast to fp16."""
 
     @staticmethod
     def forward(ctx: Any, y: Float[Tensor, "b n d"], scale: float) -> Float[Tensor, "b n d"]:
@@ -92,15 +88,14 @@ class Left(torch.autograd.Function):
 
 
 class ScaledForward:
-    """A residual branch's forward in fp16, between the two ends of its gradient scale (Fig. 4).
+    """Forward of a residual branch in fp16 with scaled gradients (Fig. 4).
 
-    It takes the place of the branch's own, whose class and parameters stay as they are. Of the parameters, fp16 copies
-    are multiplied; they themselves, and their gradients, are in 32 bits.
+    Replaces the branch's `forward`. Its parameters and their gradients stay in fp32; autocast makes the fp16 copies.
 
     Args:
-        branch: a block's attention or MLP.
-        scales: of all branches.
-        i: the branch's place among them.
+        branch: attention or MLP of a block.
+        scales: scales of all branches.
+        i: index of the branch in `scales`.
     """
 
     def __init__(self, branch: nn.Module, scales: GradientScales, i: int) -> None:
@@ -109,18 +104,17 @@ class ScaledForward:
     def __call__(self, x: Float[Tensor, "b n d"], *others: Any) -> Float[Tensor, "b n d"]:
         scale = self.scales[self.i]
         with torch.autocast(x.device.type, dtype=torch.float16):
-            y = type(self.branch).forward(self.branch, Entered.apply(x, scale), *others)
-        return Left.apply(y, scale)
+            y = type(self.branch).forward(self.branch, UnscaleGrad.apply(x, scale), *others)
+        return ScaleGrad.apply(y, scale)
 
 
 class PaperPrecision(Precision):
-    """Resblocks in fp16, each with a gradient scale; all else in fp32: norms, embeddings, heads, the identity path.
+    """Resblocks in fp16 with a gradient scale each; norms, embeddings, heads and the identity path in fp32.
 
-    An update in whose gradients any value is not finite is skipped whole, moments and weights of all parameters
-    (appendix E.2, steps 2 and 11).
+    An update with a NaN or infinite gradient anywhere is skipped for all parameters (appendix E.2, steps 2 and 11).
 
     Raises:
-        UserError: when it is to train a model without resblocks.
+        UserError: at the start of a fit, if the model has no resblocks.
     """
 
     def __init__(self) -> None:
@@ -133,7 +127,10 @@ class PaperPrecision(Precision):
         blocks = [module for module in model.modules() if isinstance(module, Block)]
         self.branches = [branch for block in blocks for branch in (block.attention, block.mlp)]
         if not self.branches:
-            raise UserError("PaperPrecision scales the gradients of a transformer's resblocks, but this model has none")
+            raise UserError(
+                "PaperPrecision scales the gradients of a transformer's resblocks, but this model has none; "
+                "use another --trainer.precision"
+            )
         self.scales = GradientScales(len(self.branches))
         for i, branch in enumerate(self.branches):
             branch.forward = ScaledForward(branch, self.scales, i)
@@ -147,7 +144,7 @@ class PaperPrecision(Precision):
         scaled = {id(parameter) for branch in parameters for parameter in branch}
         groups = optimizer.param_groups
         parameters.append([p for group in groups for p in group["params"] if id(p) not in scaled])
-        is_finite = torch.stack([_norm(some).isfinite() for some in parameters]).cpu()  # waits for a GPU, once
+        is_finite = torch.stack([_grad_norm(some).isfinite() for some in parameters]).cpu()  # one GPU synchronization
         for i, branch in enumerate(parameters[:-1]):
             for parameter in branch:
                 if parameter.grad is not None:
@@ -171,7 +168,6 @@ class PaperPrecision(Precision):
         self.branches = []
 
 
-def _norm(parameters: list[nn.Parameter]) -> Float[Tensor, ""]:
-    """Of their gradients, those in other processes' shards included."""
+def _grad_norm(parameters: list[nn.Parameter]) -> Float[Tensor, ""]:
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # sums over the shards of all processes

@@ -1,4 +1,4 @@
-"""The precision of a training step, by what the machine is fast at."""
+"""Mixed precision that uses bf16 only on hardware that computes it natively."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from lightning_dalle.hardware import has_native_bf16
 
 
 class NativeBF16(MixedPrecision):
-    """bf16 autocast where the device multiplies bf16 itself, fp32 elsewhere; says once which it is.
+    """bf16 autocast on devices that multiply bf16 natively, fp32 on others.
 
-    A step is up to three times as fast in native bf16 as in fp32, and half as fast in emulated bf16 (LOG.md).
+    Compared with fp32, a step is up to three times as fast in native bf16 and half as fast in emulated bf16 (LOG.md).
     """
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class NativeBF16(MixedPrecision):
     def connect(
         self, model: Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
     ) -> tuple[Module, list[Optimizer], list[Any]]:
-        """The model is on its device by now, which `--trainer.accelerator` chose."""
+        """Choose the precision, once the model is on its device, and log it."""
         self.device = next(model.parameters()).device.type
         self.is_native = has_native_bf16(self.device)
-        said = "bf16 autocast" if self.is_native else f"fp32, since this {self.device} only emulates bf16"
-        rank_zero_info(f"precision: {said}")
+        chosen = "bf16 autocast" if self.is_native else f"fp32, because this {self.device} only emulates bf16"
+        rank_zero_info(f"precision: {chosen}")
         return super().connect(model, optimizers, lr_schedulers)
 
     def clip_gradients(
@@ -38,7 +38,7 @@ class NativeBF16(MixedPrecision):
         clip_val: int | float = 0.0,
         gradient_clip_algorithm: GradClipAlgorithmType = GradClipAlgorithmType.NORM,
     ) -> None:
-        """Clips before a fused optimizer too, which Lightning refuses for the sake of fp16's scaler; bf16 has none."""
+        """Clip the gradients for fused optimizers too; Lightning only refuses it because of fp16's gradient scaler."""
         Precision.clip_gradients(self, optimizer, clip_val, gradient_clip_algorithm)
 
     def autocast_context_manager(self) -> torch.autocast:
