@@ -3,20 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_dalle.inference.config import SamplingOptions
+    from lightning_dalle.inference.config import GenerationConfig, SamplingConfig
     from lightning_dalle.inference.pipeline import TextToImage
 
-__all__ = ["SamplingOptions", "TextToImage"]
+__all__ = ["GenerationConfig", "SamplingConfig", "TextToImage"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports torch only when a name is asked for that needs it: the command line answers `--help` without."""
-    if name == "TextToImage":
-        from lightning_dalle.inference.pipeline import TextToImage
+    """Import a public name on its first use, since `--help` must answer without importing torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return TextToImage
-    if name == "SamplingOptions":
-        from lightning_dalle.inference.config import SamplingOptions
-
-        return SamplingOptions
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "pipeline" if name == "TextToImage" else "config"
+    return getattr(import_module(f"lightning_dalle.inference.{module}"), name)

@@ -61,7 +61,7 @@ class Mistaken(torch.utils.data.Dataset[int]):
         raise UserError("the picture of record 0 cannot be read") from OSError("no such file")
 
 
-def test_a_mistake_in_a_worker_of_a_loader_is_its_sentence(
+def test_an_error_in_a_dataloader_worker_is_printed_without_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load() -> None:
@@ -72,7 +72,7 @@ def test_a_mistake_in_a_worker_of_a_loader_is_its_sentence(
     assert failure(capsys, "load") == "error: the picture of record 0 cannot be read\n"
 
 
-def test_a_fit_takes_denormals_for_zeros() -> None:
+def test_fit_flushes_denormals_to_zero() -> None:
     torch.set_flush_denormal(False)
     smallest, one = torch.tensor(1e-45), torch.tensor(1.0)
     assert smallest * one > 0
@@ -88,20 +88,20 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert "no command 'gnerate'" in failure(capsys, "gnerate")
 
 
-def test_a_misspelt_key_of_generate_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_option_of_generate_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "chekpoint" in failure(capsys, "generate", "--chekpoint", "x.ckpt", *PROMPTS)
 
 
 @pytest.mark.parametrize(
     ("option", "near"),
     [
-        ("--model.init_args.usage_bonsu=1", "usage_bonus"),
+        ("--model.init_args.codebook_entropy_wieght=1", "codebook_entropy_weight"),
         ("--trainer.max_stepz=3", "max_steps"),
         ("--data.batchsize=3", "batch_size"),
         ("--model.init_args.config.n_hidd=8", "n_hid"),
     ],
 )
-def test_a_misspelt_key_of_fit_is_named_with_the_nearest(
+def test_a_misspelt_key_of_fit_is_named_with_the_nearest_valid_key(
     capsys: pytest.CaptureFixture[str], option: str, near: str
 ) -> None:
     error = failure(capsys, "fit", "--config", "configs/openmoji/quickstart_dvae.yaml", option)
@@ -118,7 +118,7 @@ def test_a_misspelt_key_of_fit_is_named_with_the_nearest(
         ("dalle", "--model.init_args.dvae_checkpoint=nowhere.ckpt", "there is no checkpoint at nowhere.ckpt"),
     ],
 )
-def test_what_a_class_says_of_its_arguments_is_the_sentence(
+def test_errors_of_config_classes_are_printed_without_jsonargparse_noise(
     capsys: pytest.CaptureFixture[str], config: str, option: str, said: str
 ) -> None:
     error = failure(capsys, "fit", "--config", f"configs/openmoji/quickstart_{config}.yaml", option)
@@ -131,7 +131,7 @@ def test_one_prompt_needs_no_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no checkpoint at x.ckpt" in failure(capsys, "generate", "--checkpoint", "x.ckpt", "--prompts", "a cat")
 
 
-def test_options_of_the_trainer_that_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_conflicting_trainer_options_are_rejected_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     config = ["--config", "configs/openmoji/clip.yaml", "--trainer.accelerator", "cpu"]
     error = failure(capsys, "fit", *config, "--trainer.precision", "32-true")
     assert "precision=32-true" in error
@@ -141,37 +141,38 @@ def test_options_of_the_trainer_that_exclude_each_other(capsys: pytest.CaptureFi
     assert "plugins" not in error
 
 
-def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_config_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere.yaml" in failure(capsys, "fit", "--config", "nowhere.yaml")
 
 
-def test_a_checkpoint_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no checkpoint at nowhere.ckpt" in failure(capsys, "generate", "--checkpoint", "nowhere.ckpt", *PROMPTS)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken", b"trainer: 1", b"hello"])
-def test_a_file_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes) -> None:
+def test_a_broken_checkpoint_is_rejected(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.ckpt"
     path.write_bytes(content)
     assert f"{path} is not a checkpoint" in failure(capsys, "generate", "--checkpoint", str(path), *PROMPTS)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_checkpoint_that_would_run_code_is_rejected(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (tmp_path / "owned",))
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    assert "not a checkpoint" in failure(capsys, "generate", "--checkpoint", str(tmp_path / "evil.ckpt"), *PROMPTS)
+    error = failure(capsys, "generate", "--checkpoint", str(tmp_path / "evil.ckpt"), *PROMPTS)
+    assert f"cannot read {tmp_path}/evil.ckpt as a checkpoint: it contains objects that only code" in error
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_dvae_where_a_dalle_is_needed(capsys: pytest.CaptureFixture[str], dvae_checkpoint: Path) -> None:
+def test_generate_rejects_a_dvae_checkpoint(capsys: pytest.CaptureFixture[str], dvae_checkpoint: Path) -> None:
     error = failure(capsys, "generate", "--checkpoint", str(dvae_checkpoint), *PROMPTS)
-    assert f"a DALL-E checkpoint is needed, but {dvae_checkpoint} is a dVAE's" in error
+    assert f"a DALL-E checkpoint is needed, but {dvae_checkpoint} contains only a dVAE" in error
 
 
-def test_a_dvae_of_another_grid(
+def test_generate_rejects_a_dvae_with_another_grid(
     capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, wide_dvae_checkpoint: Path
 ) -> None:
     error = failure(
@@ -183,22 +184,24 @@ def test_a_dvae_of_another_grid(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--prompts", '["a cat", "  "]'], "prompt 2 of 2 is empty"),
-        (["--prompts", "[]"], "the list of prompts is empty"),
+        (["--prompts", '["a cat", "  "]'], "prompt 2 of 2 is empty: give it text"),
+        (["--prompts", "[]"], "there is no prompt in --prompts: give at least one"),
         ([], "either --prompts or --prompt_file"),
         ([*PROMPTS, "--prompt_file", "x.txt"], "not both"),
         (["--prompt_file", "nowhere.txt"], "no prompt file at nowhere.txt"),
         ([*PROMPTS, "--image", "nowhere.png"], "no image at nowhere.png"),
-        ([*PROMPTS, "--rows", "2"], "rows=2 are to be kept, but no image is given"),
-        ([*PROMPTS, "--paste", "true"], "the pixels are to be pasted back, but no image is given"),
-        ([*PROMPTS, "--top", "1"], "the best 1 of 4 candidates are to be kept, but there is no CLIP"),
+        ([*PROMPTS, "--rows", "2"], "--rows 2 needs an image to complete: give --image"),
+        ([*PROMPTS, "--paste", "true"], "--paste needs an image to complete: give --image"),
+        ([*PROMPTS, "--top", "1"], "cannot choose the best 1 of 4 candidates without a scorer: give a CLIP"),
+        ([*PROMPTS, "--top", "5"], "cannot keep 5 of 4 candidates: top must be from 1 to 4"),
+        ([*PROMPTS, "--batch_size", "0"], "batch_size is 0, but must be at least 1"),
         ([*PROMPTS, "--clip", "nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt"),
         ([*PROMPTS, "--clip", "ViT-None:openai"], "open_clip has no model ViT-None"),
-        ([*PROMPTS, "--num_candidates", "0"], "num_candidates is 0, but at least 1"),
+        ([*PROMPTS, "--num_candidates", "0"], "the number of candidates is 0, but must be at least 1"),
         ([*PROMPTS, "--sampling.temperature", "0"], "temperature is 0.0, but must be above 0"),
     ],
 )
-def test_bad_requests(
+def test_bad_options_of_generate_raise_an_error_before_anything_is_written(
     capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path, options: list[str], words: str
 ) -> None:
     out = tmp_path / "out"
@@ -206,58 +209,56 @@ def test_bad_requests(
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("rows", "words"), [("0", "from 1 to 3"), ("4", "from 1 to 3")])
-def test_rows_beyond_the_grid(
-    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, picture: Path, rows: str, words: str
+@pytest.mark.parametrize("rows", ["0", "4"])
+def test_an_image_prompt_must_leave_rows_to_sample(
+    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, image_file: Path, rows: str
 ) -> None:
     error = failure(
-        capsys, "generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--image", str(picture), "--rows", rows
+        capsys, "generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--image", str(image_file), "--rows", rows
     )
-    assert words in error
+    assert f"cannot keep {rows} rows of a grid of 4: rows must be 1 to 3" in error
 
 
-def test_an_image_that_cannot_be_read(
-    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, picture: Path, tmp_path: Path
+def test_a_broken_image_prompt_raises_an_error(
+    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, image_file: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(picture.read_bytes()[:60])
+    broken.write_bytes(image_file.read_bytes()[:60])
     error = failure(capsys, "generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--image", str(broken))
-    assert f"{broken} cannot be read as an image" in error
+    assert f"cannot read {broken} as an image" in error
+    assert "give another --image" in error
 
 
-def test_nothing_is_written_over(capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path) -> None:
-    arguments = [
-        "generate",
-        "--checkpoint",
-        str(dalle_checkpoint),
-        *PROMPTS,
-        "--num_candidates",
-        "2",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+def test_generate_refuses_to_overwrite_images(
+    capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--num_candidates=2", "--out", str(out)]
     main(arguments)
-    written = [tmp_path / "out.png", *(tmp_path / "out").iterdir()]
+    written = [tmp_path / "out.png", *out.iterdir()]
     before = {path: path.read_bytes() for path in written}
     assert len([path for path in before if path.suffix == ".png"]) == 3
     assert len([path for path in before if path.suffix == ".json"]) == 2
-    assert "is there already" in failure(capsys, *arguments)
+    error = failure(capsys, *arguments)
+    assert f"{out / '0000_a_cat_0000.png'} already exists: choose another --out than {out}" in error
     assert {path: path.read_bytes() for path in written} == before
-    assert set((tmp_path / "out").iterdir()) == set(written[1:])
+    assert set(out.iterdir()) == set(written[1:])
 
 
-def test_a_completed_picture_keeps_its_upper_rows(dalle_checkpoint: Path, picture: Path, tmp_path: Path) -> None:
+def test_generate_records_the_rows_of_its_image_prompt(
+    dalle_checkpoint: Path, image_file: Path, tmp_path: Path
+) -> None:
     import json
 
     main(
         ["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--num_candidates", "1",
-         "--out", str(tmp_path / "out"), "--image", str(picture), "--rows", "3"]
+         "--out", str(tmp_path / "out"), "--image", str(image_file), "--rows", "3"]
     )  # fmt: skip
     (record,) = (tmp_path / "out").glob("*.json")
     assert json.loads(record.read_text())["rows_kept"] == 3
 
 
-def test_fit_refuses_a_dvae_of_another_image_size(
+def test_fit_rejects_a_dvae_with_another_image_size(
     capsys: pytest.CaptureFixture[str], dvae_checkpoint: Path, tmp_path: Path
 ) -> None:
     error = failure(
@@ -269,40 +270,30 @@ def test_fit_refuses_a_dvae_of_another_image_size(
     assert "image_size=16" in error
 
 
-def test_fit_refuses_to_go_on_from_another_kind_of_model(
+def test_fit_rejects_a_checkpoint_of_another_kind_of_model(
     capsys: pytest.CaptureFixture[str], dalle_checkpoint: Path, tmp_path: Path
 ) -> None:
     error = failure(
         capsys, "fit", "--config", "configs/openmoji/quickstart_dvae.yaml", "--ckpt_path", str(dalle_checkpoint),
         "--trainer.logger.init_args.save_dir", str(tmp_path),
     )  # fmt: skip
-    assert "the checkpoint to go on from" in error
+    assert "cannot resume: the checkpoint was trained with " in error
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
-def test_a_checkpoint_to_go_on_from_that_is_not_there(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+def test_a_missing_ckpt_path_is_named(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     error = failure(capsys, verb, "--config", "configs/openmoji/quickstart_dvae.yaml", "--ckpt_path", "nowhere.ckpt")
     assert "no checkpoint at nowhere.ckpt" in error
 
 
-def test_what_is_made_carries_the_attribution_of_the_training_pictures(dalle_checkpoint: Path, tmp_path: Path) -> None:
+def test_generated_images_carry_the_attribution_of_the_training_images(dalle_checkpoint: Path, tmp_path: Path) -> None:
     import json
 
     from PIL import Image
 
-    main(
-        [
-            "generate",
-            "--checkpoint",
-            str(dalle_checkpoint),
-            *PROMPTS,
-            "--num_candidates",
-            "1",
-            "--out",
-            str(tmp_path / "out"),
-        ]
-    )
-    for picture in (tmp_path / "out").glob("*.png"):
-        assert Image.open(picture).info["Copyright"] == "Made from cats."
-    (record,) = (tmp_path / "out").glob("*.json")
+    out = tmp_path / "out"
+    main(["generate", "--checkpoint", str(dalle_checkpoint), *PROMPTS, "--num_candidates", "1", "--out", str(out)])
+    for file in out.glob("*.png"):
+        assert Image.open(file).info["Copyright"] == "Made from cats."
+    (record,) = out.glob("*.json")
     assert json.loads(record.read_text())["attribution"] == "Made from cats."

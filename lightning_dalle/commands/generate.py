@@ -1,18 +1,15 @@
-"""`generate`: pictures of prompts, from a trained model.
+"""Command `generate`: images of prompts from a trained model."""
 
-Knows prompts and files.
-"""
-
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.config import SamplingOptions
+from lightning_dalle.files import make_folder, write_json
+from lightning_dalle.inference.config import GenerationConfig, check_candidates
 
-MOST_ROWS = 64
-"""Of eight pictures each, on the sheet: a file of thousands of prompts would not fit into memory."""
+GRID_COLUMNS, MAX_GRID_ROWS = 8, 64
+"""Size of the overview, which is held in memory: it shows the first images of a long file of prompts."""
 
 
 def generate(
@@ -20,109 +17,99 @@ def generate(
     prompts: list[str] | str | None = None,
     prompt_file: Path | None = None,
     num_candidates: int = 4,
-    top: int | None = None,
     clip: str | None = None,
-    seed: int = 0,
-    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
     image: Path | None = None,
     rows: int | None = None,
     paste: bool = False,
     dvae: Path | None = None,
     out: Path = Path("samples"),
-    batch_size: int = 64,
     device: str = "auto",
+    **options: Any,
 ) -> None:
-    """Draw pictures of prompts; writes PNGs and a JSON beside each that says how it was made.
+    """Generate images of prompts: a PNG for each, a JSON file with its prompt, seed, score and settings, and one grid.
 
     Args:
-        checkpoint: of a DALL-E, which carries its tokenizer and its dVAE, or the folder of a recipe's run.
-        prompts: what to draw: "a cat", or '["a cat", "a dog"]', or one `--prompts+ "a cat"` after the other.
-        prompt_file: a text file of prompts, one a line.
-        num_candidates: pictures that are made of each prompt (512 in the paper).
-        top: pictures that are kept of them, the best by CLIP; all of them if not given.
-        clip: ranks the candidates: a checkpoint of a CLIP trained here, or open_clip's model and weights, such as
-            ViT-B-32:openai. The folder of a recipe's run brings its own.
-        seed: of the first candidate; the next have the seeds after it.
-        sampling: how each code is drawn.
-        image: a picture to complete: its upper rows are kept.
-        rows: rows of codes that are kept of the picture; 15 of 32 of the grid's if not given, as in Fig. 14.
-        paste: put the picture's own pixels back in place of the dVAE's reconstruction of what is kept.
-        dvae: another dVAE checkpoint to decode with.
-        out: folder for the pictures; it must not hold any of the same name. The first of them on one sheet are beside
-            it.
-        batch_size: pictures made at once.
-        device: cpu, cuda, ..., or auto for the GPU if there is one.
+        checkpoint: checkpoint of a DALL-E (with its tokenizer and dVAE), or folder of a run or an export.
+        prompts: texts to draw: "a cat", or '["a cat", "a dog"]', or `--prompts+ "a cat"` several times.
+        prompt_file: text file of prompts, one per line.
+        num_candidates: number of images sampled for each prompt (512 in the paper).
+        clip: CLIP that ranks the candidates: a checkpoint, or open_clip's MODEL:WEIGHTS, such as ViT-B-32:openai. The
+            default is the CLIP in the folder of a run or an export.
+        image: image to complete; its upper rows are kept.
+        rows: number of rows of codes to keep of the image; by default 15 of 32, as in Fig. 14.
+        paste: whether to keep the image's own pixels in those rows, not the dVAE's reconstruction of them.
+        dvae: checkpoint of another dVAE to decode with.
+        out: folder for the images, without files of the same names; the grid is OUT.png.
+        device: cpu, cuda, ..., or auto for a GPU if there is one.
+        **options: other fields of GenerationConfig.
     """
-    wanted = _prompts(prompts, prompt_file)
+    config = GenerationConfig(num_candidates=num_candidates, **options)
+    texts = _read_prompts(prompts, prompt_file)
     if image is not None and not image.is_file():
         raise UserError(f"there is no image at {image}")
     if (rows is not None or paste) and image is None:
-        what = "the pixels are to be pasted back" if rows is None else f"rows={rows} are to be kept"
-        raise UserError(f"{what}, but no image is given")
+        raise UserError(f"{'--paste' if rows is None else f'--rows {rows}'} needs an image to complete: give --image")
     if out.is_file():
-        raise UserError(f"the folder for the pictures is to be {out}, but that is a file")
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}, but at least 1 picture must be made at once")
-    if num_candidates < 1:
-        raise UserError(f"num_candidates is {num_candidates}, but at least 1 picture of a prompt must be made")
-    kept = num_candidates if top is None else top
+        raise UserError(f"the output folder {out} is a file: choose another --out")
     if not checkpoint.exists():
         raise UserError(f"there is no checkpoint at {checkpoint}")
     files = [
-        [out / f"{p:04d}_{_slug(prompt)}_{rank:04d}.png" for rank in range(kept)] for p, prompt in enumerate(wanted)
+        [out / f"{p:04d}_{_slug(prompt)}_{rank:04d}.png" for rank in range(config.num_kept)]
+        for p, prompt in enumerate(texts)
     ]
-    of_all = [file for some in files for file in some]
-    overview = out.parent / f"{out.name}.png"  # not among the pictures, which may be evaluated as they are
-    written = [*of_all, *(file.with_suffix(".json") for file in of_all), overview]
-    taken = [file for file in written if file.exists()]
-    if taken:
-        raise UserError(f"{taken[0]} is there already; choose another --out than {out}")
+    pngs = [file for files_of_prompt in files for file in files_of_prompt]
+    overview = out.parent / f"{out.name}.png"  # outside the folder, so that `evaluate` can read the folder
+    for file in [*pngs, *(png.with_suffix(".json") for png in pngs), overview]:
+        if file.exists():
+            raise UserError(f"{file} already exists: choose another --out than {out}")
 
     from lightning_dalle.hardware import resolve_device
-    from lightning_dalle.images import captioned_grid, save
-    from lightning_dalle.inference.pipeline import TextToImage, check_candidates
-    from lightning_dalle.inference.scorers import identity, open_clip_scorer
+    from lightning_dalle.images import captioned_grid, save_png
+    from lightning_dalle.inference.pipeline import TextToImage
+    from lightning_dalle.inference.scorers import fingerprint, load_scorer
     from lightning_dalle.progress import progress_bar
 
     pipeline = TextToImage.from_pretrained(checkpoint, dvae)
     if clip is not None:
-        pipeline.scorer = open_clip_scorer(clip)
-    check_candidates(num_candidates, kept, pipeline.scorer)
-    given = None if image is None else pipeline.given(_open(image), rows)
+        pipeline.scorer = load_scorer(clip)
+    check_candidates(num_candidates, config.num_kept, pipeline.scorer is not None)
+    image_prompt = None if image is None else pipeline.image_prompt(_read_image(image), rows, paste)
+    rows_kept = None if image_prompt is None else len(image_prompt.codes) // pipeline.dalle.config.grid
     pipeline.to(resolve_device(device))
-    pipeline.tokens(wanted)  # an empty prompt is an error before a folder is made
-    out.mkdir(parents=True, exist_ok=True)
-    sheet: list[list[Any]] = []
+    make_folder(out)
+    grid: list[list[Any]] = []
     titles: list[str] = []
-    with progress_bar("Drawing") as on_progress:
-        made = pipeline.pictures(wanted, num_candidates, kept, seed, sampling, given, paste, batch_size, on_progress)
-        for prompt, some, pictures in zip(wanted, files, made, strict=True):
-            for file, picture in zip(some, pictures, strict=True):
-                save(picture.image, file, pipeline.attribution)
+    with progress_bar("Sampling") as on_progress:
+        generated = pipeline.generate(texts, config, image_prompt, on_progress)
+        for prompt, files_of_prompt, images in zip(texts, files, generated, strict=True):
+            for file, made in zip(files_of_prompt, images, strict=True):
+                save_png(made.image, file, pipeline.attribution)
                 record = {
                     "prompt": prompt,
-                    "seed": picture.seed,
-                    "score": picture.score,
+                    "seed": made.seed,
+                    "score": made.score,
                     "candidates": num_candidates,
-                    "ranked_by": identity(pipeline.scorer),
-                    "sampling": asdict(sampling),
+                    "ranked_by": fingerprint(pipeline.scorer),
+                    "sampling": asdict(config.sampling),
                     "checkpoint": str(checkpoint),
                     "dvae": None if dvae is None else str(dvae),
                     "image": None if image is None else str(image),
-                    "rows_kept": None if given is None else len(given.codes) // pipeline.dalle.config.grid,
+                    "rows_kept": rows_kept,
                     "pixels_pasted": paste,
                     "attribution": pipeline.attribution,
                 }
-                file.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-            if len(sheet) < MOST_ROWS:
-                sheet += [[picture.image for picture in pictures[i : i + 8]] for i in range(0, kept, 8)]
-                titles += [prompt, *[""] * (len(sheet) - len(titles) - 1)]
-    save(captioned_grid(sheet, titles), overview, pipeline.attribution)
-    print(f"{len(of_all)} pictures in {out}; {overview} shows {'them' if len(sheet) < MOST_ROWS else 'the first'}")
+                write_json(file.with_suffix(".json"), record)
+            if len(grid) < MAX_GRID_ROWS:
+                pils = [made.image for made in images]
+                grid += [pils[i : i + GRID_COLUMNS] for i in range(0, len(pils), GRID_COLUMNS)]
+                titles += [prompt, *[""] * (len(grid) - len(titles) - 1)]
+    save_png(captioned_grid(grid, titles), overview, pipeline.attribution)
+    shown = "them" if len(grid) < MAX_GRID_ROWS else "the first"
+    print(f"wrote {len(pngs)} images to {out}/; {overview} shows {shown}")
 
 
-def _prompts(prompts: list[str] | str | None, prompt_file: Path | None) -> list[str]:
-    """The prompts asked for, none of them empty."""
+def _read_prompts(prompts: list[str] | str | None, prompt_file: Path | None) -> list[str]:
+    """Return the prompts given, none of them empty."""
     if isinstance(prompts, str):
         prompts = [prompts]
     if (prompts is None) == (prompt_file is None):
@@ -135,14 +122,12 @@ def _prompts(prompts: list[str] | str | None, prompt_file: Path | None) -> list[
         except UnicodeDecodeError as error:
             raise UserError(f"the prompt file {prompt_file} is not UTF-8 text: {error}") from error
         prompts = [line for line in lines if line.strip()]
-        if not prompts:
-            raise UserError(f"the prompt file {prompt_file} holds no prompt")
     assert prompts is not None
+    if not prompts:
+        raise UserError(f"there is no prompt in {prompt_file or '--prompts'}: give at least one")
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
-            raise UserError(f"prompt {i + 1} of {len(prompts)} is empty")
-    if not prompts:
-        raise UserError("the list of prompts is empty")
+            raise UserError(f"prompt {i + 1} of {len(prompts)} is empty: give it text, or remove it")
     return prompts
 
 
@@ -150,10 +135,10 @@ def _slug(prompt: str) -> str:
     return "".join(char if char.isalnum() else "_" for char in prompt.lower())[:40]
 
 
-def _open(path: Path) -> Any:
-    from lightning_dalle.data.images.decoding import Unreadable, read_picture
+def _read_image(path: Path) -> Any:
+    from lightning_dalle.data.images.decoding import UnreadableImage, decode_pil
 
     try:
-        return read_picture({"bytes": None, "path": str(path)})
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+        return decode_pil({"bytes": None, "path": str(path)})
+    except UnreadableImage as error:
+        raise UserError(f"cannot read {path} as an image ({error}): give another --image") from error

@@ -1,25 +1,25 @@
-"""How codes are sampled and candidates chosen, as values. Imports no torch, so that `--help` answers at once."""
+"""Settings of sampling and generation, without torch, so that `--help` answers at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lightning_dalle.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """How the next code is drawn from its logits; the defaults draw from the model as it is (t = 1, section 2.5)."""
+class SamplingConfig:
+    """Settings that turn logits into the next code; the defaults sample the model's own distribution (section 2.5)."""
 
     temperature: float = 1.0
-    """Divides the logits; below 1 likelier codes become likelier still."""
+    """Divisor of the logits; below 1 likely codes become likelier."""
     top_k: int | None = None
-    """Draw among the k likeliest codes only."""
+    """Number of likeliest codes to sample from; null for all."""
     top_p: float | None = None
-    """Draw among the likeliest codes that together reach this probability only."""
-    min_logit: float | None = None
-    """Draw among the codes whose logit is at least this only; the likeliest always stays."""
+    """Probability that the likeliest codes must reach together (nucleus sampling); null for 1."""
+    logit_threshold: float | None = None
+    """Least logit of a code that may be sampled; the likeliest code always may."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance away from no caption; 1 is none. More needs a model trained with
-    caption_dropout."""
+    """Scale of classifier-free guidance; 1 is none. Other values need a model trained with caption_dropout."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -31,16 +31,46 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reranking:
-    """How it is measured what choosing among many candidates is worth."""
+class GenerationConfig:
+    """Settings of the images that are generated for each prompt."""
 
-    prompts: int = 200
-    """Captions that are drawn."""
-    candidates: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """Sizes of sets of candidates, rising, of which the best is taken (Fig. 9c); as many as the last are drawn."""
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    """How the candidates are drawn: livelier than one sample alone, since they have to differ."""
+    num_candidates: int = 1
+    """Number of images sampled for each prompt (512 in the paper)."""
+    top: int | None = None
+    """Number of candidates to keep, the best by score; null for all. Fewer than all need a scorer."""
+    seed: int = 0
+    """Seed of the first candidate; each further candidate's seed is one higher."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Settings that turn logits into codes."""
+    batch_size: int = 64
+    """Number of images sampled at once; it does not change the images."""
 
     def __post_init__(self) -> None:
-        if not self.candidates or self.candidates[0] < 1 or list(self.candidates) != sorted(set(self.candidates)):
-            raise UserError(f"candidates are {self.candidates}, but must be rising numbers from 1 on")
+        check_candidates(self.num_candidates, self.num_kept)
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}, but must be at least 1")
+
+    @property
+    def num_kept(self) -> int:
+        """Number of images returned for each prompt."""
+        return self.num_candidates if self.top is None else self.top
+
+
+def check_candidates(candidates: int | Sequence[int], top: int = 1, has_scorer: bool = True) -> None:
+    """Raise a UserError if the best `top` images cannot be chosen among a number of candidates.
+
+    Args:
+        candidates: number of candidates of one prompt, or increasing numbers, each a set to choose from.
+        top: number of images to keep of each set.
+        has_scorer: whether a scorer ranks the candidates; only then may fewer be kept than sampled.
+    """
+    numbers = [candidates] if isinstance(candidates, int) else list(candidates)
+    if not numbers or numbers[0] < 1 or numbers != sorted(set(numbers)):
+        given = ", ".join(map(str, numbers)) or "none"
+        raise UserError(f"the number of candidates is {given}, but must be at least 1 (several: in increasing order)")
+    if not 1 <= top <= numbers[0]:
+        raise UserError(f"cannot keep {top} of {numbers[0]} candidates: top must be from 1 to {numbers[0]}")
+    if top < numbers[-1] and not has_scorer:
+        raise UserError(
+            f"cannot choose the best {top} of {numbers[-1]} candidates without a scorer: give a CLIP, or keep all"
+        )

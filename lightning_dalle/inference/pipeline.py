@@ -1,66 +1,67 @@
-"""Captions to pictures: the one path that callbacks, commands and notebooks use.
-
-Knows models, a tokenizer and pixels. Knows nothing of training.
-"""
+"""From prompts to images: the one pipeline that commands, callbacks, evaluation and notebooks use."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from lightning_dalle.checkpoints import check_fit, load_dalle, load_dvae
+from lightning_dalle.checkpoints import check_compatible, load_dalle, load_dvae
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
 from lightning_dalle.images import to_pil
-from lightning_dalle.inference.config import SamplingOptions
-from lightning_dalle.inference.rerank import best_first, scored
-from lightning_dalle.inference.sampling import in_native_bf16, sample
-from lightning_dalle.inference.scorers import Scorer, TrainedCLIP
+from lightning_dalle.inference.config import GenerationConfig, SamplingConfig, check_candidates
+from lightning_dalle.inference.rerank import rerank, score_candidates
+from lightning_dalle.inference.sampling import sample_codes, to_native_bf16
+from lightning_dalle.inference.scorers import CLIPScorer, Scorer
 from lightning_dalle.models.dalle import DALLE
 from lightning_dalle.models.dvae import DVAE
+from lightning_dalle.progress import OnProgress, no_progress
 from lightning_dalle.tokenizer import CaptionTokenizer
 
 
 class Request(NamedTuple):
-    """One picture to make."""
+    """Prompt and seed of one image to sample; the same prompt and seed give the same image in any batch."""
 
     prompt: str
     seed: int
 
 
-class Picture(NamedTuple):
-    """One picture that was made."""
+class GeneratedImage(NamedTuple):
+    """Image generated for a prompt."""
 
     image: Image.Image
     seed: int
-    """The same prompt and seed make it again."""
+    """Seed that gives this image again for the same prompt."""
     score: float | None
-    """How well it fits its prompt, if there is a scorer; higher is better."""
+    """Score by the pipeline's scorer, higher is better; None without a scorer."""
 
 
-class Given(NamedTuple):
-    """The upper part of a picture that is to be completed."""
+class ImagePrompt(NamedTuple):
+    """Upper part of an image that the model completes."""
 
     codes: Int[Tensor, " n"]
-    """Of whole rows of the grid."""
+    """Codes of whole rows of the grid, in raster order."""
     pixels: Float[Tensor, "3 r w"]
-    """In [0, 1], of the same rows."""
+    """Pixels in [0, 1] of the same rows."""
+    paste: bool = False
+    """Whether `pixels` replace their reconstruction by the dVAE in the generated images."""
 
 
 class TextToImage:
-    """A DALL-E, its dVAE and its tokenizer, in eval mode on one device, and what ranks its candidates.
+    """DALL-E, its dVAE and tokenizer, in eval mode on one device, and a scorer that ranks candidates.
 
     Args:
-        dalle: the transformer.
-        dvae: decodes the codes that the transformer was trained on.
-        tokenizer: the one that the transformer was trained with.
-        attribution: what the licence of the training pictures asks of what is made from them.
-        scorer: ranks candidates; None leaves them in the order of their seeds.
+        dalle: transformer over text tokens and image codes.
+        dvae: decoder of the codes that the transformer was trained on.
+        tokenizer: tokenizer that the transformer was trained with.
+        attribution: credit line that the licence of the training images requires on generated images.
+        scorer: model that ranks candidates; None leaves them in the order of their seeds.
     """
 
     def __init__(
@@ -76,198 +77,169 @@ class TextToImage:
 
     @classmethod
     def from_pretrained(cls, path: Path | str, dvae: Path | None = None) -> "TextToImage":
-        """Opens a DALL-E, with another dVAE of the same grid and codebook if one is given.
+        """Load a DALL-E, and the CLIP that was trained or exported with it as the scorer.
 
         Args:
-            path: its checkpoint, or the folder of a recipe's run or of what `export` wrote, whose CLIP then ranks the
-                candidates.
-            dvae: checkpoint of a dVAE.
+            path: checkpoint of a DALL-E, or folder of a run of `reproduce` or of an `export`; only folders have a CLIP.
+            dvae: checkpoint of another dVAE with the same grid and codebook size, to decode with.
 
         Raises:
-            UserError: if a file is missing or of the wrong kind, or the two do not fit.
+            UserError: if a file is missing or has another kind of model, or the dVAE does not fit the DALL-E.
         """
-        checkpoint, clip = files_of(Path(path))
+        checkpoint, clip = resolve_checkpoint(Path(path))
         loaded = load_dalle(checkpoint)
         if dvae is not None:
             other = load_dvae(dvae)
-            check_fit(loaded.dalle, other, dvae)
+            check_compatible(loaded.dalle, other, dvae)
             loaded = loaded._replace(dvae=other)
-        return cls(*loaded, scorer=None if clip is None else TrainedCLIP(clip))
+        return cls(*loaded, scorer=None if clip is None else CLIPScorer.from_checkpoint(clip))
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
+        """Device of the models."""
         return self.dalle.start.device
 
     def to(self, device: torch.device | str) -> "TextToImage":
-        """Moves the models, and returns itself."""
+        """Move the models to a device, and return the pipeline itself."""
         for model in (self.dalle, self.dvae, self.scorer):
             if isinstance(model, torch.nn.Module):
                 model.to(device)
         return self
 
-    def tokens(self, prompts: list[str]) -> Int[Tensor, "b t"]:
-        """Prompts as the transformer reads them; a long one is cut, with a warning.
+    def tokenize(self, prompts: list[str]) -> Int[Tensor, "b t"]:
+        """Return the padded tokens of the prompts; the tokenizer truncates a long prompt with a warning.
 
         Raises:
             UserError: if a prompt is empty.
         """
         for i, prompt in enumerate(prompts):
             if not prompt.strip():
-                raise UserError(f"prompt {i + 1} of {len(prompts)} is empty")
+                raise UserError(f"prompt {i + 1} of {len(prompts)} is empty: give it text, or remove it")
         ids = [self.tokenizer.pad(self.tokenizer.encode(prompt))[0] for prompt in prompts]
         return torch.tensor(ids, device=self.device)
 
     @torch.no_grad()
-    def top_rows(self, image: Float[Tensor, "3 h w"], rows: int) -> Int[Tensor, " n"]:
-        """Codes of the upper rows of an image in [0, 1], to be completed.
+    def image_prompt(self, image: Image.Image, rows: int | None = None, paste: bool = False) -> ImagePrompt:
+        """Return the upper part of an image as a prompt, after it is cropped and resized to the dVAE's image size.
+
+        Args:
+            image: image of any size.
+            rows: number of rows of codes to keep; by default 15 of 32, as in Fig. 14.
+            paste: whether generated images get the original pixels of these rows.
 
         Raises:
-            UserError: if the image is of another size than the dVAE's, or no row is left to complete.
+            UserError: if no row, or every row, of the grid is kept.
         """
-        size, grid = self.dvae.config.image_size, self.dvae.config.grid
-        if image.shape[1:] != (size, size):
-            raise UserError(f"the image is {image.shape[2]}x{image.shape[1]} pixels, but the dVAE reads {size}x{size}")
-        if not 0 < rows < grid:
-            raise UserError(f"rows to keep are {rows}, but must be from 1 to {grid - 1}, of a grid of {grid}")
-        return self.dvae.encode(image[None].to(self.device))[0, :rows].flatten()
-
-    def given(self, image: Image.Image, rows: int | None = None) -> Given:
-        """The upper rows of any picture, cut to its middle square; 15 of 32 rows if not said, as in Fig. 14.
-
-        Raises:
-            UserError: if no row is left to complete.
-        """
-        grid = self.dvae.config.grid
-        rows = max(1, 15 * grid // 32) if rows is None else rows
-        pixels = to_image(image, self.dvae.config.image_size)
-        return Given(self.top_rows(pixels, rows), pixels[:, : rows * self.dvae.config.downsampling])
+        config = self.dvae.config
+        rows = max(1, 15 * config.grid // 32) if rows is None else rows
+        if not 0 < rows < config.grid:
+            raise UserError(f"cannot keep {rows} rows of a grid of {config.grid}: rows must be 1 to {config.grid - 1}")
+        pixels = to_image(image, config.image_size)
+        codes = self.dvae.encode(pixels[None].to(self.device))[0, :rows].flatten()
+        return ImagePrompt(codes, pixels[:, : rows * config.downsampling], paste)
 
     def __call__(
         self,
         prompt: str,
-        num_candidates: int = 1,
-        top: int | None = None,
-        seed: int = 0,
-        options: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
-        given: Given | None = None,
-        paste: bool = False,
-        batch_size: int = 64,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[Picture]:
-        """The best pictures of a prompt, best first: of the seeds from `seed` on, a candidate for each.
+        config: GenerationConfig = GenerationConfig(),  # noqa: B008 (frozen)
+        image_prompt: ImagePrompt | None = None,
+        on_progress: OnProgress = no_progress,
+        **changes: Any,
+    ) -> list[GeneratedImage]:
+        """Generate images of one prompt, best first.
 
         Args:
-            prompt: what to draw.
-            num_candidates: pictures that are made.
-            top: pictures that are kept, all if not said; fewer need a scorer.
-            seed: of the first candidate.
-            options: how codes are drawn.
-            given: what every picture begins with, from `given`.
-            paste: puts the pixels of what is given back, in place of the dVAE's reconstruction of them.
-            batch_size: pictures made at once.
-            on_progress: told how many codes of how many are drawn.
+            prompt: text to draw.
+            config: number of candidates, seed and other settings.
+            image_prompt: upper part of the images, from `image_prompt`.
+            on_progress: callback with the number of codes sampled and the total.
+            **changes: fields of `config` to replace, such as num_candidates=64, top=4.
 
         Raises:
-            UserError: if the prompt is empty, or some candidates are to be kept without a scorer to choose them.
+            UserError: if the prompt is empty, or fewer images are kept than sampled and there is no scorer.
         """
-        (made,) = self.pictures([prompt], num_candidates, top, seed, options, given, paste, batch_size, on_progress)
-        return made
+        (images,) = self.generate([prompt], replace(config, **changes), image_prompt, on_progress)
+        return images
 
-    def pictures(
+    def generate(
         self,
         prompts: list[str],
-        num_candidates: int = 1,
-        top: int | None = None,
-        seed: int = 0,
-        options: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
-        given: Given | None = None,
-        paste: bool = False,
-        batch_size: int = 64,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Iterator[list[Picture]]:
-        """The same of several prompts in turn, the n-th with the seeds from `seed + n * num_candidates` on."""
-        top = num_candidates if top is None else top
-        check_candidates(num_candidates, top, self.scorer)
-        each = [prompt for prompt in prompts for _ in range(num_candidates)]
-        requests = [Request(prompt, seed + i) for i, prompt in enumerate(each)]
-        codes = None if given is None else given.codes
-        images = self.draw(requests, options, codes, batch_size, on_progress)
-        if given is not None and paste:
-            rest = slice(given.pixels.shape[1], None)
-            images = (torch.cat([given.pixels.to(image.device), image[:, rest]], dim=1) for image in images)
+        config: GenerationConfig = GenerationConfig(),  # noqa: B008 (frozen)
+        image_prompt: ImagePrompt | None = None,
+        on_progress: OnProgress = no_progress,
+    ) -> Iterator[list[GeneratedImage]]:
+        """Yield the images of each prompt, best first; the n-th prompt's seeds start at seed + n * num_candidates."""
+        num_candidates, seed = config.num_candidates, config.seed
+        check_candidates(num_candidates, config.num_kept, self.scorer is not None)
+        repeated = [prompt for prompt in prompts for _ in range(num_candidates)]
+        requests = [Request(prompt, seed + i) for i, prompt in enumerate(repeated)]
+        prefix = None if image_prompt is None else image_prompt.codes
+        images = self.sample_images(requests, config.sampling, prefix, config.batch_size, on_progress)
+        if image_prompt is not None and image_prompt.paste:
+            upper = image_prompt.pixels
+            images = (torch.cat([upper.to(image.device), image[:, upper.shape[1] :]], dim=1) for image in images)
         for n, prompt in enumerate(prompts):
-            mine = itertools.islice(images, num_candidates)
-            best = best_first(scored(mine, prompt, self.scorer, batch_size), top)
-            yield [Picture(to_pil(c.image), seed + n * num_candidates + c.number, c.score) for c in best]
+            candidates = itertools.islice(images, num_candidates)
+            best = rerank(score_candidates(candidates, prompt, self.scorer, config.batch_size), config.num_kept)
+            yield [GeneratedImage(to_pil(c.image), seed + n * num_candidates + c.number, c.score) for c in best]
 
     @torch.no_grad()
-    def draw(
+    def sample_images(
         self,
         requests: list[Request],
-        options: SamplingOptions,
-        given: Int[Tensor, " n"] | None = None,
+        sampling: SamplingConfig,
+        prefix: Int[Tensor, " n"] | None = None,
         batch_size: int = 64,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        on_progress: OnProgress = no_progress,
     ) -> Iterator[Float[Tensor, "3 h w"]]:
-        """Yields one image in [0, 1] for each request, in order, batch by batch.
+        """Yield one image in [0, 1] for each request, in order.
 
         Args:
-            requests: prompts and seeds; a picture depends on its own prompt and seed, not on its neighbours.
-            options: how codes are drawn.
-            given: codes that every picture begins with, from `top_rows`.
-            batch_size: pictures made at once.
-            on_progress: told how many codes of how many are drawn.
+            requests: prompts and seeds.
+            sampling: settings that turn logits into codes.
+            prefix: first codes of every image, from an image prompt.
+            batch_size: number of images sampled at once.
+            on_progress: callback with the number of codes sampled and the total.
         """
-        tokens = self.tokens([request.prompt for request in requests])
-        begun = 0 if given is None else len(given)
-        dalle = in_native_bf16(self.dalle)
-        todo, done = len(requests) * (self.dalle.config.image_len - begun), 0
+        tokens = self.tokenize([request.prompt for request in requests])
+        dalle = to_native_bf16(self.dalle)
+        num_codes = self.dalle.config.image_len - (0 if prefix is None else len(prefix))
+        total, done = len(requests) * num_codes, 0
         for start in range(0, len(requests), batch_size):
-            part = requests[start : start + batch_size]
+            batch = requests[start : start + batch_size]
 
-            def on_code(size: int = len(part)) -> None:
+            def on_code(size: int = len(batch)) -> None:
                 nonlocal done
                 done += size
-                on_progress(done, todo)
+                on_progress(done, total)
 
-            codes = sample(
+            codes = sample_codes(
                 dalle,
                 tokens[start : start + batch_size],
-                [request.seed for request in part],
-                options,
-                None if given is None else given.expand(len(part), -1),
+                [request.seed for request in batch],
+                sampling,
+                None if prefix is None else prefix.expand(len(batch), -1),
                 on_code,
             )
             for one in codes:  # alone, since the last bits of a convolution depend on its batch on some CPUs
                 yield self.dvae.decode(one[None])[0]
 
 
-def check_candidates(num_candidates: int, top: int, scorer: Scorer | None) -> None:
-    """Raises a UserError if some candidates are to be kept, and nothing can tell which."""
-    if num_candidates < 1 or not 1 <= top <= num_candidates:
-        raise UserError(f"of {num_candidates} candidates {top} are to be kept, but it must be from 1 to all of them")
-    if top < num_candidates and scorer is None:
-        raise UserError(
-            f"the best {top} of {num_candidates} candidates are to be kept, but there is no CLIP to rank them"
-        )
-
-
-def files_of(path: Path) -> tuple[Path, Path | None]:
-    """The files of a DALL-E and, if there is one, of the CLIP beside it.
+def resolve_checkpoint(path: Path) -> tuple[Path, Path | None]:
+    """Return the file of a DALL-E, and that of the CLIP in the same folder, if there is one.
 
     Args:
-        path: a checkpoint, which has none, or the folder of a recipe's run or of what `export` wrote.
+        path: checkpoint, or folder of a run of `reproduce` or of an `export`.
 
     Raises:
-        UserError: if the folder is neither.
+        UserError: if the folder has no DALL-E.
     """
     if not path.is_dir() or (path / ".metadata").is_file():
-        return path, None  # the latter is a checkpoint in parts, and who reads it says how they become one file
+        return path, None  # .metadata marks a sharded checkpoint: `read_checkpoint` reports how to merge it
     layouts = ("{}/checkpoints/last.ckpt", "{}.safetensors")
     for layout in layouts:
         dalle, clip = (path / layout.format(model) for model in ("dalle", "clip"))
         if dalle.is_file():
             return dalle, clip if clip.is_file() else None
-    sought = " nor ".join(layout.format("dalle") for layout in layouts)
-    raise UserError(f"{path} is neither a recipe's run nor a release with a DALL-E: it holds neither {sought}")
+    files = " nor ".join(layout.format("dalle") for layout in layouts)
+    raise UserError(f"{path} has no DALL-E, neither {files}: give a checkpoint, or the folder of a run or an export")

@@ -1,11 +1,9 @@
-"""The best of many candidates by a scorer, a batch of images in memory at a time (paper, section 2.6).
-
-Knows images, a caption and scores. Knows nothing of how images are made or kept.
-"""
+"""Best of N: scores candidates of one prompt and chooses among them (section 2.6), one batch in memory at a time."""
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,51 +11,76 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.scorers import Scorer, identity
+from lightning_dalle.inference.scorers import Scorer, fingerprint
 
 
 class Candidate(NamedTuple):
-    """One of several images of a caption."""
+    """One of several images of a prompt."""
 
     number: int
-    """Which of the candidates, from 0."""
+    """Index among the candidates, from 0."""
     image: Float[Tensor, "3 h w"]
     score: float | None
-    """Of the scorer, if there is one."""
+    """Score, higher is better; None without a scorer."""
 
 
-def scored(
-    images: Iterable[Float[Tensor, "3 h w"]], caption: str, scorer: Scorer | None, batch_size: int = 64
+def sort_key(score: float | None) -> float:
+    """Return what candidates are sorted by, smallest first: the best score, and with equal scores the first candidate.
+
+    Every choice in this module uses this key with a stable sort. Without scores the order of candidates is kept.
+    """
+    return -(score or 0.0)
+
+
+def score_candidates(
+    images: Iterable[Float[Tensor, "3 h w"]], prompt: str, scorer: Scorer | None, batch_size: int = 64
 ) -> Iterator[Candidate]:
-    """Candidates of one caption in the order that they come in, scored a batch at a time.
+    """Yield the candidates of one prompt in their order, scored a batch at a time.
 
     Raises:
-        UserError: if a score is no number: nothing is better or worse than that.
+        UserError: if a score is NaN or infinite.
     """
     numbered = enumerate(images)
     while batch := list(itertools.islice(numbered, batch_size)):
         scores = [None] * len(batch)
         if scorer is not None:
-            found = scorer.score(torch.stack([image for _, image in batch]), caption)
+            found = scorer.score(torch.stack([image for _, image in batch]), prompt)
             if not found.isfinite().all():
-                raise UserError(f"the scorer {identity(scorer)} gives scores of {caption!r} that are no numbers")
+                raise UserError(
+                    f"{fingerprint(scorer)} scores {prompt!r} with NaN or infinite values: choose another scorer"
+                )
             scores = found.tolist()
         yield from (Candidate(number, image, score) for (number, image), score in zip(batch, scores, strict=True))
 
 
-def best_first(candidates: Iterable[Candidate], top: int) -> list[Candidate]:
-    """The `top` best by score, the earlier of two equal ones first; without scores the first ones.
+def rerank(candidates: Iterable[Candidate], top: int) -> list[Candidate]:
+    """Return the `top` best candidates, best first, without holding more than those in memory."""
+    return heapq.nsmallest(top, candidates, key=lambda candidate: sort_key(candidate.score))
 
-    No more than `top` candidates are held.
+
+def best_of_n(candidates: Iterable[Candidate], sizes: Sequence[int]) -> Iterator[tuple[int, Candidate]]:
+    """Yield each n of the increasing sizes with the best of the first n candidates (nested sets, Fig. 6 and 9c)."""
+
+    def better(one: Candidate, other: Candidate) -> Candidate:
+        return min(one, other, key=lambda candidate: sort_key(candidate.score))
+
+    for n, best in enumerate(itertools.accumulate(candidates, better), start=1):
+        if n in sizes:
+            yield n, best
+
+
+def expected_best_of_n(values: Sequence[float | bool], scores: Sequence[float], n: int) -> float:
+    """Return the value of the best-scored of n candidates, averaged over all n-subsets of the candidates.
+
+    The k-th best of m candidates, from 0, is the best of comb(m - 1 - k, n - 1) of the comb(m, n) subsets.
+
+    Args:
+        values: value of each candidate, to be averaged.
+        scores: score of each candidate, to choose the best.
+        n: size of the subsets, at most the number of candidates.
     """
-    return heapq.nlargest(top, candidates, key=lambda candidate: candidate.score or 0.0)
-
-
-def best_of(candidates: Iterable[Candidate], sizes: tuple[int, ...]) -> Iterator[tuple[int, Candidate]]:
-    """The best of the first n candidates for each rising n, as in the nested sets of Fig. 6 and 9c."""
-    best: Candidate | None = None
-    for candidate in candidates:
-        if best is None or (candidate.score or 0.0) > (best.score or 0.0):
-            best = candidate
-        if candidate.number + 1 in sizes:
-            yield candidate.number + 1, best
+    best_first = sorted(range(len(scores)), key=lambda i: sort_key(scores[i]))
+    num_subsets = math.comb(len(scores), n)
+    num_worse = range(len(scores) - 1, -1, -1)
+    chances = [math.comb(worse, n - 1) / num_subsets for worse in num_worse]  # integers: floats would overflow
+    return sum(values[i] * chance for i, chance in zip(best_first, chances, strict=True))

@@ -1,4 +1,4 @@
-"""CLIP as a scorer, on a small model of open_clip's with weights from a local file."""
+"""CLIP scorers: open_clip's own scores, fingerprints, errors, and scorers named in a config."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.scorers import OpenCLIP, identity, open_clip_scorer
+from lightning_dalle.inference.scorers import CLIPScorer, OpenCLIP, Scorer, fingerprint, load_scorer
 
 SMALL = "ViT-S-32-alt"
 
@@ -21,11 +21,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_scores_equal_open_clip_s_own(weights: Path) -> None:
+def test_scores_equal_those_of_open_clip(weights: Path) -> None:
     import open_clip
 
     images = torch.rand(3, 3, 224, 224)
-    scores = open_clip_scorer(f"{SMALL}:{weights}").score(images, "a cat")
+    scores = load_scorer(f"{SMALL}:{weights}").score(images, "a cat")
     model, _, preprocess = open_clip.create_model_and_transforms(SMALL, pretrained=str(weights))
     normalize = preprocess.transforms[-1]
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_scores_equal_open_clip_s_own(weights: Path) -> None:
     assert scores.unique().numel() == 3
 
 
-def test_pictures_of_another_size_are_resized_as_open_clip_does(weights: Path) -> None:
+def test_images_are_resized_as_in_open_clip(weights: Path) -> None:
     import open_clip
     from torchvision.transforms.v2 import functional
 
@@ -45,31 +45,67 @@ def test_pictures_of_another_size_are_resized_as_open_clip_does(weights: Path) -
     with torch.no_grad():
         theirs = model.eval().encode_image(preprocess(functional.to_pil_image(image))[None], normalize=True)
         text = model.encode_text(open_clip.get_tokenizer(SMALL)(["a cat"]), normalize=True)
-    torch.testing.assert_close(ours, (theirs @ text.T)[:, 0], atol=2e-3, rtol=0)  # their pictures are of 8 bits
+    torch.testing.assert_close(ours, (theirs @ text.T)[:, 0], atol=2e-3, rtol=0)  # open_clip rounds images to 8 bits
 
 
-def test_a_scorer_is_known_by_its_weights(weights: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_the_weights(weights: Path, tmp_path: Path) -> None:
     other = torch.load(weights, weights_only=True)
     other["logit_scale"] += 1
     torch.save(other, tmp_path / "other.pt")
-    one, again, another = (identity(OpenCLIP(SMALL, str(file))) for file in (weights, weights, tmp_path / "other.pt"))
+    one, again, another = (
+        fingerprint(OpenCLIP(SMALL, str(file))) for file in (weights, weights, tmp_path / "other.pt")
+    )
     assert one == again
     assert one != another
-    assert identity(None) is None
+    assert fingerprint(None) is None
 
 
-def test_mistakes_are_sentences(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="open_clip has no model ViT-None"):
+def test_unknown_models_and_weights_raise_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="open_clip has no model ViT-None; it has "):
         OpenCLIP("ViT-None", "openai")
-    with pytest.raises(UserError, match=r"there is no file of CLIP weights at nowhere\.pt"):
+    with pytest.raises(
+        UserError,
+        match=r"the CLIP weights nowhere\.pt are neither a file nor open_clip's weights of ViT-S-32-alt: give",
+    ):
         OpenCLIP(SMALL, "nowhere.pt")
     with pytest.raises(
-        UserError, match="ViT-B-32 is a model of open_clip's, which needs its weights named too: ViT-B-32:"
+        UserError, match="the open_clip model ViT-B-32 needs the name of its weights, such as ViT-B-32:"
     ):
-        open_clip_scorer("ViT-B-32")
+        load_scorer("ViT-B-32")
     with pytest.raises(UserError, match=r"there is no checkpoint at nowhere\.ckpt"):
-        open_clip_scorer("nowhere.ckpt")
+        load_scorer("nowhere.ckpt")
     broken = tmp_path / "broken.pt"
     broken.write_text("nothing")
-    with pytest.raises(UserError, match=r"the CLIP weights .*broken.pt of ViT-S-32-alt cannot be had"):
+    with pytest.raises(UserError, match=r"cannot load the CLIP weights .*broken.pt into ViT-S-32-alt: "):
         OpenCLIP(SMALL, str(broken))
+
+
+class Ranking:
+    """Class with a scorer, as an evaluation in a config has."""
+
+    def __init__(self, scorer: Scorer | None = None) -> None:
+        self.scorer = scorer
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("OpenCLIP", {"model": SMALL, "weights": "{weights}"}),
+        ("load_scorer", {"name": SMALL + ":{weights}"}),
+        ("CLIPScorer.from_checkpoint", {"checkpoint": "{checkpoint}"}),
+    ],
+)
+def test_a_config_names_a_scorer_by_its_class_path(
+    weights: Path, tiny_run: dict[str, Path], name: str, arguments: dict[str, str]
+) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Ranking, "ranking")
+    files = {"weights": weights, "checkpoint": tiny_run["dvae"].parent / "clip" / "checkpoints" / "last.ckpt"}
+    scorer = {
+        "class_path": f"lightning_dalle.inference.scorers.{name}",
+        "init_args": {key: value.format(**files) for key, value in arguments.items()},
+    }
+    ranking = parser.instantiate(parser.parse_object({"ranking": {"scorer": scorer}})).ranking
+    assert isinstance(ranking.scorer, CLIPScorer)
