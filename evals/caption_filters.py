@@ -1,8 +1,8 @@
-"""What the caption filters reject of web captions, and how often the language filter is right: docs/filters.md.
+"""Rejections of web captions by every caption filter, and precision and recall of the language filter (docs/filters.md).
 
     uv run python evals/caption_filters.py ../shared/data
 
-The folder has webtext/laion_style_10000.parquet, webtext/cc3m_validation.tsv and coco/captions_val2017.json.
+Reads webtext/laion_style_10000.parquet, webtext/cc3m_validation.tsv and coco/captions_val2017.json.
 """
 
 import csv
@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 
 from lightning_dalle.data.captions import caption_list
 from lightning_dalle.data.filters.language import NotEnglish
-from lightning_dalle.data.filters.rules import Boilerplate, CaptionFlood, Floods, TooShort, count_captions
-from lightning_dalle.evaluation.statistics import share_of
+from lightning_dalle.data.filters.rules import Boilerplate, CaptionCounts, DuplicateCaptions, TooShort, count_captions
+from lightning_dalle.evaluation.statistics import proportion_of
 
-LABELS = Path(__file__).parents[1] / "tests" / "data" / "laion_languages.tsv"
+LABELS = Path(__file__).parents[1] / "tests" / "data" / "filters" / "laion_languages.tsv"
 LANGUAGES = ("en", "de", "es", "fr", "it", "pt", "id", "tr", "ru", "fa", "ar", "ko", "ja", "zh")
-FILTERS = (Boilerplate(), TooShort(), NotEnglish(), CaptionFlood())
+FILTERS = (Boilerplate(), TooShort(), NotEnglish(), DuplicateCaptions())
 
 
 def captions(folder: Path) -> dict[str, list[str]]:
-    """One caption a record, cleaned; an empty one where there is none."""
+    """Read one cleaned caption per record, empty if the record has none."""
     found = {
         "LAION": pq.read_table(folder / "webtext/laion_style_10000.parquet")["TEXT"].to_pylist(),
         "CC3M validation": [
@@ -40,62 +40,62 @@ def captions(folder: Path) -> dict[str, list[str]]:
 
 
 def names(language: str) -> list[str]:
-    """Unicode's names of emoji in a language, each once, where all of `LANGUAGES` have one."""
+    """Return the distinct names of emoji in a language, for emoji that have a name in all `LANGUAGES`."""
     emoji.config.load_language(list(LANGUAGES))
     entries = [entry for entry in emoji.EMOJI_DATA.values() if all(wanted in entry for wanted in LANGUAGES)]
     return sorted({entry[language].strip(":").replace("_", " ") for entry in entries})
 
 
 def filter_table(sets: dict[str, list[str]]) -> None:
-    """Each record under the first filter that rejects it."""
+    """Print how many records each filter rejects first."""
     print("| rejected |", " | ".join(sets), "|\n|---|" + "---|" * len(sets))
     counts = {}
     for name, texts in sets.items():
-        floods = Floods.of(count_captions([text] for text in texts), CaptionFlood().max_count)
-        judges = (*FILTERS[:-1], floods)
+        duplicates = CaptionCounts.above(DuplicateCaptions().max_count, count_captions([text] for text in texts))
+        filters = (*FILTERS[:-1], duplicates)
         counts[name] = Counter(
-            "without a caption" if not text else next((j.reason for j in judges if j.rejects_caption(text)), "kept")
+            "without a caption" if not text else next((f.reason for f in filters if f.rejects_caption(text)), "kept")
             for text in texts
         )
-    for reason in ("without a caption", *(judge.reason for judge in FILTERS), "kept"):
+    for reason in ("without a caption", *(known.reason for known in FILTERS), "kept"):
         cells = [f"{c[reason]:,} ({c[reason] / c.total():.1%})" for c in counts.values()]
         print("|", reason, "|", " | ".join(cells), "|")
     print("| records |", " | ".join(f"{c.total():,}" for c in counts.values()), "|\n")
 
 
 def language_table(sets: dict[str, list[str]]) -> None:
-    """Precision and recall of "not English" on the labelled captions, and what is lost of sets that are all English."""
+    """Print precision and recall of NotEnglish on labelled captions, and the fraction of English sets it rejects."""
     with LABELS.open() as file:
         labels = list(csv.DictReader(file, delimiter="\t"))
     print("| min_probability, min_known | sample | precision | recall | English lost | CC3M lost | COCO lost |")
     print("|---|---|---|---|---|---|---|")
-    for judge in (NotEnglish(), NotEnglish(min_probability=0.5), NotEnglish(min_known=0.6), NotEnglish(min_known=2)):
-        lost = [share_of(sum(map(judge.rejects_caption, sets[name])), len(sets[name])) for name in list(sets)[1:]]
+    for rule in (NotEnglish(), NotEnglish(min_probability=0.5), NotEnglish(min_known=0.6), NotEnglish(min_known=2)):
+        lost = [proportion_of(sum(map(rule.rejects_caption, sets[name])), len(sets[name])) for name in list(sets)[1:]]
         for sample in ("chosen on", "held out"):
             rows = [row for row in labels if row["sample"] == sample]
             others = sum(row["language"] == "other" for row in rows)
-            rejected = [row for row in rows if judge.rejects_caption(sets["LAION"][int(row["row"])])]
+            rejected = [row for row in rows if rule.rejects_caption(sets["LAION"][int(row["row"])])]
             hits = sum(row["language"] == "other" for row in rejected)
-            measures = [share_of(hits, len(rejected)), share_of(hits, others)]
-            measures += [share_of(len(rejected) - hits, len(rows) - others), *lost]
-            print(f"| {judge.min_probability}, {judge.min_known} | {sample} |", " | ".join(map(cell, measures)), "|")
+            measures = [proportion_of(hits, len(rejected)), proportion_of(hits, others)]
+            measures += [proportion_of(len(rejected) - hits, len(rows) - others), *lost]
+            print(f"| {rule.min_probability}, {rule.min_known} | {sample} |", " | ".join(map(cell, measures)), "|")
 
 
 def cell(measure: dict[str, Any]) -> str:
-    """A share with its 95 % interval and counts."""
-    low, high = measure["interval_95"]
+    """Format a proportion with its 95 % interval and counts."""
+    low, high = measure["ci95"]
     return f"{measure['value']:.1%} ({low:.0%} to {high:.0%}; {measure['hits']} of {measure['of']})"
 
 
 def names_table() -> None:
-    """How many names of emoji in other languages are rejected, those of three words and more, and the shorter ones."""
+    """Print the fraction of emoji names that NotEnglish rejects, by language and length."""
     print("\n| language | rejected of 3 words and more | rejected of 1 or 2 words |\n|---|---|---|")
     for language in LANGUAGES:
         cells = []
         for is_long in (True, False):
             some = [name for name in names(language) if (len(name.split()) > 2) == is_long]
-            share = sum(map(NotEnglish().rejects_caption, some)) / max(len(some), 1)
-            cells.append(f"{share:.1%} of {len(some):,}")
+            rejected = sum(map(NotEnglish().rejects_caption, some)) / max(len(some), 1)
+            cells.append(f"{rejected:.1%} of {len(some):,}")
         print("|", language, "|", " | ".join(cells), "|")
 
 

@@ -1,4 +1,4 @@
-"""`data report` on real photos and on streams, and its mistakes."""
+"""`data report` on real photos and on streams, and its errors."""
 
 import json
 import subprocess
@@ -8,26 +8,26 @@ from typing import Any
 
 import pytest
 import yaml
-from bad_input import GOOD, BadRecord, picture, write_tars
+from bad_input import GOOD, BadRecord, noise_image, write_tars
 
 from lightning_dalle.cli import main
 
 FILTERS = [
-    {"class_path": f"lightning_dalle.data.{name}", "init_args": arguments}
+    {"class_path": f"lightning_dalle.data.filters.{name}", "init_args": arguments}
     for name, arguments in {
-        "filters.TooShort": {"min_words": 8},
+        "rules.TooShort": {"min_words": 8},
         "language.NotEnglish": {},
-        "filters.CaptionFlood": {"max_count": 2},
-        "filters.AspectRatio": {"largest": 1.5},
+        "rules.DuplicateCaptions": {"max_count": 2},
+        "rules.AspectRatio": {"max_ratio": 1.5},
     }.items()
 ]
 
 
 def config(folder: Path, data: Path, filters: list[dict[str, Any]] = FILTERS, **source: Any) -> Path:
-    """Of a fit, of which nothing but the data is looked at."""
+    """Write the config of a fit, of which the report reads the data alone."""
     file = folder / "config.yaml"
     found = {
-        "class_path": "lightning_dalle.data.sources.captioned.CaptionedPictures",
+        "class_path": "lightning_dalle.data.sources.captioned.CaptionedImages",
         "init_args": {"path": str(data), **source},
     }
     file.write_text(yaml.safe_dump({"trainer": {"max_steps": 1}, "data": {"source": found, "filters": filters}}))
@@ -48,31 +48,32 @@ def test_real_photos_are_counted_by_split_and_reason(
         assert counts["rejected"]["aspect ratio"] > 0
 
 
-def test_floods_of_a_stream_are_counted_by_the_report_that_the_filter_reads(
+def test_a_stream_is_filtered_by_the_caption_counts_that_the_report_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = [BadRecord(picture(), text, None) for text in (GOOD, GOOD, GOOD, b"an owl", b"an owl")]
+    good = [BadRecord(noise_image(), text, None) for text in (GOOD, GOOD, GOOD, b"an owl", b"an owl")]
     write_tars(tmp_path / "data", [*good, BadRecord(b"", b"a fox", "zero bytes")], shards=2)
-    flood = {"class_path": "lightning_dalle.data.filters.rules.CaptionFlood", "init_args": {"max_count": 2}}
-    options = {"streamed": True, "splits": {"train": "train"}}
-    file = config(tmp_path, tmp_path / "data", [flood], **options)
+    duplicates = {"class_path": "lightning_dalle.data.filters.rules.DuplicateCaptions", "init_args": {"max_count": 2}}
+    options = {"streaming": True, "splits": {"train": "train"}}
+    file = config(tmp_path, tmp_path / "data", [duplicates], **options)
     with pytest.raises(SystemExit, match="2"):
         main(["data", "report", "--config", str(file)])
-    assert "streamed data are counted nowhere" in capsys.readouterr().err
-    flood["init_args"]["file"] = str(tmp_path / "floods.json")
-    file, out = config(tmp_path, tmp_path / "data", [flood], **options), tmp_path / "report.json"
-    main(["data", "report", "--config", str(file), "--floods", str(tmp_path / "floods.json"), "--out", str(out)])
-    assert json.loads((tmp_path / "floods.json").read_text())["captions"] == {GOOD.decode(): 3}
+    assert "cannot count streamed data: run `data report --caption_counts FILE`" in capsys.readouterr().err
+    written = tmp_path / "counts.json"
+    duplicates["init_args"]["file"] = str(written)
+    file, out = config(tmp_path, tmp_path / "data", [duplicates], **options), tmp_path / "report.json"
+    main(["data", "report", "--config", str(file), "--caption_counts", str(written), "--out", str(out)])
+    assert json.loads(written.read_text())["captions"] == {GOOD.decode(): 3}
     counts = json.loads(out.read_text())["splits"]["train"]
     examples = counts.pop("examples")
-    assert examples.keys() == {"caption flood", "zero bytes"}
+    assert examples.keys() == {"duplicate caption", "zero bytes"}
     assert examples["zero bytes"] in capsys.readouterr().out
-    assert counts == {"records": 6, "rejected": {"caption flood": 3, "zero bytes": 1}, "kept": 2}
+    assert counts == {"records": 6, "rejected": {"duplicate caption": 3, "zero bytes": 1}, "kept": 2}
     main(["data", "report", "--config", str(file), "--limit", "4", "--out", str(out)])
     assert json.loads(out.read_text())["splits"]["train"]["records"] == 4
 
 
-def test_a_rejected_record_is_shown_by_its_name_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_name_of_a_rejected_record_is_printed_verbatim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.csv").write_text("path,caption\n[/x]lost:cat:.jpg,an owl\n[/x]lost:cat:.jpg,a fox\n")
     main(["data", "report", "--config", str(config(tmp_path, tmp_path / "p.csv", []))])
     assert "[/x]lost:cat:.jpg" in "".join(capsys.readouterr().out.replace("│", "").split())
@@ -81,8 +82,8 @@ def test_a_rejected_record_is_shown_by_its_name_as_it_is(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--config", "nowhere.yaml"], "the config nowhere.yaml cannot be read"),
-        (["--config", "configs/coco/dvae.yaml", "--limit", "0"], "limit is 0"),
+        (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
+        (["--config", "configs/coco/dvae.yaml", "--limit", "0"], "limit is 0, but must be at least 1"),
         (["--config", "configs/coco/dvae.yaml", "--data.image_sise", "8"], "image_sise"),
         (
             ["--config", "configs/coco/dvae.yaml", "--data.source.init_args.path", "docs"],
@@ -90,7 +91,7 @@ def test_a_rejected_record_is_shown_by_its_name_as_it_is(tmp_path: Path, capsys:
         ),
     ],
 )
-def test_mistakes_are_sentences(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_reported(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["data", "report", *options])
     error = capsys.readouterr().err
@@ -98,7 +99,7 @@ def test_mistakes_are_sentences(options: list[str], words: str, capsys: pytest.C
     assert words in error
 
 
-def test_help_answers_without_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     code = (
         "import sys; from lightning_dalle.cli import main\n"
         "try: main(['data', 'report', '--help'])\n"
@@ -106,4 +107,4 @@ def test_help_answers_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "--floods" in done.stdout
+    assert "--caption_counts" in done.stdout

@@ -1,7 +1,4 @@
-"""`data report`: what is in the data, and what each filter costs, before anything is trained.
-
-Knows configs and where reports are written.
-"""
+"""Command `data report`: counts of a dataset's records, and of those that each filter rejects, before any training."""
 
 import itertools
 import json
@@ -11,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.files import read_yaml, write_text
+from lightning_dalle.files import make_folder, read_yaml, write_json, write_text
 from lightning_dalle.provenance import commit
 
 if TYPE_CHECKING:
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
-    from lightning_dalle.data.filters.pipeline import Screening
+    from lightning_dalle.data.filters.pipeline import FilterPipeline
 
 
 def report(
@@ -27,63 +24,52 @@ def report(
     data: dict[str, Any] | None = None,
     limit: int | None = None,
     out: Path | None = None,
-    floods: Path | None = None,
+    caption_counts: Path | None = None,
 ) -> None:
-    """Print how many records of each split every filter rejects, with one of them, and how many are kept.
+    """Print how many records of each split every filter rejects, with an example, and how many are kept.
 
-    Every picture is decoded once. Splits that are not streamed are screened as a fit screens them, which then finds the
-    verdicts in the cache.
+    Every image is decoded once. Training finds the decisions about rows on disk in the cache.
 
     Args:
-        config: of a fit, or the keys of its data alone.
-        data: keys of the data to set otherwise, such as `--data.source.init_args.path my/pictures`.
-        limit: most records of each split to look at, its first ones; streamed data may have no end.
-        out: file for the counts as JSON.
-        floods: file for the captions that more records of the split train share than the filter CaptionFlood lets
-            pass, with their counts: streamed data are filtered by it.
+        config: config of a fit, or its keys under `data` alone.
+        data: config keys of the data to override, such as `--data.source.init_args.path my/images`.
+        limit: number of records to check in each split, from its start. Streamed data may have no end.
+        out: JSON file to write the counts to.
+        caption_counts: JSON file to write frequent captions of the split train to, with their counts. The filter
+            DuplicateCaptions reads it for streamed data.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}, but at least 1 record must be looked at")
+        raise UserError(f"limit is {limit}, but must be at least 1")
     datamodule = read_datamodule(config, data or {})
 
     from rich.console import Console
 
-    from lightning_dalle.data.filters.pipeline import Screening
-
-    screening = Screening(datamodule.filters or ())
+    filters = datamodule.pipeline
     splits = datamodule.source.load(datamodule.image_size)
     if any("codes" in rows.column_names for rows in splits.values()):
-        raise UserError(f"the data of {config} are codes, whose pictures were screened before they were encoded")
-    if floods is not None:
-        write_floods(floods, splits, limit, screening)
-    counted = {name: count(rows, limit, screening) for name, rows in splits.items()}
-    Console().print(table(counted, screening))
+        raise UserError(f"the data of {config} are encoded; report on the source of the images instead")
+    if caption_counts is not None:
+        write_caption_counts(caption_counts, splits, limit, filters)
+    reports = {name: split_report(rows, limit, filters) for name, rows in splits.items()}
+    Console().print(table(reports, filters))
     if out is not None:
         result = {
             "config": str(config),
             "limit": limit,
-            "filters": [repr(judge) for judge in screening.filters],
-            "splits": {
-                name: {
-                    "records": found.records,
-                    "rejected": dict(found.rejected),
-                    "kept": found.kept,
-                    "examples": found.examples,
-                }
-                for name, found in counted.items()
-            },
+            "filters": [repr(found) for found in filters.filters],
+            "splits": {name: {**found._asdict(), "kept": found.kept} for name, found in reports.items()},
             "commit": commit(),
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, json.dumps(result, indent=2) + "\n")
+        make_folder(out.parent)
+        write_json(out, result)
         print(f"written to {out}")
 
 
 def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageDataModule":
-    """The datamodule of a fit's config, without its model or Trainer.
+    """Build the datamodule of a fit's config, without the model and the Trainer.
 
     Raises:
-        UserError: if there is no such file, or its keys are not those of the data.
+        UserError: if the config cannot be read, or has an unknown key or a wrong value under `data`.
     """
     settings = read_yaml(config)
     settings = settings.get("data", settings)
@@ -101,86 +87,87 @@ def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageD
         parsed = parser.parse_args(arguments, namespace=parser.parse_object({"data": settings}, defaults=False))
         datamodule: CaptionedImageDataModule = parser.instantiate(parsed).data
     except ArgumentError as error:
-        raise UserError(f"the data of {config}: {' '.join(str(error).split())}") from error
+        raise UserError(f"cannot read the data keys of {config}: {' '.join(str(error).split())}") from error
     return datamodule
 
 
-class Counted(NamedTuple):
-    """What a report tells of a split."""
+class SplitReport(NamedTuple):
+    """Counts of one split."""
 
     records: int
     rejected: Counter[str]
+    """Number of rejected records by reason."""
     examples: dict[str, str]
-    """The first that was rejected for each reason."""
+    """Name of the first rejected record by reason."""
 
     @property
     def kept(self) -> int:
-        """Records that are not rejected."""
+        """Number of records that pass all filters."""
         return self.records - self.rejected.total()
 
 
-def count(rows: "Dataset | IterableDataset", limit: int | None, screening: "Screening") -> Counted:
-    """Screens the first records of a split, or all."""
+def split_report(rows: "Dataset | IterableDataset", limit: int | None, filters: "FilterPipeline") -> SplitReport:
+    """Filter the first `limit` records of a split, or all."""
     from datasets import Dataset
     from datasets import Image as EncodedImage
     from rich.progress import track
 
-    from lightning_dalle.data.filters.pipeline import Rejection, name_of
-    from lightning_dalle.data.loading.streaming import Reader
+    from lightning_dalle.data.filters.pipeline import Rejection, record_name
+    from lightning_dalle.data.loading.streaming import ShardReader
 
     if isinstance(rows, Dataset):
-        some = rows if limit is None else rows.take(limit)
-        screened = screening.screen_rows(some.cast_column("image", EncodedImage(decode=False)))
-        return Counted(len(some), screened.rejected, screened.examples)
-    screening.check_stream()
-    records, rejected, examples = 0, Counter[str](), dict[str, str]()
-    stream = itertools.islice(Reader(rows, index=0, count=1, seed=None, buffer=1).one_pass(), limit)
-    for record in track(stream, description="Screening", total=limit, transient=True):
-        verdict = screening.verdict(record)
-        if isinstance(verdict, Rejection):
-            rejected[verdict.reason] += 1
-            examples.setdefault(verdict.reason, name_of(record, records))
-        records += 1
-    return Counted(records, rejected, examples)
+        rows = rows if limit is None else rows.take(limit)
+        _, *counts = filters.filter_rows(rows.cast_column("image", EncodedImage(decode=False)))
+        return SplitReport(len(rows), *counts)
+    filters.require_caption_counts()
+    num_records, rejected, examples = 0, Counter[str](), dict[str, str]()
+    stream = itertools.islice(ShardReader(rows, 0, 1, seed=None, buffer_size=1).one_pass(), limit)
+    for record in track(stream, description="Filtering", total=limit, transient=True):
+        checked = filters.check(record, decode=True)
+        if isinstance(checked, Rejection):
+            rejected[checked.reason] += 1
+            examples.setdefault(checked.reason, record_name(record, num_records))
+        num_records += 1
+    return SplitReport(num_records, rejected, examples)
 
 
-def write_floods(file: Path, splits: Mapping[str, Any], limit: int | None, screening: "Screening") -> None:
-    """Counts the captions of the training split, and writes down those that are too many."""
+def write_caption_counts(file: Path, splits: Mapping[str, Any], limit: int | None, filters: "FilterPipeline") -> None:
+    """Write the captions of the split train that DuplicateCaptions rejects, with their counts."""
     from lightning_dalle.data.captions import caption_list
-    from lightning_dalle.data.filters.rules import CaptionFlood, Floods, count_captions
+    from lightning_dalle.data.filters.rules import CaptionCounts, DuplicateCaptions, count_captions
 
     if "train" not in splits:
-        raise UserError(f"floods are counted in the split train, but the source has {', '.join(splits)}")
-    judge = next((judge for judge in screening.filters if isinstance(judge, CaptionFlood)), CaptionFlood())
+        raise UserError(f"captions are counted in the split train, but the source has only {', '.join(splits)}")
+    duplicates = next((found for found in filters.filters if isinstance(found, DuplicateCaptions)), DuplicateCaptions())
     records = itertools.islice(splits["train"].select_columns("captions"), limit)
     counts = count_captions(caption_list(record["captions"]) for record in records)
-    found = Floods.of(counts, judge.max_count).counts
-    text = json.dumps({"more_than": judge.max_count, "captions": found}, ensure_ascii=False, indent=1)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    frequent = CaptionCounts.above(duplicates.max_count, counts).counts
+    text = json.dumps({"more_than": duplicates.max_count, "captions": frequent}, ensure_ascii=False, indent=1)
+    make_folder(file.parent)
     write_text(file, text + "\n")
-    print(f"{len(found)} captions of more than {judge.max_count} records, written to {file}")
+    print(f"{len(frequent)} captions of more than {duplicates.max_count} records, written to {file}")
 
 
-def table(counted: Mapping[str, Counted], screening: "Screening") -> "Table":
-    """A column for each split, a line for each reason, with the share of all records and one that was rejected."""
+def table(reports: Mapping[str, SplitReport], filters: "FilterPipeline") -> "Table":
+    """Format reports as a table with a column per split and a line per reason."""
     from rich.table import Table
     from rich.text import Text
 
     def cells(numbers: Iterable[int]) -> list[str]:
-        return [f"{n:,} ({n / max(of.records, 1):.1%})" for n, of in zip(numbers, counted.values(), strict=True)]
+        return [f"{n:,} ({n / max(s.records, 1):.1%})" for n, s in zip(numbers, reports.values(), strict=True)]
 
     examples: dict[str, str] = {}
-    for of in counted.values():
-        for reason, name in of.examples.items():
+    for split in reports.values():
+        for reason, name in split.examples.items():
             examples.setdefault(reason, name)
-    sheet = Table("rejected for", title="What each filter costs")
-    for split in counted:
-        sheet.add_column(split, justify="right")
-    sheet.add_column("such as", overflow="fold")
-    for reason in dict.fromkeys([*(judge.reason for judge in screening.filters), *examples]):
-        example = Text(examples.get(reason, ""))  # a name's brackets are no markup
-        sheet.add_row(reason, *cells(of.rejected[reason] for of in counted.values()), example)
-    sheet.add_section()
-    sheet.add_row("kept", *cells(of.kept for of in counted.values()))
-    sheet.add_row("records", *cells(of.records for of in counted.values()))
-    return sheet
+    found = Table("rejected for", title="Records rejected by each filter")
+    for name in reports:
+        found.add_column(name, justify="right")
+    found.add_column("such as", overflow="fold")
+    for reason in dict.fromkeys([*(known.reason for known in filters.filters), *examples]):
+        example = Text(examples.get(reason, ""))  # plain text, because brackets in a name are not markup
+        found.add_row(reason, *cells(split.rejected[reason] for split in reports.values()), example)
+    found.add_section()
+    found.add_row("kept", *cells(split.kept for split in reports.values()))
+    found.add_row("records", *cells(split.records for split in reports.values()))
+    return found

@@ -1,1 +1,1 @@
-"""Captioned pictures: sources, and the one datamodule that every model trains on."""
+"""Captioned images: sources, filters, decoding, loading with exact resume, and the one datamodule of all models."""

@@ -1,13 +1,9 @@
-"""One LightningDataModule for every model: captioned pictures in, batches of images and text tokens out.
-
-Knows a source's splits and how to draw from them, the same on a resumed run as on an unbroken one. Knows nothing of
-models.
-"""
+"""LightningDataModule of all models: a source of captioned images in, batches of images and text tokens out."""
 
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +14,28 @@ from datasets import Image as EncodedImage
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lightning_dalle.data.filters.pipeline import Rejection, Screening
+from lightning_dalle.data.filters.pipeline import FilterPipeline
 from lightning_dalle.data.filters.rules import Filter
 from lightning_dalle.data.images.transforms import Augmentation, to_float
 from lightning_dalle.data.loading.examples import (
     Batch,
-    CaptionedImages,
+    CaptionedImageDataset,
     EncodedBatch,
-    EncodedCaptions,
-    Preparation,
-    Share,
-    StreamedImages,
+    EncodedDataset,
+    ExampleTransform,
+    StreamedDataset,
 )
-from lightning_dalle.data.loading.samplers import Alike, Assigned, Draw, Draws, MixedDraws, Once
-from lightning_dalle.data.loading.streaming import Reader, StreamLoader
-from lightning_dalle.data.sources.encoded import EncodedPictures
+from lightning_dalle.data.loading.samplers import (
+    EvalSampler,
+    FixedSampler,
+    HardNegativeSampler,
+    MixtureSampler,
+    ResumableSampler,
+    SampleIndex,
+)
+from lightning_dalle.data.loading.streaming import StatefulStreamLoader
+from lightning_dalle.data.loading.vocabulary import read_tokenizer, streamed_captions
+from lightning_dalle.data.sources.encoded import EncodedImages
 from lightning_dalle.data.sources.mixture import Mixture
 from lightning_dalle.data.sources.source import Source
 from lightning_dalle.errors import UserError
@@ -42,32 +45,29 @@ __all__ = ["Batch", "CaptionedImageDataModule", "Source"]
 
 log = logging.getLogger(__name__)
 
-CAPTIONS_TO_LEARN_FROM = 50_000
-"""Of streamed data. Their pictures are read with them, since most forms hold them in one file."""
-
 
 class CaptionedImageDataModule(pl.LightningDataModule):
-    """Captioned pictures for the dVAE and the transformer alike.
+    """Captioned images for the dVAE, the transformer and CLIP.
 
     Args:
-        source: where the pictures come from.
+        source: source of the images and captions.
         image_size: height and width of the images, in pixels.
-        batch_size: records in a batch, on each device.
-        text_len: tokens a caption is cut or padded to (256 in the paper).
-        vocab_size: most tokens that the tokenizer learns from the training captions (16,384 in the paper).
-        bpe_dropout: probability with which a merge is passed over in training (0.1 in the paper).
-        num_workers: processes that load; 0 loads in the training process.
-        seed: of the order of the records, the choice among captions, the augmentation and the BPE dropout.
-        filters: what records have to pass, in every split. Rows are screened before training, once; streamed records on
-            the way.
-        augmentation: of the training pictures; their middle squares if there is none.
-        tokenizer_file: a tokenizer, as `CaptionTokenizer.to_json` writes it, in the place of one that is learned. From
-            streamed data it is learned from the first 50,000 captions, in the order of the first epoch.
-        epoch_length: records of an epoch of streamed data, over all devices, rounded down to whole batches of every
-            worker. Each pass over the data reads each record once; an epoch begins where the last one stopped.
-        shuffle_buffer: streamed records that each worker holds, undecoded, to draw from.
-        look_alikes: rows that stand together in an epoch since their captions share their rarest words, for a CLIP to
-            tell apart; 0 mixes all.
+        batch_size: number of records in a batch, per device.
+        text_len: number of tokens to which a caption is truncated or padded (256 in the paper).
+        vocab_size: largest number of tokens that the tokenizer learns (16,384 in the paper).
+        bpe_dropout: probability of skipping a BPE merge in training (0.1 in the paper).
+        num_workers: number of loader processes; 0 loads in the training process.
+        seed: seed of the order of records, the choice among captions, the augmentation and the BPE dropout.
+        filters: filters of the records of every split. Rows are filtered once before training, streamed records while
+            they are read.
+        augmentation: augmentation of the training images; without one they are center crops.
+        tokenizer_file: JSON file of a tokenizer. If not given, it is learned from the training captions; of streamed
+            data from the first 50,000 in the order of the first epoch.
+        epoch_length: number of streamed records in an epoch over all devices, rounded down to whole batches of every
+            worker. An epoch begins where the last one stopped, and no record is repeated before all were read.
+        shuffle_buffer: number of undecoded streamed records in the shuffle buffer of each worker.
+        hard_negative_group_size: number of rows with similar captions that CLIP gets side by side as hard negatives; 0
+            shuffles single rows.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         tokenizer_file: Path | None = None,
         epoch_length: int = 100_000,
         shuffle_buffer: int = 1000,
-        look_alikes: int = 0,
+        hard_negative_group_size: int = 0,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -93,56 +93,66 @@ class CaptionedImageDataModule(pl.LightningDataModule):
             ("batch_size", batch_size, 1),
             ("text_len", text_len, 1),
             ("num_workers", num_workers, 0),
+            ("hard_negative_group_size", hard_negative_group_size, 0),
         ):
             if value < least:
-                raise UserError(f"the data's {name} is {value}, but must be at least {least}")
-        self.source, self.filters, self.augmentation = source, filters, augmentation
+                raise UserError(f"data.{name} is {value}, but must be at least {least}")
+        self.source, self.filters, self.augmentation = source, filters or [], augmentation
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
         self.text_len, self.vocab_size, self.bpe_dropout = text_len, vocab_size, bpe_dropout
         self.tokenizer_file, self.epoch_length, self.shuffle_buffer = tokenizer_file, epoch_length, shuffle_buffer
-        self.look_alikes = look_alikes
+        self.hard_negative_group_size = hard_negative_group_size
+        self.pipeline = FilterPipeline(self.filters)
         self.splits: DatasetDict | IterableDatasetDict | None = None
         self.rejected: dict[str, Counter[str]] = {}
-        """By split and reason, how many rows were rejected; what is rejected of a stream is told by its batches."""
-        self._assigned: Callable[[], Mapping[str, Sequence[Draw]]] | None = None
+        """Number of rejected rows by split and reason. Rejected streamed records are counted in their batches."""
+        self._predict_indices: Callable[[], Mapping[str, Sequence[SampleIndex]]] | None = None
         self._tokenizer: CaptionTokenizer | None = None
 
     @property
     def tokenizer(self) -> CaptionTokenizer:
-        """Learned from the training captions, alone; a checkpoint that is only evaluated brings its own."""
+        """Tokenizer of a checkpoint or of `tokenizer_file`, or else learned from the training captions on first use."""
         if self._tokenizer is None:
             if self.tokenizer_file is not None:
-                self._tokenizer = self._read_tokenizer(self.tokenizer_file)
+                self._tokenizer = read_tokenizer(self.tokenizer_file, self.vocab_size, self.text_len)
             else:
-                self._tokenizer = CaptionTokenizer.train(self._captions(), self.vocab_size, self.text_len)
+                train = self.split("train")
+                if isinstance(train, Dataset):
+                    captions = itertools.chain.from_iterable(train["captions"])
+                else:
+                    captions = streamed_captions(*self._parts("train"), self.pipeline, self.seed, self.shuffle_buffer)
+                self._tokenizer = CaptionTokenizer.train(captions, self.vocab_size, self.text_len)
         return self._tokenizer
 
     def prepare_data(self) -> None:
-        self._load()  # in one process, that the others find all of it in the cache
+        self._load()  # one process fills the cache for the others
 
     def setup(self, stage: str) -> None:
         if self.splits is None:
             self.splits = self._load()
         if stage != "fit":
             return
-        train = self.split("train")
-        if self.look_alikes < 0:
-            raise UserError(f"look_alikes is {self.look_alikes}, but must be at least 0, which mixes all")
-        if self.look_alikes and (isinstance(train, IterableDataset) or isinstance(self.source, Mixture)):
+        train, is_mixture = self.split("train"), isinstance(self.source, Mixture)
+        if self.hard_negative_group_size and (isinstance(train, IterableDataset) or is_mixture):
             raise UserError(
-                f"look_alikes={self.look_alikes} needs the captions of all rows of one source, but this one is "
-                f"{'a mixture' if isinstance(self.source, Mixture) else 'streamed'}"
+                f"hard_negative_group_size={self.hard_negative_group_size} needs the rows of a single source, but this "
+                f"source is {'a mixture' if is_mixture else 'streamed'}; set it to 0 or change the source"
             )
-        _, world = self._processes()
-        if isinstance(train, Dataset) and len(train) // world < self.batch_size:
+        _, world_size = self._rank_and_world_size()
+        if isinstance(train, Dataset) and len(train) // world_size < self.batch_size:
             raise UserError(
-                f"the training split has {len(train)} records, less than one batch of batch_size={self.batch_size}"
-                + (f" for each of {world} processes" if world > 1 else "")
+                f"the training split has {len(train)} records, fewer than one batch of batch_size={self.batch_size}"
+                + (f" for each of {world_size} processes" if world_size > 1 else "")
+                + "; reduce batch_size"
             )
 
-    def dataset(self, split: str, bpe_dropout: float = 0.0) -> CaptionedImages | EncodedCaptions:
-        """A split as tensors."""
-        return _examples(self.split(split), self._preparation(bpe_dropout))
+    def dataset(
+        self, split: str, bpe_dropout: float = 0.0, augmentation: Augmentation | None = None
+    ) -> CaptionedImageDataset | EncodedDataset:
+        """Return a split of rows as examples."""
+        rows = self.split(split)
+        dataset = EncodedDataset if "codes" in rows.column_names else CaptionedImageDataset
+        return dataset(rows, self._transform(bpe_dropout, augmentation))
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train", is_training=True)
@@ -151,103 +161,109 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The split `test` where the source has one, else `val`."""
+        """Return the loader of the split `test` if the source has one, else of `val`."""
         assert self.splits is not None, "setup() comes first"
         return self._loader("test" if "test" in self.splits else "val")
 
     def predict_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """The training split once, or of each split what was assigned."""
-        if self._assigned is None:
+        """Return the loader of the training split, or one loader per split of `set_predict_indices`."""
+        if self._predict_indices is None:
             return self._loader("train")
-        loaders = []
-        for split, draws in self._assigned().items():
-            prepare = self._preparation(augmentation=self.augmentation if split == "train" else None)
-            loaders.append(self._loader_of(_examples(self.split(split), prepare), Assigned(draws)))
-        return loaders
+        return [
+            self._loader_of(
+                self.dataset(split, augmentation=self.augmentation if split == "train" else None), FixedSampler(indices)
+            )
+            for split, indices in self._predict_indices().items()
+        ]
 
     def on_after_batch_transfer(self, batch: Batch | EncodedBatch, dataloader_idx: int) -> Batch | EncodedBatch:
-        """Images in [0, 1], on their device."""
+        """Convert images to float in [0, 1], on their device."""
         return batch._replace(images=to_float(batch.images)) if isinstance(batch, Batch) else batch
 
-    def assign(self, draws: Callable[[], Mapping[str, Sequence[Draw]]]) -> None:
-        """Makes `predict` read given draws of each split in this process, asked for when the loaders are made."""
-        self._assigned = draws
+    def set_predict_indices(self, indices: Callable[[], Mapping[str, Sequence[SampleIndex]]]) -> None:
+        """Make `predict` read given indices of each split on this rank; the function is called with the loaders."""
+        self._predict_indices = indices
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def split(self, name: str) -> Dataset | IterableDataset:
-        """The records of a split.
+        """Return the records of a split.
 
         Raises:
             UserError: if the source has no such split.
         """
         assert self.splits is not None, "setup() comes first"
         if name not in self.splits:
-            raise UserError(f"the data's split {name} is needed, but the source has {', '.join(self.splits)}")
+            raise UserError(f"this run needs the split {name}, but data.source has only {', '.join(self.splits)}")
         return self.splits[name]
 
     @property
-    def has_pictures_at_hand(self) -> bool:
-        """Whether the splits are rows with pictures, rather than streamed or codes."""
+    def has_image_rows(self) -> bool:
+        """Whether all splits are rows with images, neither streamed nor encoded."""
         assert self.splits is not None, "setup() comes first"
         return all(isinstance(rows, Dataset) and "image" in rows.column_names for rows in self.splits.values())
 
     def _load(self) -> DatasetDict | IterableDatasetDict:
-        """The source's splits; rows are screened."""
-        if isinstance(self.source, EncodedPictures):
-            self.source.check_made_with(self.augmentation, self.filters or (), self.seed)
+        if isinstance(self.source, EncodedImages):
+            self.source.check_made_with(self.augmentation, self.filters, self.seed)
         found = self.source.load(self.image_size)
         if isinstance(found, IterableDatasetDict):
-            Screening(self.filters or ()).check_stream()
+            self.pipeline.require_caption_counts()
             return found
-        return DatasetDict({name: self._screened(name, rows) for name, rows in found.items()})
+        return DatasetDict({name: self._filtered(name, rows) for name, rows in found.items()})
 
-    def _screened(self, split: str, rows: Dataset) -> Dataset:
+    def _filtered(self, split: str, rows: Dataset) -> Dataset:
         if "codes" in rows.column_names:
-            return rows  # screened as pictures, by the same filters
+            return rows  # filtered before they were encoded
         rows = rows.cast_column("image", EncodedImage(decode=False))
-        kept, rejected, examples = Screening(self.filters or ()).screen_rows(rows, self.num_workers)
+        kept, rejected, examples = self.pipeline.filter_rows(rows, self.num_workers)
         self.rejected[split] = rejected
         counts = ", ".join(f"{count} {reason} (such as {examples[reason]})" for reason, count in rejected.most_common())
         if not kept:
-            raise UserError(f"the split {split} has no record that is kept of its {len(rows)}: {counts}")
+            raise UserError(f"the filters reject all {len(rows)} records of the split {split}: {counts}; loosen them")
         if counts:
-            log.warning("split %s: passed over %s, of %d records", split, counts, len(rows))
+            log.warning("split %s: rejected %s, of %d records", split, counts, len(rows))
         return kept
 
-    def _preparation(self, bpe_dropout: float = 0.0, augmentation: Augmentation | None = None) -> Preparation:
-        return Preparation(self.image_size, self.tokenizer, augmentation, bpe_dropout, self.seed)
+    def _transform(self, bpe_dropout: float = 0.0, augmentation: Augmentation | None = None) -> ExampleTransform:
+        return ExampleTransform(self.image_size, self.tokenizer, augmentation, bpe_dropout, self.seed)
 
     def _loader(self, split: str, is_training: bool = False) -> DataLoader[Any]:
         rows = self.split(split)
-        prepare = self._preparation(self.bpe_dropout, self.augmentation) if is_training else self._preparation()
-        rank, world = self._processes()
-        dataset: CaptionedImages | EncodedCaptions | StreamedImages
-        sampler: Draws | None = None
+        bpe_dropout, augmentation = (self.bpe_dropout, self.augmentation) if is_training else (0.0, None)
+        rank, world_size = self._rank_and_world_size()
         if isinstance(rows, IterableDataset):
-            share = Share(rank, world, self.seed, self.shuffle_buffer)
-            length = self._batches(world) * self.batch_size if is_training else None
-            dataset = StreamedImages(*self._parts(split), prepare, Screening(self.filters or ()), share, length)
+            stream = StreamedDataset(
+                *self._parts(split),
+                self._transform(bpe_dropout, augmentation),
+                self.pipeline,
+                self._epoch_length_of_rank(world_size) if is_training else None,
+                rank=rank,
+                world_size=world_size,
+                seed=self.seed,
+                buffer_size=self.shuffle_buffer,
+            )
+            return self._loader_of(stream, None, drop_last=is_training)
+        dataset = self.dataset(split, bpe_dropout, augmentation)
+        options: dict[str, Any] = {"num_replicas": world_size, "rank": rank, "seed": self.seed}
+        sampler: ResumableSampler
+        if not is_training:
+            sampler = EvalSampler(dataset, shuffle=False, **options)
+        elif isinstance(self.source, Mixture):
+            sampler = MixtureSampler(rows, self.source.weights, drop_last=True, **options)
+        elif self.hard_negative_group_size:
+            captions = [captions[0] for captions in rows["captions"]]
+            sampler = HardNegativeSampler(captions, self.hard_negative_group_size, drop_last=True, **options)
         else:
-            dataset = _examples(rows, prepare)
-            options: dict[str, Any] = {"num_replicas": world, "rank": rank, "seed": self.seed}
-            if not is_training:
-                sampler = Once(dataset, shuffle=False, **options)
-            elif isinstance(self.source, Mixture):
-                sampler = MixedDraws(rows, self.source.weights, drop_last=True, **options)
-            elif self.look_alikes:
-                captions = [captions[0] for captions in rows["captions"]]
-                sampler = Alike(captions, self.look_alikes, drop_last=True, **options)
-            else:
-                sampler = Draws(dataset, drop_last=True, **options)
+            sampler = ResumableSampler(dataset, drop_last=True, **options)
         return self._loader_of(dataset, sampler, drop_last=is_training)
 
     def _loader_of(
         self,
-        dataset: CaptionedImages | EncodedCaptions | StreamedImages,
-        sampler: Draws | None,
+        dataset: CaptionedImageDataset | EncodedDataset | StreamedDataset,
+        sampler: ResumableSampler | None,
         drop_last: bool = False,
     ) -> DataLoader[Any]:
-        loader = StreamLoader if isinstance(dataset, StreamedImages) else StatefulDataLoader
+        loader = StatefulStreamLoader if isinstance(dataset, StreamedDataset) else StatefulDataLoader
         return loader(
             dataset,
             batch_size=self.batch_size,
@@ -259,79 +275,46 @@ class CaptionedImageDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
-    def _processes(self) -> tuple[int, int]:
-        """The number of this one, and how many there are."""
+    def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _batches(self, world: int) -> int:
-        """Of an epoch of streamed data, in each process: the same number of every worker, so that each epoch begins
-        with the same one.
+    def _epoch_length_of_rank(self, world_size: int) -> int:
+        """Return the number of streamed examples of an epoch on one rank.
+
+        Every worker yields the same number of batches, so that each epoch begins with the same worker.
         """
-        workers = max(self.num_workers, 1)
-        batches = self.epoch_length // (self.batch_size * world * workers)
-        if not batches:
+        num_workers = max(self.num_workers, 1)
+        batches_per_worker = self.epoch_length // (self.batch_size * world_size * num_workers)
+        if not batches_per_worker:
             raise UserError(
                 f"epoch_length={self.epoch_length} is less than one batch of batch_size={self.batch_size} for each of "
-                f"{workers} workers in {world} processes"
+                f"{num_workers} workers in {world_size} processes; increase epoch_length"
             )
-        return batches * workers
+        return batches_per_worker * num_workers * self.batch_size
 
     def _parts(self, split: str) -> tuple[list[IterableDataset], list[float]]:
-        """A streamed split of every source, and their weights."""
+        """Return a streamed split of every source, and the weights of the sources."""
         if isinstance(self.source, Mixture):
             return self.source.parts(split, self.image_size), self.source.weights
         return [self.split(split)], [1.0]
-
-    def _captions(self) -> Iterator[str]:
-        """That a tokenizer is learned from."""
-        rows = self.split("train")
-        if isinstance(rows, Dataset):
-            return itertools.chain.from_iterable(rows["captions"])
-        parts, weights = self._parts("train")
-        shares = [round(CAPTIONS_TO_LEARN_FROM * weight / sum(weights)) for weight in weights]
-        pairs = zip(parts, shares, strict=True)
-        return itertools.chain.from_iterable(itertools.islice(self._read_captions(part), n) for part, n in pairs)
-
-    def _read_captions(self, part: IterableDataset) -> Iterator[str]:
-        screening = Screening(self.filters or ())
-        for record in Reader(part, 0, 1, self.seed, self.shuffle_buffer).one_pass():
-            screened = screening.screen(record)
-            if not isinstance(screened, Rejection):
-                yield from screened["captions"]
-
-    def _read_tokenizer(self, path: Path) -> CaptionTokenizer:
-        try:
-            found = CaptionTokenizer.from_json(path.read_text())
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} holds no tokenizer: {error}") from error
-        if found.vocab_size != self.vocab_size:
-            raise UserError(
-                f"the tokenizer in {path} has vocab_size={found.vocab_size}, but the data {self.vocab_size}"
-            )
-        return CaptionTokenizer(found.bpe, found.vocab_size, self.text_len)
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer.to_json()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        theirs = state_dict["tokenizer"]
-        found = CaptionTokenizer.from_json(theirs)
+        saved = CaptionTokenizer.from_json(state_dict["tokenizer"])
         if self.trainer is not None and self.trainer.state.fn != "fit":
-            self._tokenizer = found
+            self._tokenizer = saved
             return
-        theirs_is = {"vocab_size": found.vocab_size, "text_len": found.text_len}
-        ours_is = {"vocab_size": self.vocab_size, "text_len": self.text_len}
-        if theirs_is != ours_is:
-            raise UserError(f"the checkpoint's captions have {_named(theirs_is)}, but this run's {_named(ours_is)}")
+        if (saved.vocab_size, saved.text_len) != (self.vocab_size, self.text_len):
+            raise UserError(
+                f"cannot resume: the checkpoint was trained with vocab_size={saved.vocab_size} and "
+                f"text_len={saved.text_len}, but this run has vocab_size={self.vocab_size} and text_len={self.text_len}"
+            )
         if self.tokenizer_file is None:
-            self._tokenizer = found  # what the model has learned to read, even if there are other captions by now
-        elif self.tokenizer.to_json() != theirs:
-            raise UserError(f"the checkpoint was trained with another tokenizer than that of {self.tokenizer_file}")
-
-
-def _named(values: Mapping[str, int]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
-
-
-def _examples(rows: Dataset, prepare: Preparation) -> CaptionedImages | EncodedCaptions:
-    return (EncodedCaptions if "codes" in rows.column_names else CaptionedImages)(rows, prepare)
+            self._tokenizer = saved  # the model was trained on these tokens, even if the captions have changed since
+        elif self.tokenizer.to_json() != state_dict["tokenizer"]:
+            raise UserError(
+                f"cannot resume: the checkpoint was trained with another tokenizer than {self.tokenizer_file}; unset "
+                "data.tokenizer_file to use the checkpoint's"
+            )

@@ -1,1 +1,1 @@
-"""Filters: which records are kept, and why the others are rejected."""
+"""Filters: which records are used for training, and why the others are rejected."""

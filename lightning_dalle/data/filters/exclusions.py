@@ -1,7 +1,4 @@
-"""Lists of records that are not to be trained on: written by `data overlap`, read by a person, honoured by a filter.
-
-Knows ids and the file. Knows nothing of pictures or of how the list came about.
-"""
+"""Lists of records excluded from training, which `data overlap` writes and the filter `Excluded` applies."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -13,18 +10,18 @@ from lightning_dalle.errors import UserError
 
 
 class Exclusion(NamedTuple):
-    """A line of the list."""
+    """Line of an exclusion list."""
 
     id: str
-    """Of the record that is not to be trained on."""
+    """Id of the excluded record."""
     reason: str
     match: str
-    """What the record is too near to: the id of a picture of the reference set, or of a record that stays."""
+    """Id of the image that the record duplicates: one of the reference set, or of a record that is kept."""
     distance: float
 
 
 def write_exclusions(file: Path, exclusions: Iterable[Exclusion]) -> None:
-    """A table of tab-separated columns, one line for each."""
+    """Write an exclusion list as tab-separated values with a header."""
     with file.open("w", newline="") as opened:
         lines = csv.writer(opened, dialect="excel-tab", lineterminator="\n")
         lines.writerow(Exclusion._fields)
@@ -33,42 +30,41 @@ def write_exclusions(file: Path, exclusions: Iterable[Exclusion]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """Filter of the records on a list.
+    """Filter of records whose id is on an exclusion list.
 
     Raises:
-        UserError: if there is no such list, or it has no column `id`.
+        UserError: if the file cannot be read or has no column `id`.
     """
 
-    reason: ClassVar[str] = "on the list of exclusions"
+    reason: ClassVar[str] = "on the exclusion list"
 
-    list: Path
-    """A table of tab-separated columns, one of them `id`, as `data overlap` writes it; the others are for people."""
+    file: Path
+    """Tab-separated values with a column `id`, such as `data overlap` writes. Other columns are ignored."""
     ids: dict[str, None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Read at once, and into a dict, which keeps its order: what `datasets` caches goes by all that a filter holds,
-        # and would not know a list that changed.
+        # `datasets` caches by the pickled filter: the ids must be part of it, in the order of the file.
         try:
-            with self.list.open(newline="") as opened:
+            with self.file.open(newline="") as opened:
                 ids = dict.fromkeys(line["id"] for line in csv.DictReader(opened, dialect="excel-tab"))
         except OSError as error:
-            raise UserError(f"the list of exclusions {self.list} cannot be read: {error}") from error
+            raise UserError(f"cannot read the exclusion list {self.file}: {error}") from error
         except (KeyError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(
-                f"the list of exclusions is to be a table with a tab-separated column id, but {self.list} is not: "
+                f"the exclusion list {self.file} must be tab-separated text with a column id, but reading it gave "
                 f"{error!r}"
             ) from error
         object.__setattr__(self, "ids", ids)
 
     def rejects_record(self, record: Mapping[str, Any]) -> bool:
-        """Whether its id is on the list.
+        """Return whether the record's id is on the list.
 
         Raises:
-            UserError: if it has none.
+            UserError: if the record has no id.
         """
         if "id" not in record:
             raise UserError(
-                f"the list of exclusions {self.list} names records by their id, but those of this source have only "
-                f"{', '.join(record)}"
+                f"the exclusion list {self.file} needs records with an id, but this source has only the columns "
+                f"{', '.join(record)}; remove the filter Excluded"
             )
         return record["id"] in self.ids

@@ -1,6 +1,6 @@
-"""Which captions are not English, by fastText's identifier of 176 languages and a dictionary, both in their packages.
+"""Filter of captions that are not English, by fastText's identifier of 176 languages and an English dictionary.
 
-Knows characters. Knows nothing of pictures or of where captions come from. docs/filters.md has its measured errors.
+Both are in installed packages. docs/filters.md has the measured error rates.
 """
 
 import re
@@ -17,37 +17,36 @@ _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class NotEnglish:
-    """Captions of another language (paper, appendix C, which asked cld3): English is unlikely, and so are the words.
+    """Filter of captions in other languages (paper, appendix C, which used cld3).
 
-    The identifier alone takes many titles of products and names of people for some language or other. The dictionary
-    knows better what is an English word, and nothing of what order they come in. Numbers, punctuation and upper case
-    are left out before either is asked.
+    A caption is rejected if both the identifier and the dictionary speak against English. The identifier alone takes
+    many product titles and names for other languages. Both see lower-case words without numbers and punctuation.
     """
 
     reason: ClassVar[str] = "not English"
 
     min_probability: float = 0.3
-    """Least probability of English by the identifier."""
+    """Lowest probability of English, by the identifier, that passes."""
     min_known: float = 0.7
-    """Least share of words that are in the English dictionary; a caption falls only short of both."""
+    """Lowest fraction of words in the English dictionary that passes."""
     min_words: int = 3
-    """Fewest words to judge by; shorter captions pass, unless they have a letter that ASCII lacks."""
+    """Fewest words that are checked. Shorter captions pass, unless they contain a non-ASCII letter."""
 
     def rejects_caption(self, caption: str) -> bool:
         words = _WORD.findall(caption.lower())
         if not words or (len(words) < self.min_words and all(map(str.isascii, words))):
             return False
-        return probability_of_english(words) < self.min_probability and known(words) < self.min_known
+        return english_probability(words) < self.min_probability and known_fraction(words) < self.min_known
 
 
-def probability_of_english(words: Sequence[str]) -> float:
-    """As the identifier has it, of words in lower case."""
+def english_probability(words: Sequence[str]) -> float:
+    """Return the identifier's probability that lower-case words are English."""
     found = _identifier().detect(" ".join(words), model="lite", k=176)
     return next((float(language["score"]) for language in found if language["lang"] == "en"), 0.0)
 
 
-def known(words: Sequence[str]) -> float:
-    """The share of words, in lower case, that are in the English dictionary."""
+def known_fraction(words: Sequence[str]) -> float:
+    """Return the fraction of lower-case words that are in the English dictionary."""
     from simplemma import is_known
 
     return sum(is_known(word, lang="en") for word in words) / len(words)

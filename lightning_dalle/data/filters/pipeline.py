@@ -1,7 +1,4 @@
-"""What is kept of a record, and why the others are not: filters applied and their rejections counted.
-
-Knows records and filters. Knows nothing of where records come from or what becomes of them.
-"""
+"""Application of filters to records and to whole splits; every rejection is counted by its reason."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,183 +8,170 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-from lightning_dalle.data.captions import LONGEST, caption_list
+from lightning_dalle.data.captions import MAX_CAPTION_CHARACTERS, caption_list
 from lightning_dalle.data.filters.rules import (
+    CaptionCounts,
     CaptionFilter,
-    CaptionFlood,
+    DuplicateCaptions,
     Filter,
-    Floods,
-    PictureFilter,
+    ImageFilter,
     RecordFilter,
     TooLong,
     count_captions,
 )
-from lightning_dalle.data.images.decoding import UNREACHABLE, Unreadable, picture_size, read_pixels
+from lightning_dalle.data.images.decoding import UNREACHABLE_IMAGE, UnreadableImage, decode_image, stored_size
 from lightning_dalle.files import file_fingerprint
 
 Record = Mapping[str, Any]
-"""At least `image`, undecoded: its "bytes" or "path", and `captions`, a list of texts."""
+"""Record with `image`, undecoded (its "bytes" or "path"), and `captions`, a list of texts."""
 
-RECIPE = 1
-"""Part of the name that verdicts are cached under: change what is kept with the same filters, change the number."""
+CACHE_VERSION = 2
+"""Part of the cache key of decisions. Increase it when the same filters decide differently."""
 
-_PAGE = TooLong(max_characters=LONGEST)
+DECISION = Features(captions=List(Value("string")), reason=Value("string"))
 
-VERDICT = Features(captions=List(Value("string")), reason=Value("string"))
-
-MANY = 10_000
-"""Rows from which on it pays to start processes."""
+MIN_ROWS_FOR_WORKERS = 10_000
+"""Fewest rows for which starting worker processes saves time."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A record that is not trained on."""
+    """Decision to leave a record out."""
 
     reason: str
 
 
-class Screened(NamedTuple):
-    """What screening leaves of rows, and what it took."""
+class FilterResult(NamedTuple):
+    """Rows that passed the filters, and counts of those that did not."""
 
     kept: Dataset
     rejected: Counter[str]
-    """How many, by reason."""
+    """Number of rejected records by reason."""
     examples: dict[str, str]
-    """The first that was rejected for each reason, as `name_of` has it: where to look for what is wrong."""
+    """Name of the first rejected record by reason, as `record_name` returns it."""
 
 
-class Screening:
-    """Filters, and what no filter is needed for: a record without a caption or a readable picture is always rejected.
+class FilterPipeline:
+    """Filters in the order captions, image, record; and by given order within each kind.
 
-    Captions are judged before pictures and pictures before records, each in the order of the filters. A record with
-    several captions keeps those that pass; if none does, it is rejected for what took the last.
+    A record without a caption or a readable image is always rejected. A record with several captions keeps those that
+    pass. If none passes, its reason is that of the filter that rejected the last one.
     """
 
     def __init__(self, filters: Sequence[Filter] = ()) -> None:
         self.filters = filters
-        # Told apart once: to ask a protocol takes longer than most filters do.
-        self._of_captions = [judge for judge in (_PAGE, *filters) if isinstance(judge, CaptionFilter)]
-        self._of_pictures = [judge for judge in filters if isinstance(judge, PictureFilter)]
-        self._of_records = [judge for judge in filters if isinstance(judge, RecordFilter)]
+        # Sorted once, because isinstance with a protocol takes longer than most filters do.
+        page = TooLong(max_characters=MAX_CAPTION_CHARACTERS)
+        self._caption_filters = [found for found in (page, *filters) if isinstance(found, CaptionFilter)]
+        self._image_filters = [found for found in filters if isinstance(found, ImageFilter)]
+        self._record_filters = [found for found in filters if isinstance(found, RecordFilter)]
 
-    def screen(self, record: Record) -> Record | Rejection:
-        """The record with the captions that are left, or why it is rejected; of its picture at most the header is read,
-        where a filter asks for it.
+    def check(self, record: Record, decode: bool = False) -> Record | Rejection:
+        """Return the record with the captions that pass, or its rejection.
+
+        Args:
+            record: record to check. Image filters read the header of its image only.
+            decode: whether to decode the image too, and reject it if that fails.
         """
         captions = caption_list(record["captions"])
         if not captions:
             return Rejection("without a caption")
-        for of_captions in self._of_captions:
-            captions = [caption for caption in captions if not of_captions.rejects_caption(caption)]
+        for caption_filter in self._caption_filters:
+            captions = [caption for caption in captions if not caption_filter.rejects_caption(caption)]
             if not captions:
-                return Rejection(of_captions.reason)
-        if self._of_pictures:
-            try:
-                width, height = picture_size(record["image"])
-            except Unreadable as error:
-                return Rejection(error.reason)
-            for of_pictures in self._of_pictures:
-                if of_pictures.rejects_picture(width, height):
-                    return Rejection(of_pictures.reason)
-        for of_records in self._of_records:
-            if of_records.rejects_record(record):
-                return Rejection(of_records.reason)
+                return Rejection(caption_filter.reason)
+        try:
+            if self._image_filters:
+                width, height = stored_size(record["image"])
+                for image_filter in self._image_filters:
+                    if image_filter.rejects_image(width, height):
+                        return Rejection(image_filter.reason)
+            for record_filter in self._record_filters:
+                if record_filter.rejects_record(record):
+                    return Rejection(record_filter.reason)
+            if decode:
+                decode_image(record["image"])
+        except UnreadableImage as error:
+            return Rejection(error.reason)
         return {**record, "captions": captions}
 
-    def screen_rows(self, rows: Dataset, workers: int = 0) -> Screened:
-        """The rows that are kept, and by reason the number and the first of those rejected.
+    def filter_rows(self, rows: Dataset, num_workers: int = 0) -> FilterResult:
+        """Filter the rows of a split; every image is decoded once, so that training finds all of them readable.
 
-        Every picture that would be kept is decoded once, so that training meets none that it cannot read. The
-        verdicts are cached beside the rows by the fingerprints of rows and filters, and by size and time of the files
-        that rows name by their path. What the network failed to give is asked for again whenever rows are screened.
+        Decisions are cached by the rows, the filters, and size and time of image files. Images that the network failed
+        to deliver are requested again in every call.
 
         Args:
-            rows: with the columns image, undecoded, and captions.
-            workers: processes that share the work where there is much of it.
+            rows: rows with the columns image (undecoded) and captions.
+            num_workers: number of processes for a large split.
         """
-        told = self._told(rows)
-        verdicts = rows.map(
-            _verdict,
-            fn_kwargs={"screening": told, "recipe": RECIPE, "stamp": file_fingerprint(_paths(rows))},
+        pipeline = self._resolved(rows)
+        decisions = rows.map(
+            _decide,
+            fn_kwargs={"pipeline": pipeline, "version": CACHE_VERSION, "files": file_fingerprint(_image_files(rows))},
             remove_columns=rows.column_names,
-            features=VERDICT,
-            num_proc=workers if workers and len(rows) > MANY else None,
-            desc="Screening",
+            features=DECISION,
+            num_proc=num_workers if num_workers and len(rows) > MIN_ROWS_FOR_WORKERS else None,
+            desc="Filtering",
         )
-        reasons = verdicts["reason"][:]
-        unreached = [index for index, reason in enumerate(reasons) if reason == UNREACHABLE]
+        reasons = decisions["reason"][:]
+        unreached = [index for index, reason in enumerate(reasons) if reason == UNREACHABLE_IMAGE]
         if unreached:
-            again = Dataset.from_list([_verdict(row, told) for row in rows.select(unreached)], features=VERDICT)
-            places = {index: len(rows) + i for i, index in enumerate(unreached)}
-            order = [places.get(index, index) for index in range(len(rows))]
-            verdicts = concatenate_datasets([verdicts, again]).select(order)
-            reasons = verdicts["reason"][:]
-        kept = [index for index, reason in enumerate(reasons) if reason is None]
-        first: dict[str, int] = {}
+            again = Dataset.from_list([_decide(row, pipeline) for row in rows.select(unreached)], features=DECISION)
+            replacement = {index: len(rows) + i for i, index in enumerate(unreached)}
+            order = [replacement.get(index, index) for index in range(len(rows))]
+            decisions = concatenate_datasets([decisions, again]).select(order)
+            reasons = decisions["reason"][:]
+        examples: dict[str, str] = {}
         for index, reason in enumerate(reasons):
-            if reason is not None:
-                first.setdefault(reason, index)
-        examples = {reason: name_of(rows[index], index) for reason, index in first.items()}
-        # Side by side: no picture is written again.
-        screened = concatenate_datasets([rows.remove_columns("captions"), verdicts.select_columns("captions")], axis=1)
-        rejected = Counter(reason for reason in reasons if reason is not None)
-        return Screened(screened.select(kept), rejected, examples)
+            if reason is not None and reason not in examples:
+                examples[reason] = record_name(rows[index], index)
+        # Joining columns does not copy the images.
+        joined = concatenate_datasets([rows.remove_columns("captions"), decisions.select_columns("captions")], axis=1)
+        kept = joined.select([index for index, reason in enumerate(reasons) if reason is None])
+        return FilterResult(kept, Counter(reason for reason in reasons if reason is not None), examples)
 
-    def verdict(self, record: Record) -> Record | Rejection:
-        """As `screen`, with the picture decoded to its end."""
-        screened = self.screen(record)
-        if not isinstance(screened, Rejection):
-            try:
-                read_pixels(record["image"])
-            except Unreadable as error:
-                return Rejection(error.reason)
-        return screened
+    def require_caption_counts(self) -> None:
+        """Raise a UserError if a filter needs caption counts but has no file of them, as for streamed data."""
+        for found in self.filters:
+            if isinstance(found, DuplicateCaptions):
+                _ = found.caption_counts
 
-    def check_stream(self) -> None:
-        """Looks for the files that streamed data need.
+    def _resolved(self, rows: Dataset) -> "FilterPipeline":
+        """Replace DuplicateCaptions by its counts, of its file or else of these rows.
 
-        Raises:
-            UserError: if a filter has counts to be told by, but no file of them.
+        The cache key then contains the counts; a file name would not change with its content.
         """
-        for judge in self.filters:
-            if isinstance(judge, CaptionFlood):
-                _ = judge.floods
-
-    def _told(self, rows: Dataset) -> "Screening":
-        """The same with the floods themselves in the place of who asks for them: those of a file, or else among these
-        rows. The verdicts are cached by what the filters hold, and a file's name stays when its counts change.
-        """
-        counts: Counter[str] | None = None
-        told: list[Filter] = []
-        for judge in self.filters:
-            if not isinstance(judge, CaptionFlood):
-                told.append(judge)
-            elif judge.file is not None:
-                told.append(judge.floods)
+        counted: Counter[str] | None = None
+        filters: list[Filter] = []
+        for found in self.filters:
+            if not isinstance(found, DuplicateCaptions):
+                filters.append(found)
+            elif found.file is not None:
+                filters.append(found.caption_counts)
             else:
-                counts = count_captions(map(caption_list, rows["captions"])) if counts is None else counts
-                told.append(Floods.of(counts, judge.max_count))
-        return Screening(told)
+                counted = count_captions(map(caption_list, rows["captions"])) if counted is None else counted
+                filters.append(CaptionCounts.above(found.max_count, counted))
+        return FilterPipeline(filters)
 
 
-def name_of(record: Record, place: int) -> str:
-    """What a person finds a record by: its picture's file or URL, or else its id, or else its place in the split."""
+def record_name(record: Record, index: int) -> str:
+    """Return the file or URL of a record's image, or else its id, or else its index, for messages."""
     image = record["image"]
     if image is not None and image["bytes"] is None and image["path"]:
         return str(image["path"])
-    return str(record.get("id") or place)
+    return str(record.get("id") or index)
 
 
-def _paths(rows: Dataset) -> list[str]:
-    """Of the pictures that are files of their own; no bytes are read."""
+def _image_files(rows: Dataset) -> list[str]:
     column = rows.data.column("image")
     is_file = pc.is_null(pc.struct_field(column, "bytes"))
     return [path for path in pc.struct_field(column, "path").filter(is_file).to_pylist() if path]
 
 
-def _verdict(record: Record, screening: Screening, recipe: int = RECIPE, stamp: str = "") -> dict[str, Any]:
-    """The captions that are left and no reason, or no captions and the reason."""
-    verdict = screening.verdict(record)
-    if isinstance(verdict, Rejection):
-        return {"captions": [], "reason": verdict.reason}
-    return {"captions": verdict["captions"], "reason": None}
+def _decide(record: Record, pipeline: FilterPipeline, version: int = CACHE_VERSION, files: str = "") -> dict[str, Any]:
+    # `version` and `files` only enter the cache key.
+    checked = pipeline.check(record, decode=True)
+    if isinstance(checked, Rejection):
+        return {"captions": [], "reason": checked.reason}
+    return {"captions": checked["captions"], "reason": None}

@@ -1,7 +1,4 @@
-"""Which records are worth training on, as predicates that are named in YAML (paper, section 2.3 and appendix C).
-
-Knows captions and the width and height of pictures. Knows nothing of where records come from or what becomes of them.
-"""
+"""Filters of captions and image sizes, chosen by class name in YAML (paper, section 2.3 and appendix C)."""
 
 import json
 import re
@@ -17,45 +14,45 @@ from lightning_dalle.errors import UserError
 
 @runtime_checkable
 class CaptionFilter(Protocol):
-    """Judges captions, one by one."""
+    """Filter of single captions."""
 
     reason: ClassVar[str]
-    """What a rejection is counted under."""
+    """Name under which rejections are counted."""
 
     def rejects_caption(self, caption: str) -> bool: ...
 
 
 @runtime_checkable
-class PictureFilter(Protocol):
-    """Judges pictures by their width and height in pixels."""
+class ImageFilter(Protocol):
+    """Filter of images by width and height in pixels."""
 
     reason: ClassVar[str]
 
-    def rejects_picture(self, width: int, height: int) -> bool: ...
+    def rejects_image(self, width: int, height: int) -> bool: ...
 
 
 @runtime_checkable
 class RecordFilter(Protocol):
-    """Judges records by anything that they hold."""
+    """Filter of whole records."""
 
     reason: ClassVar[str]
 
     def rejects_record(self, record: Mapping[str, Any]) -> bool: ...
 
 
-Filter = CaptionFilter | PictureFilter | RecordFilter
+Filter = CaptionFilter | ImageFilter | RecordFilter
 
 
 @dataclass(frozen=True, kw_only=True)
 class TooShort:
-    """Captions of few words or characters; the paper gives no number."""
+    """Filter of captions with few words or characters; the paper gives no number."""
 
     reason: ClassVar[str] = "caption too short"
 
     min_words: int = 3
-    """Fewest words; a word is what stands between spaces and has a letter in it."""
+    """Fewest words that pass. Words are separated by spaces and contain a letter."""
     min_characters: int = 10
-    """Fewest characters, spaces among them."""
+    """Fewest characters that pass, including spaces."""
 
     def rejects_caption(self, caption: str) -> bool:
         words = sum(any(map(str.isalpha, word)) for word in caption.split())
@@ -64,12 +61,12 @@ class TooShort:
 
 @dataclass(frozen=True, kw_only=True)
 class TooLong:
-    """Captions of many characters, of which the transformer would read the beginning alone."""
+    """Filter of long captions, whose end the transformer would not see."""
 
     reason: ClassVar[str] = "caption too long"
 
     max_characters: int = 1000
-    """Most characters; 256 tokens hold about 1,100."""
+    """Most characters that pass. 256 tokens hold about 1,100."""
 
     def rejects_caption(self, caption: str) -> bool:
         return len(caption) > self.max_characters
@@ -101,24 +98,24 @@ BOILERPLATE = (
     rf"(?:dscn?|dscf|pict|p|{_PICTURE})[-_ ]?\d[\d_ -]*(?:\(\d+\))?",
     r"[\W\d_]+",
 )
-"""Regular expressions of captions that say nothing of what is seen: photographed on a date, credits, names of files."""
+"""Regular expressions of captions that do not describe an image: dates, credits, file names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boilerplate:
-    """Captions that could stand below any picture: "photographed on 4 May 2012", "IMG_0042.jpg", "click to enlarge"."""
+    """Filter of captions that fit any image, such as "photographed on 4 May 2012", "IMG_0042.jpg" or "logo"."""
 
     reason: ClassVar[str] = "boilerplate"
 
     patterns: tuple[str, ...] = BOILERPLATE
-    """Regular expressions, one of which the whole caption matches, in whatever case."""
+    """Regular expressions. A caption is rejected if it matches one as a whole, in upper or lower case."""
 
     def __post_init__(self) -> None:
         for pattern in self.patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"the boilerplate {pattern!r} is no regular expression: {error}") from error
+                raise UserError(f"Boilerplate has an invalid regular expression {pattern!r}: {error}") from error
 
     def rejects_caption(self, caption: str) -> bool:
         return _any_of(self.patterns).fullmatch(caption) is not None
@@ -131,85 +128,87 @@ def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class AspectRatio:
-    """Pictures that are long or tall (paper, appendix C: outside [1/2, 2])."""
+    """Filter of wide or tall images (paper, appendix C: width / height outside [1/2, 2])."""
 
     reason: ClassVar[str] = "aspect ratio"
 
-    largest: float = 2.0
-    """Of the longer side to the shorter."""
+    max_ratio: float = 2.0
+    """Largest ratio of the longer side to the shorter that passes."""
 
-    def rejects_picture(self, width: int, height: int) -> bool:
-        return max(width, height) > self.largest * min(width, height)
+    def rejects_image(self, width: int, height: int) -> bool:
+        return max(width, height) > self.max_ratio * min(width, height)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TooSmall:
-    """Pictures that would have to be enlarged."""
+    """Filter of small images, which would have to be enlarged."""
 
-    reason: ClassVar[str] = "picture too small"
+    reason: ClassVar[str] = "image too small"
 
     min_side: int
-    """Fewest pixels of the shorter side; the image_size is a good one."""
+    """Fewest pixels of the shorter side that pass, usually image_size."""
 
-    def rejects_picture(self, width: int, height: int) -> bool:
+    def rejects_image(self, width: int, height: int) -> bool:
         return min(width, height) < self.min_side
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionFlood:
-    """Captions that so many pictures share that they tell none from another; all of them go, whatever their order.
+class DuplicateCaptions:
+    """Filter of captions that too many records share; all of these records are rejected.
 
-    How often a caption occurs is counted once for the whole split, or read from a file, which streamed data need.
+    Rows are counted once per split. Streamed data need a file of counts.
     """
 
-    reason: ClassVar[str] = "caption flood"
+    reason: ClassVar[str] = "duplicate caption"
 
     max_count: int = 10
-    """Most records that may have the same caption, upper and lower case being one."""
+    """Most records that may share a caption, ignoring upper and lower case."""
     file: Path | None = None
-    """The counts, as `data report --floods FILE` writes them; if not given, the split itself is counted."""
+    """File of counts that `data report --caption_counts FILE` writes. If not given, the split itself is counted."""
 
     def rejects_caption(self, caption: str) -> bool:
-        return self.floods.rejects_caption(caption)
+        return self.caption_counts.rejects_caption(caption)
 
     @cached_property
-    def floods(self) -> "Floods":
-        """Of the file.
+    def caption_counts(self) -> "CaptionCounts":
+        """Caption counts of `file`.
 
         Raises:
-            UserError: if there is none, or it is not of `data report`, or leaves out what this filter would reject.
+            UserError: if there is no file, it cannot be read, or it omits captions that this filter would reject.
         """
         if self.file is None:
             raise UserError(
-                "a caption flood is told by counts of the whole data, but streamed data are counted nowhere: let "
-                "`data report --floods FILE` write the counts, and name the filter's file"
+                "the filter DuplicateCaptions cannot count streamed data: run `data report --caption_counts FILE` and "
+                "set the filter's file to FILE"
             )
         try:
             found = json.loads(self.file.read_text())
-            above, counts = int(found["more_than"]), dict(found["captions"])
+            counted_above, counts = int(found["more_than"]), dict(found["captions"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.file} holds no counts of captions, as `data report` writes them: {error}"
+                f"cannot read caption counts from {self.file} ({error!r}); `data report --caption_counts {self.file}` "
+                "writes them"
             ) from error
-        if above > self.max_count:
+        if counted_above > self.max_count:
             raise UserError(
-                f"captions of more than {self.max_count} records are to be rejected, but {self.file} counts those of "
-                f"more than {above} alone"
+                f"{self.file} only has captions of more than {counted_above} records, but max_count is "
+                f"{self.max_count}; run `data report --caption_counts` with this max_count"
             )
-        return Floods.of(counts, self.max_count)
+        return CaptionCounts.above(self.max_count, counts)
 
 
 @dataclass(frozen=True)
-class Floods:
-    """Captions that are known to be too many."""
+class CaptionCounts:
+    """Filter of the captions that are too frequent, by their counts."""
 
-    reason: ClassVar[str] = CaptionFlood.reason
+    reason: ClassVar[str] = DuplicateCaptions.reason
 
     counts: dict[str, int]
-    """Of each, in alphabetical order, so that it is pickled alike in every process."""
+    """Number of records by lower-case caption, sorted, so that every process pickles and caches it alike."""
 
     @classmethod
-    def of(cls, counts: Mapping[str, int], max_count: int) -> "Floods":
+    def above(cls, max_count: int, counts: Mapping[str, int]) -> "CaptionCounts":
+        """Keep the captions that more than `max_count` records share."""
         return cls({caption: count for caption, count in sorted(counts.items()) if count > max_count})
 
     def rejects_caption(self, caption: str) -> bool:
@@ -217,5 +216,5 @@ class Floods:
 
 
 def count_captions(captions_of_records: Iterable[Sequence[str]]) -> Counter[str]:
-    """In how many records each caption stands, lowercased."""
+    """Count the records that contain each caption, in lower case."""
     return Counter(caption for captions in captions_of_records for caption in {c.casefold() for c in captions})

@@ -1,1 +1,1 @@
-"""Loading: which record is used when, resumable to the record, and how records become batches."""
+"""Exact resume: `samplers` say which record is used when, `streaming` keeps positions in shards; `examples` batches."""

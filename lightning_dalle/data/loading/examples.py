@@ -1,8 +1,6 @@
-"""Records to examples and batches: what a model is given, from rows that are at hand or from a stream.
+"""Datasets for PyTorch loaders: records become examples of image and tokens, and examples become batches."""
 
-Knows pictures, captions and tensors. Knows nothing of sources, models or training.
-"""
-
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,64 +14,65 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from lightning_dalle.data.filters.pipeline import Rejection, Screening
-from lightning_dalle.data.images.decoding import Pixels, Unreadable, read_pixels
-from lightning_dalle.data.images.transforms import Augmentation, middle_square
-from lightning_dalle.data.loading.samplers import Draw
-from lightning_dalle.data.loading.streaming import Reader, Stream
+from lightning_dalle.data.filters.pipeline import FilterPipeline, Rejection
+from lightning_dalle.data.images.decoding import Pixels, UnreadableImage, decode_image
+from lightning_dalle.data.images.transforms import Augmentation, center_crop
+from lightning_dalle.data.loading.samplers import SampleIndex
+from lightning_dalle.data.loading.streaming import MixedStream, ShardReader
 from lightning_dalle.errors import UserError
 from lightning_dalle.tokenizer import CaptionTokenizer
 
 
 class Batch(NamedTuple):
-    """What every model is given."""
+    """Batch of images and captions, the input of every model."""
 
     images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
-    """In [0, 1]. From a loader they come in bytes, a quarter of the way to a device; there the datamodule makes them
-    float."""
+    """Images in [0, 1]. Loaders yield uint8, a quarter of the bytes; the datamodule converts on the device."""
     text_tokens: Int[Tensor, "b t"]
-    """Caption tokens, padded."""
-    is_cut: Bool[Tensor, " b"]
-    """Whether the caption was longer than text_len."""
+    """Padded token ids of the captions."""
+    is_truncated: Bool[Tensor, " b"]
+    """Whether each caption was longer than text_len."""
     captions: list[str]
-    """As they were written, for a model with a tokenizer of its own."""
+    """Captions as text, for a model with its own tokenizer."""
     ids: list[str]
-    """What the records are called by."""
+    """Ids of the records."""
     rejected: dict[str, int] = {}  # noqa: RUF012 (never written to)
-    """By reason, how many records were passed over on the way to these; of streamed data."""
+    """Number of streamed records skipped on the way to this batch, by reason."""
 
 
 class EncodedBatch(NamedTuple):
-    """What the transformer is given in the place of a `Batch` where the pictures were encoded beforehand."""
+    """Batch of codes and captions: the input of the transformer when the images were encoded before training."""
 
     codes: Int[Tensor, "b g g"]
     text_tokens: Int[Tensor, "b t"]
-    """Caption tokens, padded."""
-    is_cut: Bool[Tensor, " b"]
-    """Whether the caption was longer than text_len."""
+    """Padded token ids of the captions."""
+    is_truncated: Bool[Tensor, " b"]
+    """Whether each caption was longer than text_len."""
     captions: list[str]
-    """As they were written."""
+    """Captions as text."""
     ids: list[str]
-    """What the records are called by."""
+    """Ids of the records."""
 
 
 class Example(NamedTuple):
-    """One record of a batch."""
+    """One element of a `Batch`."""
 
     image: Pixels
     text_tokens: list[int]
-    is_cut: bool
+    is_truncated: bool
     caption: str
     id: str
     rejected: Counter[str] = Counter()  # noqa: RUF012 (never written to)
-    """By reason, how many records were passed over on the way to this one; of streamed data."""
+    """Number of streamed records skipped on the way to this one, by reason."""
+
+
+EncodedExample = tuple[Tensor, list[int], bool, str, str]
+"""One element of an `EncodedBatch`: codes, token ids, whether they were truncated, caption, id."""
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """Records to what a model is given; which of several captions it is, the augmentation and the BPE dropout are drawn
-    by the record's draw.
-    """
+class ExampleTransform:
+    """Transform from records to examples. The sample index seeds all its randomness."""
 
     image_size: int
     tokenizer: CaptionTokenizer
@@ -81,206 +80,199 @@ class Preparation:
     bpe_dropout: float
     seed: int
 
-    def __call__(self, record: Mapping[str, Any], draw: Draw) -> Example:
-        """An example of a record, whose picture is undecoded.
+    def __call__(self, record: Mapping[str, Any], index: SampleIndex) -> Example:
+        """Return the example of a record whose image is undecoded.
 
         Raises:
-            Unreadable: if the picture cannot be read.
+            UnreadableImage: if the image cannot be decoded.
         """
-        picture = read_pixels(record["image"])
+        image = decode_image(record["image"])
         if self.augmentation is not None:
-            picture = self.augmentation(picture, self.image_size, draw.picture(self.seed))
-        text_tokens, is_cut, caption = self.caption(record["captions"], draw)
-        id = record.get("id") or str(draw.record)
-        return Example(middle_square(picture, self.image_size), text_tokens, is_cut, caption, id)
+            image = self.augmentation(image, self.image_size, index.image_rng(self.seed))
+        id = record.get("id") or str(index.record)
+        return Example(center_crop(image, self.image_size), *self.tokenize(record["captions"], index), id)
 
-    def caption(self, captions: list[str], draw: Draw) -> tuple[list[int], bool, str]:
-        """One of a record's captions as tokens, whether it was cut, and as it was written."""
-        return draw.caption(captions, self.tokenizer, self.bpe_dropout, self.seed)
+    def tokenize(self, captions: list[str], index: SampleIndex) -> tuple[list[int], bool, str]:
+        """Choose one of a record's captions; return its padded tokens, whether they were truncated, and its text."""
+        rng = index.caption_rng(self.seed)
+        caption = rng.choice(captions)
+        return *self.tokenizer.pad(self.tokenizer.encode(caption, self.bpe_dropout, rng)), caption
 
 
 def collate(examples: list[Example]) -> Batch:
-    """Stacks records."""
-    images, text_tokens, is_cut, captions, ids, rejected = zip(*examples, strict=True)
-    counts = sum(rejected, Counter[str]())
+    """Collate examples into a batch."""
+    images, text_tokens, is_truncated, captions, ids, rejected = zip(*examples, strict=True)
     return Batch(
         torch.from_numpy(np.stack(images)).movedim(-1, 1),
         torch.tensor(text_tokens),
-        torch.tensor(is_cut),
+        torch.tensor(is_truncated),
         list(captions),
         list(ids),
-        dict(counts),
+        dict(sum(rejected, Counter[str]())),
     )
 
 
-class CaptionedImages(torch.utils.data.Dataset[Example]):
-    """Rows, their pictures undecoded, as examples, each for a draw."""
-
-    def __init__(self, rows: Dataset, prepare: Preparation) -> None:
-        self.rows, self.prepare = rows, prepare
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, draw: Draw) -> Example:
-        return self.__getitems__([draw])[0]
-
-    def __getitems__(self, draws: Sequence[Draw]) -> list[Example]:
-        """A batch's examples: `datasets` takes hardly longer for many rows than for one."""
-        columns = self.rows[[draw.record for draw in draws]]
-        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-        return [self._example(row, draw) for row, draw in zip(rows, draws, strict=True)]
-
-    def _example(self, row: Mapping[str, Any], draw: Draw) -> Example:
-        try:
-            return self.prepare(row, draw)
-        except Unreadable as error:
-            raise UserError(f"the picture of record {draw.record} cannot be read: {error}") from error
+class CaptionedImageDataset(torch.utils.data.Dataset[Example]):
+    """Rows with undecoded images as examples, read by sample index."""
 
     collate = staticmethod(collate)
 
-
-class EncodedCaptions(torch.utils.data.Dataset[tuple[Tensor, list[int], bool, str, str]]):
-    """Records as (codes of the epoch's crop, tokens, whether cut, caption, id); captions are drawn as for pictures."""
-
-    def __init__(self, rows: Dataset, prepare: Preparation) -> None:
-        self.rows, self.prepare = rows.with_format("arrow"), prepare
+    def __init__(self, rows: Dataset, transform: ExampleTransform) -> None:
+        self.rows, self.transform = rows, transform
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, list[int], bool, str, str]:
-        row = self.rows[draw.record]
+    def __getitem__(self, index: SampleIndex) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[SampleIndex]) -> list[Example]:
+        # `datasets` takes little longer for many rows than for one.
+        columns = self.rows[[index.record for index in indices]]
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        return [self._example(row, index) for row, index in zip(rows, indices, strict=True)]
+
+    def _example(self, row: Mapping[str, Any], index: SampleIndex) -> Example:
+        try:
+            return self.transform(row, index)
+        except UnreadableImage as error:
+            raise UserError(f"cannot decode the image of record {index.record}: {error}; remove the record") from error
+
+
+class EncodedDataset(torch.utils.data.Dataset[EncodedExample]):
+    """Encoded rows as examples, read by sample index; epoch e reads crop e modulo the number of crops."""
+
+    def __init__(self, rows: Dataset, transform: ExampleTransform) -> None:
+        self.rows, self.transform = rows.with_format("arrow"), transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: SampleIndex) -> EncodedExample:
+        row = self.rows[index.record]
         crops = row["codes"].combine_chunks().flatten()
-        codes = crops[draw.epoch % len(crops)].values.to_numpy().astype(np.int64)
+        codes = crops[index.epoch % len(crops)].values.to_numpy().astype(np.int64)
         grid = math.isqrt(len(codes))
-        tokens, is_cut, caption = self.prepare.caption(row["captions"][0].as_py(), draw)
-        return torch.from_numpy(codes).view(grid, grid), tokens, is_cut, caption, row["id"][0].as_py()
+        caption = self.transform.tokenize(row["captions"][0].as_py(), index)
+        return torch.from_numpy(codes).view(grid, grid), *caption, row["id"][0].as_py()
 
     @staticmethod
-    def collate(items: list[tuple[Tensor, list[int], bool, str, str]]) -> EncodedBatch:
-        """Stacks records."""
-        codes, text_tokens, is_cut, captions, ids = zip(*items, strict=True)
+    def collate(examples: list[EncodedExample]) -> EncodedBatch:
+        """Collate examples into a batch."""
+        codes, text_tokens, is_truncated, captions, ids = zip(*examples, strict=True)
         return EncodedBatch(
-            torch.stack(codes), torch.tensor(text_tokens), torch.tensor(is_cut), list(captions), list(ids)
+            torch.stack(codes), torch.tensor(text_tokens), torch.tensor(is_truncated), list(captions), list(ids)
         )
 
 
-@dataclass(frozen=True)
-class Share:
-    """A process's part of a stream."""
+class StreamedDataset(torch.utils.data.IterableDataset[Example]):
+    """Streamed records as examples; rejected records are skipped and counted in the next example.
 
-    rank: int
-    world: int
-    seed: int
-    buffer: int
-    """Records of the shuffle buffer."""
-
-
-class StreamedImages(torch.utils.data.IterableDataset[Example]):
-    """Streamed records as examples, screened on the way; the rejected are counted in the next example.
-
-    With `length` it never ends: each iteration goes on where the last one stopped, and so does a resumed one. Without,
-    each iteration is every record once, in the order that they are stored in.
+    With `length` set, an iteration continues where the previous one stopped, also after a resume. Without it, an
+    iteration reads every record once, in the stored order.
 
     Args:
-        parts: a split of each source.
-        weights: how often each is drawn.
-        prepare: makes examples.
-        screening: what is kept.
-        share: of this process.
-        length: examples of an iteration in all workers of this process, a multiple of their number.
+        parts: streamed split of each source.
+        weights: weight of each source.
+        transform: transform from records to examples.
+        filters: filters of the records.
+        length: number of examples of one iteration over all workers of this rank, a multiple of their number.
+        rank: rank of this process.
+        world_size: number of processes.
+        seed: seed of the order of the records.
+        buffer_size: number of records in the shuffle buffer of each worker.
     """
+
+    collate = staticmethod(collate)
 
     def __init__(
         self,
         parts: Sequence[IterableDataset],
         weights: Sequence[float],
-        prepare: Preparation,
-        screening: Screening,
-        share: Share,
+        transform: ExampleTransform,
+        filters: FilterPipeline,
         length: int | None,
+        *,
+        rank: int,
+        world_size: int,
+        seed: int,
+        buffer_size: int,
     ) -> None:
-        self.parts, self.weights, self.prepare, self.screening = parts, weights, prepare, screening
-        self.share, self.length = share, length
+        self.parts, self.weights, self.transform, self.filters, self.length = parts, weights, transform, filters, length
+        self.rank, self.world_size, self.seed, self.buffer_size = rank, world_size, seed, buffer_size
         self.state: dict[str, Any] = {}
         self.was_resumed = False
 
     def __len__(self) -> int:
         if self.length is None:
-            raise TypeError("a stream that is read once has a length that nobody knows")
+            raise TypeError("the number of records in a stream is unknown")
         return self.length
 
     def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
-        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        index, count = self.share.rank * workers + number, self.share.world * workers
+        num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        reader, num_readers = self.rank * num_workers + worker_id, self.world_size * num_workers
         if self.length is None:
-            yield from self._once(index, count)
+            yield from self._one_pass([ShardReader(part, reader, num_readers, None, 1) for part in self.parts])
             return
-        readers = [Reader(part, index, count, self.share.seed, self.share.buffer) for part in self.parts]
-        stream = Stream(readers, self.weights, self.share.seed)
+        readers = [ShardReader(part, reader, num_readers, self.seed, self.buffer_size) for part in self.parts]
+        stream = MixedStream(readers, self.weights, self.seed)
         if self.state:
             stream.load_state_dict(self.state["stream"])
-        made, of_epoch = self.state.get("made", 0), self.length // workers
-        kept_in = list(self.state.get("kept_in", [-1] * len(readers)))
+        num_examples, per_epoch = self.state.get("num_examples", 0), self.length // num_workers
+        last_kept = list(self.state.get("last_kept", [-1] * len(readers)))
         was_resumed, self.was_resumed = self.was_resumed, False
-        if was_resumed and made % of_epoch == 0:
-            return  # it was through with the epoch that others of its process go on with
-        for example in self._examples(stream, kept_in):
-            made += 1
-            self.state = {"stream": stream.state_dict(), "made": made, "kept_in": list(kept_in)}
+        if was_resumed and num_examples % per_epoch == 0:
+            return  # this worker had finished the epoch that other workers still have to
+        for example in self._endless(stream, last_kept):
+            num_examples += 1
+            self.state = {"stream": stream.state_dict(), "num_examples": num_examples, "last_kept": list(last_kept)}
             yield example
-            if made % of_epoch == 0:
+            if num_examples % per_epoch == 0:
                 return
 
-    def _once(self, index: int, count: int) -> Iterator[Example]:
-        """Held back by one, so that what is rejected after the last is counted too."""
-        readers = [Reader(part, index, count, None, 1) for part in self.parts]
-        held: Example | None = None
+    def _one_pass(self, readers: Sequence[ShardReader]) -> Iterator[Example]:
+        """Yield every example once, the last one with the records that were rejected after it."""
+        pending: Example | None = None
         rejected = Counter[str]()
-        for reader in readers:
-            for record in reader.one_pass():
-                example = self._example(record, Draw(0, record["id"]))
-                if isinstance(example, Rejection):
-                    rejected[example.reason] += 1
-                    continue
-                if held is not None:
-                    yield held
-                held, rejected = example._replace(rejected=rejected), Counter()
-        if held is not None:
-            yield held._replace(rejected=held.rejected + rejected)
-
-    def _examples(self, stream: Stream, kept_in: list[int]) -> Iterator[Example]:
-        """Of each source, `kept_in` is the last pass in which a record was kept."""
-        rejected = Counter[str]()
-        for source, epoch, record in stream:
-            example = self._example(record, Draw(epoch, record["id"]))
+        for record in itertools.chain.from_iterable(reader.one_pass() for reader in readers):
+            example = self._example(record, epoch=0)
             if isinstance(example, Rejection):
                 rejected[example.reason] += 1
-                if epoch > kept_in[source] + stream.readers[source].patience:
-                    counts = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
-                    raise UserError(f"the streamed data has no record that is kept: {counts}")
                 continue
-            kept_in[source] = epoch
+            if pending is not None:
+                yield pending
+            pending, rejected = example._replace(rejected=rejected), Counter()
+        if pending is not None:
+            yield pending._replace(rejected=pending.rejected + rejected)
+
+    def _endless(self, stream: MixedStream, last_kept: list[int]) -> Iterator[Example]:
+        """Yield examples without end, and update `last_kept`: the last pass of each source that kept a record."""
+        rejected = Counter[str]()
+        for source, epoch, record in stream:
+            example = self._example(record, epoch)
+            if isinstance(example, Rejection):
+                rejected[example.reason] += 1
+                if epoch > last_kept[source] + stream.readers[source].max_empty_passes:
+                    counts = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
+                    raise UserError(f"all records of the streamed data were rejected: {counts}; loosen the filters")
+                continue
+            last_kept[source] = epoch
             yield example._replace(rejected=rejected)
             rejected = Counter()
 
-    def _example(self, record: Mapping[str, Any], draw: Draw) -> Example | Rejection:
-        screened = self.screening.screen(record)
-        if isinstance(screened, Rejection):
-            return screened
+    def _example(self, record: Mapping[str, Any], epoch: int) -> Example | Rejection:
+        checked = self.filters.check(record)
+        if isinstance(checked, Rejection):
+            return checked
         try:
-            return self.prepare(screened, draw)
-        except Unreadable as error:
+            return self.transform(checked, SampleIndex(epoch, record["id"]))
+        except UnreadableImage as error:
             return Rejection(error.reason)
 
-    collate = staticmethod(collate)
-
     def state_dict(self) -> dict[str, Any]:
-        """Where this process or worker is."""
         return self.state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes there with the next iteration, which ends the epoch that was left."""
+        """Restore a state; the next iteration finishes the interrupted epoch."""
         self.state, self.was_resumed = state, bool(state)

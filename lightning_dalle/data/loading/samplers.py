@@ -1,6 +1,7 @@
-"""Which record is used when: the order of an epoch, and the randomness of each use.
+"""Samplers: which row is used when, and where a resumed run continues.
 
-Knows seeds and processes. Knows nothing of what a record holds but its captions.
+Exact resume of rows on disk: seed and epoch alone decide the order of an epoch, and the state of a sampler says how far
+it has read. Exact resume of streamed data is in `streaming`.
 """
 
 import itertools
@@ -14,152 +15,151 @@ from datasets import Dataset
 from torch.utils.data import DistributedSampler
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.tokenizer import CaptionTokenizer
 
 
-class Draw(NamedTuple):
-    """One use of one record: all randomness of it hangs on these two numbers."""
+class SampleIndex(NamedTuple):
+    """Index of one use of a record. It seeds the augmentation, the choice of a caption and the BPE dropout."""
 
     epoch: int
+    """Epoch of the record's source, from 0. In a mixture, small sources have more epochs than large ones."""
     record: int | str
-    """Its number among the rows, or its id where they are streamed and have none."""
+    """Row number of the record, or its id in streamed data."""
 
-    def picture(self, seed: int) -> random.Random:
-        """The randomness of its picture's augmentation; its caption has its own."""
+    def image_rng(self, seed: int) -> random.Random:
+        """Return the random generator of the image's augmentation."""
         return random.Random(f"{seed} {self.epoch} {self.record} picture")
 
-    def caption(
-        self, captions: list[str], tokenizer: CaptionTokenizer, bpe_dropout: float, seed: int
-    ) -> tuple[list[int], bool, str]:
-        """One of the record's captions as tokens, whether it was cut, and as it was written."""
-        rng = random.Random(f"{seed} {self.epoch} {self.record}")
-        caption = rng.choice(captions)
-        ids, is_cut = tokenizer.pad(tokenizer.encode(caption, bpe_dropout, rng))
-        return ids, is_cut, caption
+    def caption_rng(self, seed: int) -> random.Random:
+        """Return the random generator of the choice among captions and of the BPE dropout."""
+        return random.Random(f"{seed} {self.epoch} {self.record}")
 
 
-class Draws(DistributedSampler[Any]):
-    """The draws of an epoch: a permutation that depends on seed and epoch alone, split between processes.
+class ResumableSampler(DistributedSampler[Any]):
+    """Sampler of one rank, which a resumed run continues after the last index that was read.
 
-    A resumed epoch goes on behind the draws that were read. Lightning has a loader go to its place before it says which
-    epoch it is, and leaves it there if that was an epoch's end: so the epoch is part of the state.
+    Lightning restores a loader before it calls `set_epoch`, even from a checkpoint saved at the end of an epoch. So the
+    state contains the epoch and is ignored in any other.
     """
 
-    read = 0
-    """Draws of this epoch that are behind it."""
-    resumed = (0, 0)
-    """An epoch, and how many draws of it were read before."""
+    num_read = 0
+    """Number of indices of this epoch that were read."""
+    resume_at = (0, 0)
+    """Epoch to resume, and number of its indices that were read before."""
 
-    def draws(self) -> Iterator[Draw]:
-        """Of the epoch, in this process."""
-        for index in super().__iter__():
-            yield Draw(self.epoch, index)
+    def indices(self) -> Iterator[SampleIndex]:
+        """Yield the indices of the whole epoch on this rank."""
+        for record in super().__iter__():
+            yield SampleIndex(self.epoch, record)
 
-    def __iter__(self) -> Iterator[Draw]:
-        epoch, read = self.resumed
-        self.read, self.resumed = read if epoch == self.epoch else 0, (0, 0)
-        for draw in itertools.islice(self.draws(), self.read, None):
-            self.read += 1
-            yield draw
+    def __iter__(self) -> Iterator[SampleIndex]:
+        epoch, num_read = self.resume_at
+        self.num_read, self.resume_at = num_read if epoch == self.epoch else 0, (0, 0)
+        for index in itertools.islice(self.indices(), self.num_read, None):
+            self.num_read += 1
+            yield index
 
     def state_dict(self) -> dict[str, int]:
-        """Where it is."""
-        return {"epoch": self.epoch, "read": self.read}
+        return {"epoch": self.epoch, "num_read": self.num_read}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes there with the next iteration."""
+        """Restore a state; it takes effect with the next iteration."""
         self.set_epoch(state["epoch"])
-        self.resumed = (state["epoch"], state["read"])
+        self.resume_at = (state["epoch"], state["num_read"])
 
 
-class Alike(Draws):
-    """The draws of an epoch in runs of records whose captions share their rarest words, so that a batch holds what is
-    easily taken for one another: "man surfing" beside "woman surfing", of every skin tone.
+class HardNegativeSampler(ResumableSampler):
+    """Sampler that puts records with similar captions side by side, as hard negatives of a contrastive loss.
+
+    Records are sorted by the rarest words of their captions and cut into groups, whose order is shuffled. So a batch
+    holds both "man surfing" and "woman surfing", in several skin tones.
 
     Args:
-        captions: one of each record.
-        run: records that stand together.
-        **options: of `Draws`.
+        captions: one caption of each record.
+        group_size: number of records in a group.
+        **options: arguments of `DistributedSampler`.
     """
 
-    def __init__(self, captions: Sequence[str], run: int, **options: Any) -> None:
+    def __init__(self, captions: Sequence[str], group_size: int, **options: Any) -> None:
         super().__init__(captions, **options)  # type: ignore[arg-type]
         count = Counter(word for caption in captions for word in set(caption.split()))
 
         def rarest_first(record: int) -> list[tuple[int, str]]:
             return sorted((count[word], word) for word in captions[record].split())
 
-        self.sorted, self.run = sorted(range(len(captions)), key=rarest_first), run
+        self.sorted, self.group_size = sorted(range(len(captions)), key=rarest_first), group_size
 
-    def draws(self) -> Iterator[Draw]:
+    def indices(self) -> Iterator[SampleIndex]:
         rng = random.Random(f"{self.seed} {self.epoch}")
-        first = rng.randrange(self.run)  # that the runs are not the same in every epoch
-        starts = range(first, len(self.sorted), self.run)
-        runs = [self.sorted[:first], *(self.sorted[start : start + self.run] for start in starts)]
-        rng.shuffle(runs)
-        order = [record for run in runs for record in run]
-        for index in order[self.rank : self.total_size : self.num_replicas]:
-            yield Draw(self.epoch, index)
+        first = rng.randrange(self.group_size)  # shifts the cuts, so that groups differ between epochs
+        starts = range(first, len(self.sorted), self.group_size)
+        groups = [self.sorted[:first], *(self.sorted[start : start + self.group_size] for start in starts)]
+        rng.shuffle(groups)
+        order = [record for group in groups for record in group]
+        for record in order[self.rank : self.total_size : self.num_replicas]:
+            yield SampleIndex(self.epoch, record)
 
 
-class Once(Draws):
-    """Every record once, split between processes without the padding that would count some twice."""
+class EvalSampler(ResumableSampler):
+    """Sampler that reads every record exactly once over all ranks, without padding, in the stored order."""
 
-    def draws(self) -> Iterator[Draw]:
-        for index in range(self.rank, len(self.dataset), self.num_replicas):  # type: ignore[arg-type]
-            yield Draw(0, index)
+    def indices(self) -> Iterator[SampleIndex]:
+        for record in range(self.rank, len(self.dataset), self.num_replicas):  # type: ignore[arg-type]
+            yield SampleIndex(0, record)
 
     def __len__(self) -> int:
         return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
-class Assigned(Draws):
-    """The draws that this process was given, in their order."""
+class FixedSampler(ResumableSampler):
+    """Sampler of a given list of indices of this rank."""
 
-    def __init__(self, draws: Sequence[Draw]) -> None:
-        super().__init__(draws, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
+    def __init__(self, indices: Sequence[SampleIndex]) -> None:
+        super().__init__(indices, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
 
-    def draws(self) -> Iterator[Draw]:
+    def indices(self) -> Iterator[SampleIndex]:
         return iter(self.dataset)
 
 
-class MixedDraws(Draws):
-    """The draws of an epoch from a mixture's rows: as many as there are, in the proportion of the weights.
+class MixtureSampler(ResumableSampler):
+    """Sampler of a mixture of sources in the proportion of their weights; an epoch has as many indices as rows.
 
-    A source's draws go on through its permutations from epoch to epoch. A draw's epoch is the number of the
-    permutation, so that a record that comes twice in an epoch of the mixture is drawn anew.
+    Each source is read in one permutation after another, across epochs of the mixture. The epoch of an index is the
+    number of its permutation, so a record that comes twice in one epoch is augmented differently.
 
     Args:
-        rows: with the column `source`.
-        weights: of the sources.
-        **kwargs: of a `DistributedSampler`.
+        rows: rows of all sources, with the column `source`.
+        weights: weight of each source.
+        **options: arguments of `DistributedSampler`.
     """
 
-    def __init__(self, rows: Dataset, weights: Sequence[float], **kwargs: Any) -> None:
-        super().__init__(rows, **kwargs)
+    def __init__(self, rows: Dataset, weights: Sequence[float], **options: Any) -> None:
+        super().__init__(rows, **options)
         origins = torch.tensor(rows["source"][:])
         self.members = [(origins == source).nonzero().flatten() for source in range(len(weights))]
         empty = [str(source) for source, members in enumerate(self.members) if not len(members)]
         if empty:
-            raise UserError(f"no record is kept of the mixture's source {' and '.join(empty)} (from 0)")
+            raise UserError(
+                f"the filters reject all records of source {' and '.join(empty)} of the mixture (counted from 0); "
+                "loosen them or remove the source"
+            )
         ends = (torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights) * len(rows)).round().long()
-        self.shares = ends.diff(prepend=torch.zeros(1, dtype=torch.long)).tolist()
+        self.counts = ends.diff(prepend=torch.zeros(1, dtype=torch.long)).tolist()
 
-    def draws(self) -> Iterator[Draw]:
-        draws = [draw for source in range(len(self.members)) for draw in self._of(source)]
-        order = torch.randperm(len(draws), generator=self._generator(-1, self.epoch))[: self.total_size]
+    def indices(self) -> Iterator[SampleIndex]:
+        indices = [index for source in range(len(self.members)) for index in self._indices_of(source)]
+        order = torch.randperm(len(indices), generator=self._generator(-1, self.epoch))[: self.total_size]
         for i in order[self.rank :: self.num_replicas].tolist():
-            yield draws[i]
+            yield indices[i]
 
-    def _of(self, source: int) -> Iterator[Draw]:
-        members, share = self.members[source], self.shares[source]
-        start, stop = self.epoch * share, (self.epoch + 1) * share
+    def _indices_of(self, source: int) -> Iterator[SampleIndex]:
+        members, count = self.members[source], self.counts[source]
+        start, stop = self.epoch * count, (self.epoch + 1) * count
         for permutation in range(start // len(members), -(-stop // len(members))):
             order = members[torch.randperm(len(members), generator=self._generator(source, permutation))]
             offset = permutation * len(members)
             for record in order[max(0, start - offset) : stop - offset].tolist():
-                yield Draw(permutation, record)
+                yield SampleIndex(permutation, record)
 
     def _generator(self, source: int, number: int) -> torch.Generator:
-        seed = hash((self.seed, source, number))  # of integers, the same in every process
+        seed = hash((self.seed, source, number))  # a hash of integers is the same in every process
         return torch.Generator().manual_seed(seed % 2**63)

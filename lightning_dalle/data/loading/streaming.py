@@ -1,6 +1,7 @@
-"""Streamed records: split between readers without overlap, shuffled, and gone on with exactly where they were left.
+"""Streamed data: readers that share the shards, and their positions, from which a resumed run continues exactly.
 
-Knows shards and seeds. Knows nothing of pictures, captions or tensors.
+`ShardReader` reads one reader's records of one source, `MixedStream` mixes the readers of several sources, and
+`StatefulStreamLoader` saves and restores the positions of all ranks.
 """
 
 import itertools
@@ -17,171 +18,179 @@ from lightning_dalle.errors import UserError
 
 Record = Mapping[str, Any]
 
-CHUNK = 32
-"""Records that are taken from `datasets` at once."""
+CHUNK_SIZE = 32
+"""Number of records taken from `datasets` at once."""
 
 
-class Position(NamedTuple):
-    """Where a reader is. The library's own shuffle buffer is lost on a resume; this one is filled again, from where it
-    was filled, and what was drawn of it is passed over.
+class StreamPosition(NamedTuple):
+    """Position of a reader: where its shuffle buffer was filled from, and how many records it has yielded of it.
+
+    `datasets` loses its shuffle buffer on a resume. Ours is filled again from the same record and shuffled alike.
     """
 
     epoch: int = 0
-    """Passes over the data that are behind it."""
-    unit: int = 0
+    """Number of complete passes through the data."""
+    slice_index: int = 0
+    """Index of the shard slice that contains the buffer's first record, among the slices of this reader."""
     record: int = 0
-    """Of the buffer's first record: the unit among the reader's, and the number in its shard."""
-    drawn: int = 0
-    """Records of the buffer that are behind it."""
+    """Number of the buffer's first record in its shard."""
+    num_yielded: int = 0
+    """Number of the buffer's records already yielded."""
 
 
-class Reader:
-    """The records that one of several readers takes from a streamed split, pass after pass.
+class ShardSlice(NamedTuple):
+    """Part of a shard that one reader reads: every `step`-th record from `first` on."""
 
-    In every pass each record goes to exactly one reader. Shards are dealt out in an order that changes with the pass.
-    Where there are fewer shards than readers, several read the same shard and each takes every so-manieth record of it:
-    still each record once, but a shard is read more than once.
+    shard: int
+    first: int
+    step: int
+
+
+class ShardReader:
+    """One of several readers that share a streamed split: in every pass each record goes to exactly one reader.
+
+    Shards are assigned in an order that changes with the pass. With fewer shards than readers, several readers read the
+    same shard and each keeps every n-th record.
 
     Args:
-        rows: the split.
-        index: of this reader.
-        count: readers there are, those of all processes.
-        seed: of the order of shards and records; none keeps the order that they are stored in.
-        buffer: records that are held, undecoded, and drawn from at random before the next are read.
+        rows: streamed split.
+        index: index of this reader.
+        num_readers: number of readers over all workers and ranks.
+        seed: seed of the order of shards and records; None keeps the stored order.
+        buffer_size: number of undecoded records in the shuffle buffer, which is filled again only when empty.
     """
 
-    def __init__(self, rows: IterableDataset, index: int, count: int, seed: int | None, buffer: int) -> None:
-        self.rows, self.index, self.count, self.seed, self.buffer = rows, index, count, seed, buffer
-        self.position = Position()
+    def __init__(self, rows: IterableDataset, index: int, num_readers: int, seed: int | None, buffer_size: int) -> None:
+        self.rows, self.index, self.num_readers = rows, index, num_readers
+        self.seed, self.buffer_size = seed, buffer_size
+        self.position = StreamPosition()
 
     @property
-    def patience(self) -> int:
-        """Passes after which this reader has met every record: alone it reads them all in one; of several, each is
-        dealt another share in every pass, and misses a given shard in so many with a probability of 1 in 20,000.
+    def max_empty_passes(self) -> int:
+        """Number of passes without a record after which this reader may give up.
+
+        A single reader sees all data in one pass. One of n readers gets other shards in each pass, and misses a given
+        shard in 10 n passes with a probability below 1 in 20,000.
         """
-        return 1 if self.count == 1 else 10 * self.count
+        return 1 if self.num_readers == 1 else 10 * self.num_readers
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
-        """Records, each with the number of its pass, without end; `position` is that after the last one.
+        """Yield (pass, record) without end; `position` follows the last record yielded.
 
         Raises:
-            UserError: if there is nothing for this reader, pass after pass.
+            UserError: if this reader gets no record in many passes.
         """
-        empty = 0
+        empty_passes = 0
         while True:
             before = self.position
             for record in self.one_pass():
                 yield self.position.epoch, record
-            empty = empty + 1 if self.position == before == Position(before.epoch) else 0
-            if empty == self.patience:
+            is_empty = self.position == before == StreamPosition(before.epoch)
+            empty_passes = empty_passes + 1 if is_empty else 0
+            if empty_passes == self.max_empty_passes:
                 raise UserError(
-                    f"the streamed data has {self.rows.num_shards} shards and is read by {self.count} readers "
-                    f"(num_workers times processes), but has no record for reader {self.index}"
+                    f"reader {self.index} of {self.num_readers} (num_workers times processes) found no record in the "
+                    f"{self.rows.num_shards} shards of the streamed data; use fewer workers or processes"
                 )
-            self.position = Position(self.position.epoch + 1)
+            self.position = StreamPosition(self.position.epoch + 1)
 
     def one_pass(self) -> Iterator[Record]:
-        """What is left of the pass that the position is in."""
-        epoch, _, _, drawn = self.position
+        """Yield the records that are left of the current pass."""
+        epoch, _, _, num_yielded = self.position
         rows = self._rows(*self.position[:3])
-        while block := list(itertools.islice(rows, self.buffer)):
-            unit, record, _ = block[0]
+        while buffer := list(itertools.islice(rows, self.buffer_size)):
+            slice_index, record, _ = buffer[0]
             if self.seed is not None:
-                random.Random(f"{self.seed} {epoch} {self.index} {unit} {record}").shuffle(block)
-            for i in range(drawn, len(block)):
-                self.position = Position(epoch, unit, record, i + 1)
-                yield block[i][2]
-            drawn = 0
+                random.Random(f"{self.seed} {epoch} {self.index} {slice_index} {record}").shuffle(buffer)
+            for i in range(num_yielded, len(buffer)):
+                self.position = StreamPosition(epoch, slice_index, record, i + 1)
+                yield buffer[i][2]
+            num_yielded = 0
 
-    def _rows(self, epoch: int, unit: int, record: int) -> Iterator[tuple[int, int, Record]]:
-        """Unit, number and content of the records of a pass from one of them on, in the order that they are read in."""
-        for place, (shard, first, step) in enumerate(self._units(epoch)[unit:], start=unit):
-            skipped = record if place == unit else 0
+    def _rows(self, epoch: int, first_slice: int, first_record: int) -> Iterator[tuple[int, int, Record]]:
+        """Yield (slice index, number in the shard, record) of a pass, unshuffled, from a given record on."""
+        for index, (shard, first, step) in enumerate(self._slices(epoch)[first_slice:], start=first_slice):
+            skipped = first_record if index == first_slice else 0
             for number, row in enumerate(self._shard(shard, skipped), start=skipped):
                 if number % step == first:
-                    yield place, number, row if row.get("id") else {**row, "id": f"{shard}-{number}"}
+                    yield index, number, row if row.get("id") else {**row, "id": f"{shard}-{number}"}
 
-    def _units(self, epoch: int) -> list[tuple[int, int, int]]:
-        """This reader's shards in a pass, each with the first and the step of the records that it takes there."""
-        sharers = math.ceil(self.count / self.rows.num_shards)
-        units = [(shard, first, sharers) for first in range(sharers) for shard in range(self.rows.num_shards)]
+    def _slices(self, epoch: int) -> list[ShardSlice]:
+        step = math.ceil(self.num_readers / self.rows.num_shards)
+        slices = [ShardSlice(shard, first, step) for first in range(step) for shard in range(self.rows.num_shards)]
         if self.seed is not None:
-            random.Random(f"{self.seed} {epoch}").shuffle(units)
-        return units[self.index :: self.count]
+            random.Random(f"{self.seed} {epoch}").shuffle(slices)
+        return slices[self.index :: self.num_readers]
 
     def _shard(self, shard: int, skipped: int) -> Iterator[Record]:
         rows = self.rows.shard(self.rows.num_shards, shard)
-        # By `iter`, which unlike `__iter__` does not deal out the one shard among the workers once more.
-        for chunk in (rows.skip(skipped) if skipped else rows).iter(CHUNK):
-            columns = list(chunk)
+        # `__iter__` would split this shard among the workers once more; `iter` does not.
+        for chunk in (rows.skip(skipped) if skipped else rows).iter(CHUNK_SIZE):
             for values in zip(*chunk.values(), strict=True):
-                yield dict(zip(columns, values, strict=True))
+                yield dict(zip(chunk, values, strict=True))
 
 
-class Stream:
-    """Several readers as one: of which the next record comes is drawn by their weights.
+class MixedStream:
+    """Mix of several sources: the source of each record is sampled by weight.
 
     Args:
-        readers: one for each source.
-        weights: how often each is drawn.
-        seed: of the choice.
+        readers: reader of each source.
+        weights: weight of each source.
+        seed: seed of the choice of sources.
     """
 
-    def __init__(self, readers: Sequence[Reader], weights: Sequence[float], seed: int) -> None:
+    def __init__(self, readers: Sequence[ShardReader], weights: Sequence[float], seed: int) -> None:
         self.readers, self.weights, self.seed = readers, weights, seed
-        self.choices = 0
+        self.num_records = 0
 
     def __iter__(self) -> Iterator[tuple[int, int, Record]]:
-        """Records without end, each with the number of its source and of that source's pass."""
+        """Yield (source, number of the pass through that source, record) without end."""
         records = [iter(reader) for reader in self.readers]
         while True:
-            source = self._choice() if len(records) > 1 else 0
-            self.choices += 1
+            source = self._choose_source() if len(records) > 1 else 0
+            self.num_records += 1
             yield source, *next(records[source])
 
-    def _choice(self) -> int:
-        rng = random.Random(f"{self.seed} {self.readers[0].index} {self.choices}")
+    def _choose_source(self) -> int:
+        rng = random.Random(f"{self.seed} {self.readers[0].index} {self.num_records}")
         return rng.choices(range(len(self.readers)), self.weights)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, in numbers."""
-        return {"choices": self.choices, "positions": [list(reader.position) for reader in self.readers]}
+        return {"num_records": self.num_records, "positions": [list(reader.position) for reader in self.readers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes there."""
-        self.choices = state["choices"]
+        self.num_records = state["num_records"]
         for reader, position in zip(self.readers, state["positions"], strict=True):
-            reader.position = Position(*position)
+            reader.position = StreamPosition(*position)
 
 
-class StreamLoader(StatefulDataLoader[Any]):
-    """Its state has the places of all processes, and each goes on at its own.
+class StatefulStreamLoader(StatefulDataLoader[Any]):
+    """DataLoader of a stream whose state holds the positions of all ranks.
 
-    Lightning asks every process for the state of its loader, but writes down that of the first alone and gives it to
-    all. For rows that is enough, since all are as far as one another; of a stream each reads its own shards, and passes
-    over what is rejected there.
+    Lightning saves the loader state of rank 0 and restores it on every rank. This is enough for rows, which all ranks
+    read in step. Each rank of a stream reads its own shards and rejects other records.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each process is; all have to ask for it at once, as they do for a checkpoint."""
-        places: list[Any] = [super().state_dict()]
+        """Return the state of every rank; all ranks must call this together, as they do to save a checkpoint."""
+        states: list[Any] = [super().state_dict()]
         if distributed.is_initialized():
-            own, places = places[0], [None] * distributed.get_world_size()
-            distributed.all_gather_object(places, own)
-        return {"processes": places}
+            own, states = states[0], [None] * distributed.get_world_size()
+            distributed.all_gather_object(states, own)
+        return {"ranks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes to the place of this process with the next iteration.
+        """Restore the state of this rank; it takes effect with the next iteration.
 
         Raises:
-            UserError: if there were more processes, or fewer.
+            UserError: if the number of ranks differs.
         """
-        places = state_dict["processes"]
-        is_shared = distributed.is_initialized()
-        rank, world = (distributed.get_rank(), distributed.get_world_size()) if is_shared else (0, 1)
-        if len(places) != world:
+        states = state_dict["ranks"]
+        is_initialized = distributed.is_initialized()
+        rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_initialized else (0, 1)
+        if len(states) != world_size:
             raise UserError(
-                f"the checkpoint's stream was read by {len(places)} processes, but this run has {world}, which cannot "
-                "go on where those were"
+                f"cannot resume the streamed data: the checkpoint was written by {len(states)} processes, but this run "
+                f"has {world_size}; start as many processes as before"
             )
-        super().load_state_dict(places[rank])
+        super().load_state_dict(states[rank])

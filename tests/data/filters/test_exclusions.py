@@ -1,4 +1,4 @@
-"""A list of exclusions is written as a table, and its records are not trained on."""
+"""Exclusion lists are tab-separated files, and the records on them are rejected."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from forms import image_folder, squares
 
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.filters.exclusions import Excluded, Exclusion, write_exclusions
-from lightning_dalle.data.sources.captioned import CaptionedPictures
+from lightning_dalle.data.sources.captioned import CaptionedImages
 from lightning_dalle.errors import UserError
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Path:
+def exclusion_list(tmp_path: Path) -> Path:
     file = tmp_path / "excluded.tsv"
     write_exclusions(
         file, [Exclusion("101", "near-duplicate of val", "7.jpg", 0.25), Exclusion('a\t"b"', "by hand", "", 0.0)]
@@ -20,45 +20,45 @@ def table(tmp_path: Path) -> Path:
     return file
 
 
-def test_the_list_is_a_table_for_people(table: Path) -> None:
-    head, first, *_ = table.read_text().splitlines()
+def test_the_list_has_a_header_and_a_line_per_record(exclusion_list: Path) -> None:
+    head, first, *_ = exclusion_list.read_text().splitlines()
     assert head.split("\t") == ["id", "reason", "match", "distance"]
     assert first.split("\t") == ["101", "near-duplicate of val", "7.jpg", "0.2500"]
 
 
-def test_records_on_the_list_are_rejected_whatever_their_ids_look_like(table: Path) -> None:
-    excluded = Excluded(list=table)
+def test_records_on_the_list_are_rejected_with_ids_of_any_form(exclusion_list: Path) -> None:
+    excluded = Excluded(file=exclusion_list)
     assert [excluded.rejects_record({"id": id}) for id in ("101", 'a\t"b"', "1010", "id")] == [True, True, False, False]
 
 
-def test_a_list_that_changes_is_another_filter(table: Path) -> None:
-    before = Excluded(list=table)
-    table.write_text("id\n102\n")
-    assert before != Excluded(list=table)
+def test_a_filter_differs_after_its_list_changed(exclusion_list: Path) -> None:
+    before = Excluded(file=exclusion_list)
+    exclusion_list.write_text("id\n102\n")
+    assert before != Excluded(file=exclusion_list)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_the_datamodule_honours_the_list(table: Path, tmp_path: Path, streamed: bool) -> None:
+def test_the_datamodule_leaves_out_records_on_the_list(exclusion_list: Path, tmp_path: Path, streamed: bool) -> None:
     image_folder(tmp_path / "data", {"train": squares(4), "validation": squares(2, first=4)})
     data = CaptionedImageDataModule(
-        CaptionedPictures(path=str(tmp_path / "data"), streamed=streamed),
-        image_size=8, batch_size=3, text_len=8, vocab_size=300, filters=[Excluded(list=table)], epoch_length=3,
+        CaptionedImages(path=str(tmp_path / "data"), streaming=streamed),
+        image_size=8, batch_size=3, text_len=8, vocab_size=300, filters=[Excluded(file=exclusion_list)], epoch_length=3,
     )  # fmt: skip
     data.setup("fit")
     [batch] = data.train_dataloader()
     assert sorted(batch.ids) == ["100", "102", "103"]
 
 
-def test_a_list_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the list of exclusions .*none.tsv cannot be read"):
-        Excluded(list=tmp_path / "none.tsv")
+def test_a_missing_or_malformed_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read the exclusion list .*none.tsv: .*No such file"):
+        Excluded(file=tmp_path / "none.tsv")
     (tmp_path / "other.tsv").write_text("name\n101\n")
-    with pytest.raises(UserError, match=r"a tab-separated column id, but .*other.tsv is not"):
-        Excluded(list=tmp_path / "other.tsv")
+    with pytest.raises(UserError, match=r"exclusion list .*other.tsv must be tab-separated text with a column id"):
+        Excluded(file=tmp_path / "other.tsv")
 
 
-def test_records_without_an_id_are_refused_in_a_sentence(table: Path) -> None:
+def test_records_without_an_id_are_refused(exclusion_list: Path) -> None:
     with pytest.raises(
-        UserError, match="names records by their id, but those of this source have only image, captions"
+        UserError, match=r"needs records with an id, but .* has only the columns image, captions; remove the filter"
     ):
-        Excluded(list=table).rejects_record({"image": None, "captions": ["a cat"]})
+        Excluded(file=exclusion_list).rejects_record({"image": None, "captions": ["a cat"]})

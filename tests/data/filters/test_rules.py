@@ -1,19 +1,19 @@
-"""Each filter's verdict on captions and sizes that lie on either side of its line."""
+"""Every filter on captions and image sizes on both sides of its threshold."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from lightning_dalle.data.filters.rules import AspectRatio, Boilerplate, CaptionFlood, TooLong, TooShort, TooSmall
+from lightning_dalle.data.filters.rules import AspectRatio, Boilerplate, DuplicateCaptions, TooLong, TooShort, TooSmall
 from lightning_dalle.errors import UserError
 
 
-def test_words_have_letters_and_are_counted_as_characters_are() -> None:
-    judge = TooShort(min_words=3, min_characters=10)
-    assert not judge.rejects_caption("a red fox!")
-    assert judge.rejects_caption("a red fox")  # nine characters
-    assert judge.rejects_caption("photograph 12 - 2012 fox")  # two words
+def test_words_without_letters_are_not_counted() -> None:
+    rule = TooShort(min_words=3, min_characters=10)
+    assert not rule.rejects_caption("a red fox!")
+    assert rule.rejects_caption("a red fox")  # nine characters
+    assert rule.rejects_caption("photograph 12 - 2012 fox")  # two words
     assert TooLong(max_characters=3).rejects_caption("four")
     assert not TooLong(max_characters=4).rejects_caption("four")
 
@@ -30,7 +30,7 @@ def test_words_have_letters_and_are_counted_as_characters_are() -> None:
         "www.a.org", "12345", "---", "loading...", "Untitled",
     ],
 )  # fmt: skip
-def test_boilerplate_says_nothing_of_what_is_seen(caption: str) -> None:
+def test_boilerplate_captions_are_rejected(caption: str) -> None:
     assert Boilerplate().rejects_caption(caption)
 
 
@@ -44,36 +44,39 @@ def test_boilerplate_says_nothing_of_what_is_seen(caption: str) -> None:
         "Photo by Jane Doe: two foxes by the sea", "photographed on 4 May 2012: a fox by the sea at dusk",
     ],
 )  # fmt: skip
-def test_what_is_seen_is_no_boilerplate(caption: str) -> None:
+def test_descriptions_are_not_boilerplate(caption: str) -> None:
     assert not Boilerplate().rejects_caption(caption)
 
 
-def test_boilerplate_of_ones_own() -> None:
-    judge = Boilerplate(patterns=("sold out",))
-    assert judge.rejects_caption("Sold Out")
-    assert not judge.rejects_caption("sold out fox")
-    with pytest.raises(UserError, match=r"the boilerplate '\(' is no regular expression: missing \)"):
+def test_boilerplate_patterns_can_be_replaced() -> None:
+    rule = Boilerplate(patterns=("sold out",))
+    assert rule.rejects_caption("Sold Out")
+    assert not rule.rejects_caption("sold out fox")
+    with pytest.raises(UserError, match=r"Boilerplate has an invalid regular expression '\(': missing \)"):
         Boilerplate(patterns=("(",))
 
 
-def test_pictures_by_their_size() -> None:
+def test_images_are_filtered_by_aspect_ratio_and_size() -> None:
     ratio = AspectRatio()  # the paper's [1/2, 2]
-    assert [ratio.rejects_picture(*size) for size in ((200, 100), (100, 200), (201, 100), (100, 201))] == [
+    assert [ratio.rejects_image(*size) for size in ((200, 100), (100, 200), (201, 100), (100, 201))] == [
         False, False, True, True,
     ]  # fmt: skip
     small = TooSmall(min_side=64)
-    assert [small.rejects_picture(*size) for size in ((64, 64), (640, 63), (63, 640))] == [False, True, True]
+    assert [small.rejects_image(*size) for size in ((64, 64), (640, 63), (63, 640))] == [False, True, True]
 
 
-def test_a_flood_is_read_from_its_file(tmp_path: Path) -> None:
-    file = tmp_path / "floods.json"
+def test_caption_counts_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "caption_counts.json"
     file.write_text(json.dumps({"more_than": 2, "captions": {"a fox": 3, "an owl": 9}}))
-    assert CaptionFlood(max_count=2, file=file).rejects_caption("A Fox")
-    assert not CaptionFlood(max_count=3, file=file).rejects_caption("a fox")
-    assert CaptionFlood(max_count=3, file=file).rejects_caption("an owl")
-    with pytest.raises(UserError, match=r"more than 1 records are to be rejected, but .* more than 2 alone"):
-        CaptionFlood(max_count=1, file=file).rejects_caption("a fox")
-    with pytest.raises(UserError, match=r"nowhere.json holds no counts of captions"):
-        CaptionFlood(file=Path("nowhere.json")).rejects_caption("a fox")
-    with pytest.raises(UserError, match="streamed data are counted nowhere"):
-        CaptionFlood().rejects_caption("a fox")
+    assert DuplicateCaptions(max_count=2, file=file).rejects_caption("A Fox")
+    assert not DuplicateCaptions(max_count=3, file=file).rejects_caption("a fox")
+    assert DuplicateCaptions(max_count=3, file=file).rejects_caption("an owl")
+    with pytest.raises(
+        UserError,
+        match=r"counts.json only has captions of more than 2 records, but max_count is 1; run",
+    ):
+        DuplicateCaptions(max_count=1, file=file).rejects_caption("a fox")
+    with pytest.raises(UserError, match=r"caption counts from nowhere.json .*`data report --caption_counts nowhere"):
+        DuplicateCaptions(file=Path("nowhere.json")).rejects_caption("a fox")
+    with pytest.raises(UserError, match="cannot count streamed data: run `data report --caption_counts FILE`"):
+        DuplicateCaptions().rejects_caption("a fox")

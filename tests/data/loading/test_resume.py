@@ -1,4 +1,4 @@
-"""Which records a run sees: each once, and after a resume those that it would have seen."""
+"""Exact resume: a run sees every record once per epoch, and a resumed run the records of an unbroken one."""
 
 import itertools
 import json
@@ -13,11 +13,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
-from forms import FORMS, Photo, parquet_of_bytes, squares, tars
+from forms import FORMATS, Photo, parquet_of_bytes, squares, tars
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_dalle.data.datamodule import Batch, CaptionedImageDataModule
-from lightning_dalle.data.sources.captioned import CaptionedPictures
+from lightning_dalle.data.sources.captioned import CaptionedImages
 from lightning_dalle.data.sources.columns import RECORD
 from lightning_dalle.data.sources.mixture import Mixture
 from lightning_dalle.data.sources.source import Source
@@ -27,8 +27,8 @@ TRAIN = 50
 SPLITS = {"train": squares(TRAIN), "val": squares(23, first=TRAIN)}
 
 
-def opened(path: Path, streamed: bool) -> CaptionedPictures:
-    return CaptionedPictures(path=str(path), streamed=streamed)
+def opened(path: Path, streamed: bool) -> CaptionedImages:
+    return CaptionedImages(path=str(path), streaming=streamed)
 
 
 def mixed(root: Path, streamed: bool) -> Mixture:
@@ -37,10 +37,10 @@ def mixed(root: Path, streamed: bool) -> Mixture:
     return Mixture(sources=[opened(root / "a", streamed), opened(root / "b", streamed)], weights=[1.0, 2.0])
 
 
-def datamodule(source: Source, rank: int = 0, world: int = 1, **options: Any) -> CaptionedImageDataModule:
+def datamodule(source: Source, rank: int = 0, world_size: int = 1, **options: Any) -> CaptionedImageDataModule:
     values = {"image_size": 8, "batch_size": 4, "text_len": 4, "vocab_size": 260, "shuffle_buffer": 7, **options}
     data = CaptionedImageDataModule(source, **values)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
     data.setup("fit")
     return data
 
@@ -49,7 +49,7 @@ def ids(loader: Any, count: int | None = None) -> list[str]:
     return [id for batch in itertools.islice(loader, count) for id in batch.ids]
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["rows", "streamed"])
 def test_two_ranks_by_two_workers_see_every_record_once_per_epoch(streamed: bool, tmp_path: Path) -> None:
     parquet_of_bytes(tmp_path, SPLITS)
     ranks = [
@@ -65,7 +65,7 @@ def test_two_ranks_by_two_workers_see_every_record_once_per_epoch(streamed: bool
 
 
 class FourShards:
-    """48 records in four equal shards: a pass over them is an epoch of 48 for four readers."""
+    """Source of 48 streamed records in four equal shards."""
 
     def load(self, image_size: int) -> IterableDatasetDict:
         return IterableDatasetDict({"train": self.rows(48).to_iterable_dataset(4)})
@@ -89,7 +89,7 @@ def test_two_ranks_by_two_workers_train_on_every_record_once_per_epoch() -> None
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_an_epoch_that_is_no_pass_goes_on_where_the_last_one_stopped() -> None:
+def test_an_epoch_shorter_than_a_pass_continues_the_previous_epoch() -> None:
     loader = datamodule(FourShards(), batch_size=5, epoch_length=20).train_dataloader()
     seen = [id for _ in range(12) for id in ids(loader)]
     for start in range(0, 240, 48):
@@ -98,7 +98,7 @@ def test_an_epoch_that_is_no_pass_goes_on_where_the_last_one_stopped() -> None:
 
 @dataclass(frozen=True)
 class WithRejects:
-    """Streamed photos, the first so many of which have no caption."""
+    """Source of streamed photos, the first `rejects` of which have no caption."""
 
     photos: list[Photo]
     rejects: int
@@ -115,13 +115,13 @@ class WithRejects:
         return IterableDatasetDict({"train": Dataset.from_list(rows, features=RECORD).to_iterable_dataset(1)})
 
 
-def test_rejected_records_end_no_later_pass() -> None:
+def test_rejected_records_do_not_end_later_passes() -> None:
     loader = datamodule(WithRejects(SPLITS["train"][:6], 2), batch_size=1, epoch_length=3).train_dataloader()
     seen = Counter(id for _ in range(40) for id in ids(loader))
     assert seen == dict.fromkeys(("102", "103", "104", "105"), 30)
 
 
-def test_a_small_source_of_a_mixture_may_be_passes_ahead_of_a_large_one() -> None:
+def test_a_small_source_of_a_mixture_is_read_more_often_than_a_large_one() -> None:
     small, large = WithRejects(SPLITS["train"][:4], 1), WithRejects(SPLITS["train"][4:], 5)
     mixture = Mixture(sources=[small, large], weights=[1.0, 1.0])
     loader = datamodule(mixture, epoch_length=40).train_dataloader()
@@ -129,12 +129,12 @@ def test_a_small_source_of_a_mixture_may_be_passes_ahead_of_a_large_one() -> Non
     assert set(seen) == {str(id) for id in range(101, 150)} - {str(id) for id in range(104, 109)}
     none = Mixture(sources=[small, WithRejects(SPLITS["train"][4:8], 4)], weights=[9.0, 1.0])
     loader = datamodule(none, epoch_length=4).train_dataloader()
-    with pytest.raises(UserError, match=r"no record that is kept: \d+ without a caption"):
+    with pytest.raises(UserError, match=r"all records .* were rejected: \d+ without a caption; loosen the filters"):
         [ids(loader) for _ in range(100)]
 
 
-class Listening(pl.LightningModule):
-    """Trains nothing, but lists the records that it is given."""
+class RecordIds(pl.LightningModule):
+    """Model that trains nothing and lists the ids of the records it sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,22 +149,20 @@ class Listening(pl.LightningModule):
 
 
 class SixteenRows:
-    """An epoch is four batches of four."""
+    """Source of 16 rows, four batches of four."""
 
     def load(self, image_size: int) -> DatasetDict:
         return DatasetDict({"train": FourShards.rows(16)})
 
 
-def test_a_fit_goes_on_with_rows_from_any_step_of_any_epoch(tmp_path: Path) -> None:
-    """The end of an epoch too, where Lightning leaves the loader at its end."""
-
+def test_a_fit_on_rows_resumes_exactly_from_every_step(tmp_path: Path) -> None:
     def fit(steps: int, path: Path | None = None) -> list[str]:
         save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
         trainer = pl.Trainer(
             max_steps=steps, accelerator="cpu", callbacks=save, logger=False, enable_progress_bar=False,
             enable_model_summary=False,
         )  # fmt: skip
-        model = Listening()
+        model = RecordIds()
         data = CaptionedImageDataModule(SixteenRows(), image_size=8, batch_size=4, text_len=4, vocab_size=260)
         trainer.fit(model, data, ckpt_path=path)
         return model.seen
@@ -176,14 +174,14 @@ def test_a_fit_goes_on_with_rows_from_any_step_of_any_epoch(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_fit_goes_on_with_a_stream_from_any_step(workers: int, tmp_path: Path) -> None:
+def test_a_fit_on_a_stream_resumes_exactly_from_every_step(workers: int, tmp_path: Path) -> None:
     def fit(steps: int, path: Path | None = None) -> list[str]:
         save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
         trainer = pl.Trainer(
             max_steps=steps, accelerator="cpu", callbacks=save, logger=False, enable_progress_bar=False,
             enable_model_summary=False,
         )  # fmt: skip
-        model = Listening()
+        model = RecordIds()
         data = CaptionedImageDataModule(
             FourShards(), image_size=8, batch_size=4, text_len=4, vocab_size=260, num_workers=workers, epoch_length=18,
             shuffle_buffer=7,
@@ -198,7 +196,7 @@ def test_a_fit_goes_on_with_a_stream_from_any_step(workers: int, tmp_path: Path)
 
 
 class UnequalShards:
-    """A process that reads one shard is soon ahead of one that passes over most records of the other."""
+    """Source of two shards; most records of the first are rejected, so the ranks reach different positions."""
 
     def load(self, image_size: int) -> IterableDatasetDict:
         rows = WithRejects(SPLITS["train"][:24], 9).load(image_size)["train"]
@@ -206,53 +204,53 @@ class UnequalShards:
 
 
 def fit_in_two(folder: Path, steps: int, path: Path | None = None) -> list[list[str]]:
-    """What each process sees."""
+    """Train on two ranks and return the ids that each saw."""
     save = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", devices=2, strategy="ddp_fork", callbacks=[save, WritesSeen(folder)],
+        max_steps=steps, accelerator="cpu", devices=2, strategy="ddp_fork", callbacks=[save, WriteIds(folder)],
         logger=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     data = CaptionedImageDataModule(
         UnequalShards(), image_size=8, batch_size=2, text_len=4, vocab_size=260, epoch_length=16, shuffle_buffer=3
     )
-    trainer.fit(Listening(), data, ckpt_path=path)
+    trainer.fit(RecordIds(), data, ckpt_path=path)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-class WritesSeen(pl.Callback):
-    """Of each process, to a file."""
+class WriteIds(pl.Callback):
+    """Callback that writes the ids that a rank saw to a file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Listening)
+        assert isinstance(pl_module, RecordIds)
         (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(pl_module.seen))
 
 
-def test_each_of_two_processes_goes_on_at_its_own_place(tmp_path: Path) -> None:
+def test_each_of_two_ranks_resumes_at_its_own_position(tmp_path: Path) -> None:
     unbroken = fit_in_two(tmp_path, 9)  # epochs of 4 steps
-    places = torch.load(tmp_path / "step=6.ckpt")["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["processes"]
-    assert len(places) == 2
-    assert places[0] != places[1]
+    states = torch.load(tmp_path / "step=6.ckpt")["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["ranks"]
+    assert len(states) == 2
+    assert states[0] != states[1]
     for stop in (3, 4, 6):
         resumed = fit_in_two(tmp_path, stop + 3, tmp_path / f"step={stop}.ckpt")
         assert resumed == [seen[2 * stop : 2 * stop + 6] for seen in unbroken]
 
 
-def test_a_stream_of_another_number_of_processes_is_refused() -> None:
+def test_a_stream_is_not_resumed_with_another_number_of_processes() -> None:
     loader = datamodule(FourShards()).train_dataloader()
-    with pytest.raises(UserError, match="stream was read by 2 processes, but this run has 1"):
-        loader.load_state_dict({"processes": [{}, {}]})  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="written by 2 processes, but this run has 1; start as many"):
+        loader.load_state_dict({"ranks": [{}, {}]})  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("form", [*FORMS, "mixture"])
-def test_a_resumed_run_sees_what_the_unbroken_one_would_have(form: str, streamed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("streamed", [False, True], ids=["rows", "streamed"])
+@pytest.mark.parametrize("form", [*FORMATS, "mixture"])
+def test_a_resumed_run_sees_the_records_of_an_unbroken_run(form: str, streamed: bool, tmp_path: Path) -> None:
     if form == "mixture":
         source: Source = mixed(tmp_path, streamed)
     else:
-        FORMS[form](tmp_path / "data", SPLITS)
+        FORMATS[form](tmp_path / "data", SPLITS)
         source = opened(tmp_path / "data", streamed)
     workers = 2 if form in ("tars", "mixture") else 0
     data = datamodule(source, num_workers=workers, epoch_length=TRAIN)
