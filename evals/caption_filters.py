@@ -1,4 +1,4 @@
-"""Rejections of web captions by every caption filter, and precision and recall of the language filter (docs/filters.md).
+"""Rejections of web captions by each filter, and precision and recall of the language filter (docs/filters.md).
 
     uv run python evals/caption_filters.py ../shared/data
 

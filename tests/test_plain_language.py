@@ -15,7 +15,16 @@ TEXTS = sorted(
 )  # fmt: skip
 
 VERBS = set(
-    ["Accept", "Add", "Align", "Append", "Apply", "Assign", "Attend", "Average", "Build", "Cache", "Cast", "Center", "Change", "Check", "Choose", "Clip", "Close", "Cluster", "Collate", "Combine", "Compare", "Complete", "Compress", "Compute", "Configure", "Convert", "Copy", "Count", "Create", "Crop", "Cut", "Decode", "Decompress", "Describe", "Detect", "Disable", "Discard", "Divide", "Download", "Draw", "Drop", "Embed", "Enable", "Encode", "Enlarge", "Estimate", "Evaluate", "Exchange", "Expand", "Export", "Fill", "Filter", "Find", "Fit", "Flatten", "Forward", "Format", "Gather", "Generate", "Group", "Initialize", "Insert", "Join", "Keep", "Limit", "List", "Load", "Log", "Make", "Mark", "Mask", "Match", "Measure", "Merge", "Move", "Multiply", "Name", "Normalize", "Open", "Orthogonalize", "Pack", "Pad", "Parse", "Perform", "Permute", "Plan", "Plot", "Predict", "Prefill", "Prepare", "Print", "Process", "Prompt", "Quantize", "Raise", "Rank", "Read", "Record", "Reconstruct", "Register", "Reject", "Remove", "Render", "Reorder", "Replace", "Report", "Reproduce", "Rerank", "Rescale", "Reset", "Resize", "Resolve", "Restore", "Resume", "Return", "Round", "Run", "Sample", "Save", "Scale", "Score", "Select", "Send", "Serve", "Set", "Shard", "Show", "Shrink", "Shuffle", "Skip", "Sort", "Split", "Stack", "Start", "Step", "Stop", "Store", "Stream", "Sum", "Take", "Tokenize", "Train", "Transform", "Translate", "Try", "Unpack", "Unscale", "Update", "Use", "Validate", "Wait", "Warn", "Wrap", "Write", "Yield", "Map", "Invert", "Compile"]
+    "Accept Add Align Append Apply Assign Attend Average Build Cache Cast Center Change Check Choose Clip Close "  # noqa: SIM905
+    "Cluster Collate Combine Compare Complete Compress Compute Configure Convert Copy Count Create Crop Cut Decode "
+    "Decompress Describe Detect Disable Discard Divide Download Draw Drop Embed Enable Encode Enlarge Estimate "
+    "Evaluate Exchange Expand Export Fill Filter Find Fit Flatten Forward Format Gather Generate Group Initialize "
+    "Insert Join Keep Limit List Load Log Make Mark Mask Match Measure Merge Move Multiply Name Normalize Open "
+    "Orthogonalize Pack Pad Parse Perform Permute Plan Plot Predict Prefill Prepare Print Process Prompt Quantize "
+    "Raise Rank Read Record Reconstruct Register Reject Remove Render Reorder Replace Report Reproduce Rerank Rescale "
+    "Reset Resize Resolve Restore Resume Return Round Run Sample Save Scale Score Select Send Serve Set Shard Show "
+    "Shrink Shuffle Skip Sort Split Stack Start Step Stop Store Stream Sum Take Tokenize Train Transform Translate "
+    "Try Unpack Unscale Update Use Validate Wait Warn Wrap Write Yield Map Invert Compile".split()
 )
 """First words of a function's docstring. Add a verb that is missing; do not start with anything else."""
 
