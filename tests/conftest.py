@@ -1,9 +1,9 @@
-"""Shapes and types of every annotated function are checked while the tests run."""
+"""Fixtures, and type and shape checks of every annotated function while the tests run."""
 
 import os
 
-# Tests run two at a time and start processes of their own. Each of them with a thread for every core would wait for
-# the others' at every barrier, some 50 times as long as it computes.
+# Two tests run at a time and start further processes. With one thread per core in each, threads would wait for each
+# other at every barrier, about 50 times as long as they compute.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from jaxtyping import install_import_hook
@@ -14,9 +14,9 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from shrunk import add_scorer, pictures, shrunk  # noqa: E402
+from shrunk import add_scorer, shrunk, source_config  # noqa: E402
 
-from lightning_dalle.checkpoints import dalle_record, dvae_record  # noqa: E402
+from lightning_dalle.checkpoints import dalle_metadata, dvae_metadata  # noqa: E402
 from lightning_dalle.models.dalle import DALLE, DALLEConfig  # noqa: E402
 from lightning_dalle.models.dvae import DVAE, DVAEConfig  # noqa: E402
 from lightning_dalle.models.transformer import TransformerConfig  # noqa: E402
@@ -29,7 +29,7 @@ def seed() -> None:
 
 
 def tiny_dalle(n_layer: int = 7, qk_norm: bool = False) -> DALLE:
-    """Every kind of layer on a 4x4 grid; weights large enough that each position matters."""
+    """Return a DALL-E with every kind of layer on a 4x4 grid, and weights so large that every position matters."""
     torch.manual_seed(0)
     config = DALLEConfig(
         transformer=TransformerConfig(n_layer=n_layer, n_head=2, n_embd=16, conv_kernel=3, qk_norm=qk_norm),
@@ -63,7 +63,7 @@ def dvae() -> DVAE:
 
 
 def save(path: Path, record: dict[str, object], **models: torch.nn.Module) -> Path:
-    """A checkpoint as Lightning writes it."""
+    """Write a checkpoint with the keys of a Lightning checkpoint."""
     weights = {f"{name}.{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
     torch.save({"state_dict": weights, "pytorch-lightning_version": "2.6.1", "global_step": 0, **record}, path)
     return path
@@ -71,18 +71,18 @@ def save(path: Path, record: dict[str, object], **models: torch.nn.Module) -> Pa
 
 @pytest.fixture
 def dvae_checkpoint(dvae: DVAE, tmp_path: Path) -> Path:
-    return save(tmp_path / "dvae.ckpt", dvae_record(dvae), dvae=dvae)
+    return save(tmp_path / "dvae.ckpt", dvae_metadata(dvae), dvae=dvae)
 
 
 @pytest.fixture
 def wide_dvae_checkpoint(tmp_path: Path) -> Path:
     dvae = DVAE(DVAEConfig(image_size=32, codebook_size=11, n_group=3, n_block=1, n_hid=8, n_init=8))
-    return save(tmp_path / "wide_dvae.ckpt", dvae_record(dvae), dvae=dvae)
+    return save(tmp_path / "wide_dvae.ckpt", dvae_metadata(dvae), dvae=dvae)
 
 
 @pytest.fixture
 def dalle_checkpoint(dvae: DVAE, tmp_path: Path) -> Path:
-    """An untrained DALL-E on the grid of `dvae`, with a tokenizer of bytes."""
+    """Write an untrained DALL-E on the grid of `dvae`, with a byte tokenizer."""
     tokenizer = CaptionTokenizer.train(["a cat"], vocab_size=256, text_len=6)
     config = DALLEConfig(
         transformer=TransformerConfig(n_layer=3, n_head=2, n_embd=16, conv_kernel=3),
@@ -90,23 +90,23 @@ def dalle_checkpoint(dvae: DVAE, tmp_path: Path) -> Path:
     )  # fmt: skip
     dalle = DALLE(config)
     return save(
-        tmp_path / "dalle.ckpt", dalle_record(dalle, dvae, tokenizer, "Made from cats."), dalle=dalle, dvae=dvae
+        tmp_path / "dalle.ckpt", dalle_metadata(dalle, dvae, tokenizer, "Made from cats."), dalle=dalle, dvae=dvae
     )
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """A real one: the first emoji of the training data."""
+def image_file(tmp_path: Path) -> Path:
+    """Write a real image: the first emoji of the training data."""
     from lightning_dalle.data.sources.openmoji import OpenMoji
 
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     OpenMoji().load(32)["train"][0]["image"].save(path)
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The configs of tests/tiny, trained: a few real steps of each stage, in the folder of the configs."""
+    """Train the configs of tests/tiny for a few steps; return the config of each stage, beside its run."""
     from lightning_dalle.cli import main
 
     folder = tmp_path_factory.mktemp("tiny_run")
@@ -125,27 +125,27 @@ POOL_WEIGHTS = REAL_DATA / "inception" / "pt_inception-2015-12-05-pool-features.
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Photos and weights that are not the project's to ship; skipped, with where they belong, where they are absent."""
+    """Return the folder of photos and weights that the repo cannot ship; skip the test if it is absent."""
     if not REAL_DATA.is_dir():
-        pytest.skip(f"no real photos and weights at {REAL_DATA}; $LIGHTNING_DALLE_TEST_DATA names another place")
+        pytest.skip(f"no real photos and weights at {REAL_DATA}; set $LIGHTNING_DALLE_TEST_DATA to their folder")
     return REAL_DATA
 
 
 @pytest.fixture(scope="session")
 def weights_if_any() -> Path | None:
-    """Inception's real weights for tests that do without where they are absent."""
+    """Return Inception's real weights, or None if they are absent."""
     return POOL_WEIGHTS if POOL_WEIGHTS.is_file() else None
 
 
 @pytest.fixture(scope="session")
 def pool_weights(real_data: Path) -> Path:
-    """Inception's real weights, without the last layer."""
+    """Return Inception's real weights without the last layer."""
     return POOL_WEIGHTS
 
 
 @pytest.fixture(scope="session")
 def full_weights(pool_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a seeded random last layer, as torch-fidelity and pytorch-fid want a file."""
+    """Write Inception's weights with a random last layer, which torch-fidelity and pytorch-fid expect."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.load(pool_weights, weights_only=True)
     weights["fc.weight"] = torch.randn(1008, 2048, generator=generator) * 0.1
@@ -157,14 +157,14 @@ def full_weights(pool_weights: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def coco_run(real_data: Path, pool_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stages of configs/coco, shrunk, on real photos with their evaluations on: the folder of the run."""
+    """Train small versions of configs/coco on real photos, with evaluation; return the folder of the run."""
     from lightning_dalle.cli import main
 
     folder = tmp_path_factory.mktemp("coco") / "run"
     for stage in ("dvae", "dalle", "clip"):
         smaller = {"reference_count": 12}
         if stage == "dalle":
-            smaller["drawing"] = {"captions": {"count": 6}}
+            smaller["generation"] = {"captions": {"count": 6}}
         config = shrunk(Path(f"configs/coco/{stage}.yaml"), folder, real_data / "coco", pool_weights, **smaller)
         main(["fit", "--config", str(config)])
     return folder
@@ -172,15 +172,15 @@ def coco_run(real_data: Path, pool_weights: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def sweep_run(coco_run: Path, real_data: Path, full_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`test` of configs/coco, shrunk: two blur radii, two sizes of candidate sets, weights with a last layer."""
+    """Evaluate the run on two blur radii and two candidate counts; return the folder of the results."""
     from lightning_dalle.cli import main
 
     folder = tmp_path_factory.mktemp("sweep")
     config = shrunk(
         Path("configs/coco/eval.yaml"), folder, real_data / "coco", full_weights,
-        preparation={"image_size": 32}, blur_radii=[0, 2], reference_count=8, fidelity={"isc_splits": 2},
-        drawing={"captions": {"count": 6}, "candidates": [1, 3]},
+        preprocessing={"image_size": 32}, blur_radii=[0, 2], reference_count=8, fidelity={"isc_splits": 2},
+        generation={"captions": {"count": 6}, "candidates": [1, 3]},
     )  # fmt: skip
-    add_scorer(config, trained_on=pictures(real_data / "coco", train="validation"))
+    add_scorer(config, training_source=source_config(real_data / "coco", train="validation"))
     main(["test", "--config", str(config), "--ckpt_path", str(coco_run / "dalle" / "checkpoints" / "last.ckpt")])
     return folder

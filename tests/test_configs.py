@@ -1,4 +1,4 @@
-"""Every config in the repo is parsed, and what it states agrees with itself."""
+"""Every config of the repo is parsed, and its values are consistent."""
 
 from functools import cache
 from pathlib import Path
@@ -12,17 +12,17 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.strategies import ModelParallelStrategy
 
-from lightning_dalle.cli import lightning
 from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.data.images.transforms import DALLEAugmentation, DVAEAugmentation
 from lightning_dalle.evaluation.protocol import Protocol
+from lightning_dalle.lightning_cli import run_lightning
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.training.callbacks.codes_writer import CodesWriter
 from lightning_dalle.training.callbacks.evaluation import Evaluation
 from lightning_dalle.training.callbacks.visualization import GradientScaleCurves
 from lightning_dalle.training.distributed.powersgd import PowerSGDStrategy
-from lightning_dalle.training.lit_dalle import check_saves
+from lightning_dalle.training.lit_dalle import check_checkpoint_order
 from lightning_dalle.training.optim.adamw16 import PaperAdamW
 from lightning_dalle.training.precision.gradient_scales import PaperPrecision
 
@@ -33,21 +33,21 @@ EVALS = sorted(Path("configs").rglob("eval*.yaml"))
 ENCODINGS = sorted(Path("configs").rglob("encode.yaml"))
 DATA = sorted(Path("configs/data").glob("*.yaml"))
 PAPER = Path("configs/paper")
-BEHIND_ANOTHER = [path for path in PAPER.glob("*.yaml") if "data" not in yaml.safe_load(path.read_text())]
-FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS, *ENCODINGS, *DATA, *BEHIND_ANOTHER)]
+FRAGMENTS = [path for path in PAPER.glob("*.yaml") if "data" not in yaml.safe_load(path.read_text())]
+FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS, *ENCODINGS, *DATA, *FRAGMENTS)]
 
 
 @pytest.mark.parametrize("path", FITS, ids=str)
 def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
-    cli = lightning(["fit", "--config", str(path), "--trainer.accelerator", "cpu"])
+    cli = run_lightning(["fit", "--config", str(path), "--trainer.accelerator", "cpu"])
     assert type(cli.model).__name__ in ("LitDVAE", "LitDALLE", "LitCLIP")
     every = cli.trainer.checkpoint_callback._every_n_train_steps or cli.trainer.val_check_interval  # type: ignore[union-attr]
     assert cli.trainer.max_steps % every == 0, "the last steps would not be saved"
     for name in ("learning_rate", "temperature", "kl_weight"):
         schedule = getattr(cli.model, name, None)
         if isinstance(schedule, CosineAnneal):
-            within = schedule.over(cli.trainer.max_steps)
+            within = schedule.for_max_steps(cli.trainer.max_steps)
             assert within(cli.trainer.max_steps) == pytest.approx(schedule.end), name
             assert within.warmup_steps == schedule.warmup_steps, name
 
@@ -62,8 +62,8 @@ def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.
     ],
     ids=["12b", "5_6b", "2_8b", "1b"],
 )
-def test_the_papers_models_have_its_sizes_and_its_patterns(names: list[str], n_layer: int, width: int) -> None:
-    """Section 2.2 and appendix B.1; the widths of the smaller ones are Table 1's."""
+def test_paper_models_have_the_papers_sizes_and_patterns(names: list[str], n_layer: int, width: int) -> None:
+    """Check section 2.2 and appendix B.1; the widths of the smaller models are in Table 1."""
     model, dvae = fit_of(*names).model, fit_of("dvae").model.dvae
     config = DALLEConfig(
         transformer=model.config, text_len=model.text_len, text_vocab_size=model.text_vocab_size,
@@ -88,13 +88,13 @@ def test_the_papers_models_have_its_sizes_and_its_patterns(names: list[str], n_l
     assert all((p.text_len, p.image_len, p.grid, p.kernel) == (257, 1023, 32, 11) for p in patterns)
 
 
-def test_the_papers_numbers_are_in_its_configs() -> None:
-    """Those of ../shared/paper.md that are of a run rather than of a shape; docs/paper.md lists them all."""
+def test_paper_configs_have_the_papers_numbers() -> None:
+    """Check the numbers of training; docs/paper.md lists all numbers."""
     dvae, dalle = fit_of("dvae"), fit_of("dalle_12b")
     lit = dvae.model
     assert (lit.learning_rate(0), lit.learning_rate(1_200_000)) == (1e-4, pytest.approx(1.25e-6))
     assert (lit.temperature(0), lit.temperature(150_000)) == (1, 1 / 16)
-    assert (lit.kl_weight(0), lit.kl_weight(5_000), lit.usage_bonus, lit.mse_weight) == (0, 6.6, 0, 0)
+    assert (lit.kl_weight(0), lit.kl_weight(5_000), lit.codebook_entropy_weight, lit.mse_weight) == (0, 6.6, 0, 0)
     assert optimizer_of(lit) == (torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4})
     assert isinstance(dvae.datamodule.augmentation, DVAEAugmentation)
     [average] = [found for found in dvae.trainer.callbacks if isinstance(found, EMAWeightAveraging)]  # type: ignore[attr-defined]
@@ -104,10 +104,10 @@ def test_the_papers_numbers_are_in_its_configs() -> None:
 
     lit, data = dalle.model, dalle.datamodule
     assert [lit.learning_rate(step) for step in (0, 2_500, 5_000)] == [0, 2.25e-4, 4.5e-4]
-    assert lit.learning_rate.halvings == 5
-    check_saves(dalle.trainer)
+    assert lit.learning_rate.max_reductions == 5
+    check_checkpoint_order(dalle.trainer)
     assert lit.image_loss_weight == 7
-    assert (lit.caption_dropout, lit.code_corruption, lit.soft_codes) == (0, 0, False)
+    assert (lit.caption_dropout, lit.code_corruption, lit.soft_targets) == (0, 0, False)
     assert lit.checkpoint_activations
     assert optimizer_of(lit) == (torch.optim.AdamW, {"betas": (0.9, 0.96), "eps": 1e-8, "weight_decay": 4.5e-2})
     assert isinstance(data.augmentation, DALLEAugmentation)
@@ -117,7 +117,7 @@ def test_the_papers_numbers_are_in_its_configs() -> None:
     assert isinstance(dalle.trainer.strategy, ModelParallelStrategy)
 
 
-def test_powersgd_takes_the_place_of_a_fits_own_strategy() -> None:
+def test_powersgd_config_replaces_the_strategy() -> None:
     strategy = fit_of("dalle_12b", "powersgd").trainer.strategy
     assert (type(strategy), strategy.rank, strategy.shards) == (PowerSGDStrategy, 896, 8)
 
@@ -127,7 +127,7 @@ def fit_of(*names: str) -> LightningCLI:
     configs = [argument for name in names for argument in ("--config", f"{PAPER}/{name}.yaml")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
-        return lightning(["fit", *configs, "--trainer.accelerator", "cpu"])
+        return run_lightning(["fit", *configs, "--trainer.accelerator", "cpu"])
 
 
 def optimizer_of(model: Any) -> tuple[type, dict[str, Any]]:
@@ -142,7 +142,7 @@ def batch_of(cli: LightningCLI) -> int:
 @pytest.mark.parametrize("path", EVALS, ids=str)
 def test_test_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
-    cli = lightning(["test", "--config", str(path), "--trainer.accelerator", "cpu"])
+    cli = run_lightning(["test", "--config", str(path), "--trainer.accelerator", "cpu"])
     evaluation = next(found for found in cli.trainer.callbacks if isinstance(found, Evaluation))  # type: ignore[attr-defined]
     assert evaluation.protocol.name in (path.parent.name, f"{path.parent.name}_zero_shot")
 
@@ -150,16 +150,16 @@ def test_test_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("path", ENCODINGS, ids=str)
 def test_predict_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
-    cli = lightning(["predict", "--config", str(path), "--trainer.accelerator", "cpu"])
+    cli = run_lightning(["predict", "--config", str(path), "--trainer.accelerator", "cpu"])
     [writer] = [found for found in cli.trainer.callbacks if isinstance(found, CodesWriter)]  # type: ignore[attr-defined]
     assert set(writer.crops) == {"train", "val"}
-    assert cli.config.predict.return_predictions is False, "all codes of all pictures would be kept in memory"
+    assert cli.config.predict.return_predictions is False, "the codes of all images would be kept in memory"
 
 
 @pytest.mark.parametrize("path", DATA, ids=str)
-def test_data_takes_the_place_of_a_fits_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_config_replaces_the_source(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
-    cli = lightning(
+    cli = run_lightning(
         ["fit", "--config", "configs/coco/dvae.yaml", "--config", str(path), "--trainer.accelerator", "cpu"]
     )
     wanted = yaml.safe_load(path.read_text())["data"]["source"]
@@ -170,13 +170,15 @@ def test_data_takes_the_place_of_a_fits_own(path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("path", ["openmoji/quickstart_dalle", "openmoji/dalle", "paper/dalle_12b"])
-def test_sixteen_bits_go_on_top_of_another_precision_and_optimizer(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_config_overrides_precision_and_optimizer(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
-    on_a_cpu = ["--trainer.accelerator", "cpu"]
-    cli = lightning(["fit", "--config", f"configs/{path}.yaml", "--config", f"{PAPER}/sixteen_bit.yaml", *on_a_cpu])
+    on_cpu = ["--trainer.accelerator", "cpu"]
+    cli = run_lightning(
+        ["fit", "--config", f"configs/{path}.yaml", "--config", f"{PAPER}/fp16_per_block_scale.yaml", *on_cpu]
+    )
     assert isinstance(cli.trainer.precision_plugin, PaperPrecision)
     assert any(isinstance(callback, GradientScaleCurves) for callback in cli.trainer.callbacks)  # type: ignore[attr-defined]
-    optimizer = cli.model.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "is_hidden": True}])  # type: ignore[operator]
+    optimizer = cli.model.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "is_block_matrix": True}])  # type: ignore[operator]
     assert isinstance(optimizer, PaperAdamW)
     assert {**optimizer.defaults, "lr": None} == {
         "lr": None, "betas": (0.9, 0.96), "eps": 1e-8, "weight_decay": 4.5e-2,
@@ -193,12 +195,12 @@ def test_every_stage_of_a_recipe_is_accepted_with_its_overrides(path: Path, monk
     kinds = {"dvae": "LitDVAE", "dalle": "LitDALLE", "clip": "LitCLIP"}
     for name, arguments in recipe.stages.items():
         fit = [argument.replace("{run_dir}", str(recipe.run_dir)) for argument in arguments]
-        cli = lightning(["fit", *fit, "--trainer.accelerator", "cpu"])
+        cli = run_lightning(["fit", *fit, "--trainer.accelerator", "cpu"])
         assert type(cli.model).__name__ == kinds[name]
 
 
 @pytest.mark.parametrize("path", PROTOCOLS, ids=str)
-def test_protocol_says_what_it_is_called(path: Path) -> None:
+def test_protocol_is_named_like_its_file(path: Path) -> None:
     parser = ArgumentParser()
     parser.add_class_arguments(Protocol)
     protocol = parser.instantiate_classes(parser.parse_path(path))
@@ -206,7 +208,7 @@ def test_protocol_says_what_it_is_called(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_config_opens_with_its_command_and_where_its_result_is(path: Path) -> None:
+def test_config_header_has_the_command_and_the_result(path: Path) -> None:
     head = [line for line in path.read_text().splitlines()[:8] if line.startswith("#")]
     assert any(f"--config {path}" in line or f"--protocol {path}" in line for line in head)
     assert len(head) >= 3

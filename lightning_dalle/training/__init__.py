@@ -1,1 +1,1 @@
-"""LightningModules: which model, which loss, when, and logged as what."""
+"""LightningModules, callbacks and plugins for training."""

@@ -1,4 +1,4 @@
-"""What the transformer reads in training, beside what it is to predict."""
+"""Inputs and targets of the transformer in training, and when its checkpoints are saved."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from lightning_dalle.errors import UserError
 from lightning_dalle.models.dvae import DVAE
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.lit_dalle import LitDALLE, check_saves
+from lightning_dalle.training.lit_dalle import LitDALLE, check_checkpoint_order
 
 
 def lit(code_corruption: float = 0.0) -> LitDALLE:
@@ -27,31 +27,31 @@ def lit(code_corruption: float = 0.0) -> LitDALLE:
     )
 
 
-def test_corrupted_codes_are_another_picture_s_in_the_same_place() -> None:
+def test_corrupted_codes_come_from_another_image_at_the_same_position() -> None:
     codes = torch.arange(8)[:, None] * 1000 + torch.arange(256)
-    read = lit(0.25)._corrupt(codes, batch_idx=0)
-    changed = read != codes
+    corrupted = lit(0.25)._corrupt(codes, batch_idx=0)
+    changed = corrupted != codes
     assert abs(float(changed.float().mean()) - 0.25) < 0.03
-    assert torch.equal(read[changed], codes.roll(1, dims=0)[changed])
-    assert torch.equal(read, lit(0.25)._corrupt(codes, batch_idx=0)), "a step is the same when it is done again"
-    assert not torch.equal(read, lit(0.25)._corrupt(codes, batch_idx=1))
+    assert torch.equal(corrupted[changed], codes.roll(1, dims=0)[changed])
+    assert torch.equal(corrupted, lit(0.25)._corrupt(codes, batch_idx=0)), "a repeated step is the same"
+    assert not torch.equal(corrupted, lit(0.25)._corrupt(codes, batch_idx=1))
 
 
-def test_codes_are_read_as_they_are_without_corruption() -> None:
+def test_codes_are_unchanged_without_corruption() -> None:
     codes = torch.randint(32, (4, 16))
     assert torch.equal(lit(0.0)._corrupt(codes, batch_idx=0), codes)
 
 
-def test_soft_codes_are_drawn_from_the_distribution_that_is_the_target(dvae: DVAE) -> None:
+def test_soft_targets_are_the_distribution_of_the_sampled_codes(dvae: DVAE) -> None:
     module = lit()
     module.dvae = dvae
     batch = Batch(torch.rand(64, 3, 16, 16), torch.zeros(64, 6).long(), torch.zeros(64).bool(), ["a"] * 64, ["0"] * 64)
-    codes, targets = module._drawn_codes(batch, batch_idx=0)
+    codes, targets = module._sample_codes(batch, batch_idx=0)
     assert_close(targets, dvae.encoder_logits(batch.images).softmax(1).flatten(2).movedim(1, 2))
-    drawn = torch.nn.functional.one_hot(codes, 11).float().mean((0, 1))
-    assert_close(drawn, targets.mean((0, 1)), atol=0.05, rtol=0)
-    assert torch.equal(codes, module._drawn_codes(batch, batch_idx=0)[0]), "a step is the same when it is done again"
-    assert not torch.equal(codes, module._drawn_codes(batch, batch_idx=1)[0])
+    sampled = torch.nn.functional.one_hot(codes, 11).float().mean((0, 1))
+    assert_close(sampled, targets.mean((0, 1)), atol=0.05, rtol=0)
+    assert torch.equal(codes, module._sample_codes(batch, batch_idx=0)[0]), "a repeated step is the same"
+    assert not torch.equal(codes, module._sample_codes(batch, batch_idx=1)[0])
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,15 @@ def test_soft_codes_are_drawn_from_the_distribution_that_is_the_target(dvae: DVA
         ({}, None),
     ],
 )
-def test_a_rate_that_is_halved_on_plateaus_is_saved_after_validations(
+def test_halve_on_plateau_needs_checkpoints_after_validations(
     options: dict[str, Any], words: str | None, tmp_path: Path
 ) -> None:
     saves = ModelCheckpoint(tmp_path, **options)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[saves])
     if words is None:
-        return check_saves(trainer)
-    with pytest.raises(UserError, match=f"has to be saved after validations, but {words} ModelCheckpoint saves before"):
-        check_saves(trainer)
+        return check_checkpoint_order(trainer)
+    with pytest.raises(
+        UserError, match=f"needs checkpoints after validations, but {words} ModelCheckpoint saves before them; remove"
+    ):
+        check_checkpoint_order(trainer)
     return None

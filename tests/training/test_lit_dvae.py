@@ -1,4 +1,4 @@
-"""What a fit tells the dVAE's schedules."""
+"""Schedules of the dVAE's training."""
 
 import pytest
 from pytorch_lightning import Trainer
@@ -8,7 +8,7 @@ from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.training.lit_dvae import LitDVAE
 
 
-def test_schedules_are_as_long_as_each_fit() -> None:
+def test_schedules_span_max_steps_of_each_fit() -> None:
     module = LitDVAE(
         DVAEConfig(image_size=16, codebook_size=4, n_group=2, n_block=1, n_hid=4, n_init=4),
         learning_rate=CosineAnneal(start=1e-3, end=1e-5),

@@ -1,4 +1,4 @@
-"""Each model learns one batch by heart, of real pictures and captions."""
+"""Each model overfits one batch of real images and captions."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optim.param_groups import decay_groups
+from lightning_dalle.training.optim.param_groups import param_groups
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def batch() -> Batch:
     return data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
 
 
-def test_dvae_learns_one_batch_by_heart(batch: Batch) -> None:
+def test_dvae_overfits_one_batch(batch: Batch) -> None:
     config = DVAEConfig(
         image_size=32,
         codebook_size=256,
@@ -39,23 +39,23 @@ def test_dvae_learns_one_batch_by_heart(batch: Batch) -> None:
     for step in range(700):
         optimizer.param_groups[0]["lr"] = learning_rate(step)
         logits, pixels = dvae(batch.images, temperature(step), generator)
-        loss = dvae_loss(batch.images, logits, pixels, kl_weight=0.0, usage_bonus=0.01)["loss"]
+        loss = dvae_loss(batch.images, logits, pixels, kl_weight=0.0, codebook_entropy_weight=0.01)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     error = (dvae.decode(dvae.encode(batch.images)) - batch.images).square().mean()
-    of_the_mean_picture = (batch.images.mean(dim=0) - batch.images).square().mean()
-    assert error < of_the_mean_picture / 2
+    error_of_the_mean_image = (batch.images.mean(dim=0) - batch.images).square().mean()
+    assert error < error_of_the_mean_image / 2
 
 
-def test_dalle_learns_one_batch_by_heart(batch: Batch) -> None:
+def test_dalle_overfits_one_batch(batch: Batch) -> None:
     config = DALLEConfig(
         transformer=TransformerConfig(n_layer=4, n_head=4, n_embd=64),
         text_len=24, text_vocab_size=512, grid=4, codebook_size=32,
     )  # fmt: skip
     dalle = DALLE(config)
     codes = torch.randint(32, (8, 16), generator=torch.Generator().manual_seed(0))
-    optimizer = torch.optim.AdamW(decay_groups(dalle), lr=3e-3)
+    optimizer = torch.optim.AdamW(param_groups(dalle), lr=3e-3)
     for _ in range(120):
         logits = dalle(batch.text_tokens, codes)
         losses = dalle_loss(logits.text, logits.image, batch.text_tokens, codes, image_weight=7.0)

@@ -1,4 +1,4 @@
-"""Small real runs through the command line: resumed equals unbroken, killed goes on, TensorBoard shows what it must."""
+"""Small runs from the command line: resuming, killing, TensorBoard, and old checkpoints."""
 
 import json
 import os
@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pytorch_lightning.cli import LightningCLI
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_dalle.cli import lightning, main
+from lightning_dalle.cli import main
 from lightning_dalle.commands.reproduce import run_stage
 from lightning_dalle.errors import UserError
+from lightning_dalle.lightning_cli import run_lightning
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -25,13 +27,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", ["dvae", "dalle", "clip"])
-def test_a_run_stopped_and_resumed_equals_an_unbroken_one_to_the_bit(
-    tiny_run: dict[str, Path], stage: str, tmp_path: Path
-) -> None:
-    """Stopped in the middle of an epoch and between two validations, with an EMA, BPE and caption dropout."""
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(tiny_run: dict[str, Path], stage: str, tmp_path: Path) -> None:
+    """Stop in the middle of an epoch and between two validations, with EMA, BPE dropout and caption dropout."""
     folder = "--trainer.logger.init_args.save_dir"
     first = ["fit", "--config", str(tiny_run[stage]), folder, str(tmp_path)]
-    # The epoch is cut short so that the run crosses into a second one, which the resumed run must begin alike.
+    # Short epochs make the run enter a second one, which the resumed run must start in the same way.
     first += ["--trainer.limit_train_batches", "9", "--trainer.val_check_interval", "4"]
     last = tmp_path / stage / "checkpoints" / "last.ckpt"
     main(first)
@@ -52,15 +52,18 @@ def test_a_run_stopped_and_resumed_equals_an_unbroken_one_to_the_bit(
             assert torch.equal(resumed[key][name], value), (key, name)
 
 
-def test_a_rate_that_is_halved_on_plateaus_goes_on_where_it_was(tiny_run: dict[str, Path], tmp_path: Path) -> None:
-    """So small a rate that nothing is learned: no validation is better than the first. Each is followed by a save."""
+def test_halve_on_plateau_resumes_its_state(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    """Use such a small learning rate that no validation improves on the first."""
     config = yaml.safe_load(tiny_run["dalle"].read_text())
     config["model"]["init_args"]["learning_rate"] = {"peak": 1e-9, "warmup_steps": 2, "patience": 1}
     config["trainer"].update(val_check_interval=4, limit_train_batches=9, max_steps=16)
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path)
     (tmp_path / "by_steps.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match="saved after validations, but every_n_train_steps=1 of ModelCheckpoint saves"):
-        lightning(["fit", "--config", str(tmp_path / "by_steps.yaml")])
+    with pytest.raises(
+        UserError,
+        match="checkpoints after validations, but every_n_train_steps=1 of ModelCheckpoint saves before them; remove",
+    ):
+        run_lightning(["fit", "--config", str(tmp_path / "by_steps.yaml")])
     del config["trainer"]["callbacks"][-1]["init_args"]["every_n_train_steps"]
     (tmp_path / "plateau.yaml").write_text(yaml.safe_dump(config))
     fit = ["fit", "--config", str(tmp_path / "plateau.yaml")]
@@ -69,20 +72,22 @@ def test_a_rate_that_is_halved_on_plateaus_goes_on_where_it_was(tiny_run: dict[s
     unbroken = load(last)
     last.unlink()
     main([*fit, "--trainer.max_steps", "8"])
-    assert load(last)["plateau"]["halved"] == 1
+    assert load(last)["plateau"]["num_reductions"] == 1
     main([*fit, "--ckpt_path", str(last)])
     resumed = load(last)
     assert resumed["plateau"] == unbroken["plateau"]
     assert resumed["plateau"]["halved"] == 3
     assert resumed["lr_schedulers"] == unbroken["lr_schedulers"]
-    assert resumed["lr_schedulers"][0]["_last_lr"][1] == pytest.approx(1e-9 / 4)  # the fourth validation is yet to act
+    assert resumed["lr_schedulers"][0]["_last_lr"][1] == pytest.approx(
+        1e-9 / 4
+    )  # the fourth validation acts on the next step
     assert resumed["global_step"] == unbroken["global_step"] == 16
     for name, value in unbroken["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name
 
 
-def test_two_processes_get_over_an_epoch_s_end(tiny_run: dict[str, Path], tmp_path: Path) -> None:
-    """The bar of the first one asks for the epoch's sums there, as no other does."""
+def test_two_processes_finish_an_epoch_with_a_progress_bar(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    """Use a progress bar, which reads epoch metrics on rank 0 only and could deadlock with the other rank."""
     command = [sys.executable, "-m", "lightning_dalle", "fit", "--config", str(tiny_run["dalle"]), "--trainer.devices",
                "2", "--trainer.strategy", "ddp", "--trainer.limit_train_batches", "2", "--trainer.max_steps", "4",
                "--trainer.enable_progress_bar", "true", "--trainer.callbacks+", "RichProgressBar",
@@ -102,7 +107,7 @@ def tags(folder: Path) -> dict[str, list[str]]:
 def test_tensorboard_shows_the_dvae(tiny_run: dict[str, Path]) -> None:
     found = tags(tiny_run["dvae"].parent / "dvae")
     assert set(found["scalars"]) >= {
-        "train/loss", "train/loss_pixels", "train/kl", "train/usage_entropy", "schedule/temperature",
+        "train/loss", "train/loss_pixels", "train/kl", "train/codebook_entropy", "schedule/temperature",
         "schedule/kl_weight", "lr-AdamW/pg1", "val/loss", "val/loss_pixels", "val/kl", "val/psnr",
         "val/codebook_perplexity", "val/dead_codes", "train/device/samples_per_sec",
     }  # fmt: skip
@@ -114,7 +119,8 @@ def test_tensorboard_shows_the_dalle(tiny_run: dict[str, Path]) -> None:
     found = tags(tiny_run["dvae"].parent / "dalle")
     assert set(found["scalars"]) >= {
         "train/loss", "train/loss_text", "train/loss_image", "train/bits_per_code", "lr-MuonAdamW/pg1", "val/loss",
-        "val/loss_text", "val/loss_image", "val/bits_per_code", "data/captions_cut", "train/device/samples_per_sec",
+        "val/loss_text", "val/loss_image", "val/bits_per_code", "data/captions_truncated",
+        "train/device/samples_per_sec",
     }  # fmt: skip
     assert set(found["images"]) == {"data/batch", "samples"}
 
@@ -130,10 +136,10 @@ def test_tensorboard_shows_the_clip(tiny_run: dict[str, Path]) -> None:
 def test_validate_test_and_predict_read_the_checkpoint(tiny_run: dict[str, Path]) -> None:
     for stage, file in tiny_run.items():
         checkpoint = str(file.parent / stage / "checkpoints" / "last.ckpt")
-        for verb in ("validate", "test"):
-            main([verb, "--config", str(file), "--ckpt_path", checkpoint])
+        for subcommand in ("validate", "test"):
+            main([subcommand, "--config", str(file), "--ckpt_path", checkpoint])
     checkpoint = str(tiny_run["dvae"].parent / "dvae/checkpoints/last.ckpt")
-    predicting = lightning(
+    predicting = run_lightning(
         ["predict", "--config", str(tiny_run["dvae"]), "--ckpt_path", checkpoint,
          "--return_predictions", "true", "--trainer.limit_predict_batches", "2"]
     )  # fmt: skip
@@ -141,7 +147,43 @@ def test_validate_test_and_predict_read_the_checkpoint(tiny_run: dict[str, Path]
     for stage in ("dalle", "clip"):
         checkpoint = str(tiny_run[stage].parent / stage / "checkpoints/last.ckpt")
         with pytest.raises(UserError, match="predict writes the codes of a dVAE, but the model is a Lit"):
-            lightning(["predict", "--config", str(tiny_run[stage]), "--ckpt_path", checkpoint])
+            run_lightning(["predict", "--config", str(tiny_run[stage]), "--ckpt_path", checkpoint])
+
+
+@pytest.mark.parametrize("stage", ["dvae", "dalle", "clip"])
+def test_a_checkpoint_of_format_1_is_tested_but_not_resumed(
+    tiny_run: dict[str, Path], stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Strip the format version, which checkpoints of format 1 lack."""
+    old = tmp_path / "old.ckpt"
+    checkpoint = load(tiny_run[stage].parent / stage / "checkpoints" / "last.ckpt")
+    assert checkpoint.pop("format_version") == 2
+    torch.save(checkpoint, old)
+    for subcommand in ("validate", "test"):
+        main([subcommand, "--config", str(tiny_run[stage]), "--ckpt_path", str(old)])
+    if stage == "dalle":
+        out = str(tmp_path / "out")
+        main(["generate", "--checkpoint", str(old), "--prompts", "red apple", "--num_candidates", "1", "--out", out])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tiny_run[stage]), "--ckpt_path", str(old)])
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"cannot resume from {old}: it has checkpoint format 1" in error
+    assert "this version resumes format 2; use it with generate/test/export" in error
+
+
+@pytest.mark.parametrize("stage", ["dvae", "dalle", "clip"])
+def test_the_trainer_does_not_resume_a_checkpoint_of_format_1(
+    tiny_run: dict[str, Path], stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resume with `Trainer.fit`, which does not read the checkpoint before the data is prepared."""
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    save_dir = ["--trainer.logger.init_args.save_dir", str(tmp_path)]
+    cli = run_lightning(["fit", "--config", str(tiny_run[stage]), *save_dir])
+    checkpoint = load(tiny_run[stage].parent / stage / "checkpoints" / "last.ckpt")
+    del checkpoint["format_version"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(UserError, match=r"cannot resume from .*old\.ckpt: it has checkpoint format 1"):
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=tmp_path / "old.ckpt")
 
 
 def test_the_checkpoint_generates(tiny_run: dict[str, Path], tmp_path: Path) -> None:
@@ -152,13 +194,13 @@ def test_the_checkpoint_generates(tiny_run: dict[str, Path], tmp_path: Path) -> 
 
 
 def recipe(tiny_run: dict[str, Path], folder: Path) -> list[str]:
-    """A recipe of the tiny configs, slow enough in each stage to be killed in it."""
+    """Write a recipe of the tiny configs, with stages long enough to be killed; return its command."""
     stages = {
         "dvae": ["--config", str(tiny_run["dvae"]), "--trainer.max_steps", "60"],
         "dalle": ["--config", str(tiny_run["dalle"]), "--trainer.max_steps", "60",
                   "--model.dvae_checkpoint", "{run_dir}/dvae/checkpoints/last.ckpt"],
         "clip": ["--config", str(tiny_run["clip"]), "--trainer.max_steps", "60",
-                 "--model.stand_ins.dvae_checkpoint", "{run_dir}/dvae/checkpoints/last.ckpt"],
+                 "--model.reconstruction_augment.dvae_checkpoint", "{run_dir}/dvae/checkpoints/last.ckpt"],
     }  # fmt: skip
     settings = {"run_dir": str(folder / "run"), "stages": stages, "prompts": 8}
     settings["reranking"] = {"prompts": 4, "candidates": [1, 3]}
@@ -167,7 +209,7 @@ def recipe(tiny_run: dict[str, Path], folder: Path) -> list[str]:
     return [sys.executable, "-m", "lightning_dalle", "reproduce", "--config", str(file)]
 
 
-def test_reproduce_killed_in_each_stage_finishes_without_repeating(
+def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stages(
     tiny_run: dict[str, Path], tmp_path: Path, weights_if_any: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command, run = recipe(tiny_run, tmp_path), tmp_path / "run"
@@ -177,7 +219,7 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(
     def start_and_kill_when(is_time: Any) -> None:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not is_time():
-            assert process.poll() is None, "it ended before it could be killed"
+            assert process.poll() is None, "the process ended before it was killed"
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -232,7 +274,7 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(
     assert "the stage dvae in" in changed.stderr
     assert "begun with other settings than the recipe has now (fit)" in changed.stderr
 
-    # What a stage was built from is part of its settings, and a finished stage is the checkpoint that it left.
+    # The settings of a stage include the hash of its dVAE; its finished.json includes the hash of its checkpoint.
     settings = json.loads((run / "dalle/finished.json").read_text())
     with pytest.raises(UserError, match=r"other settings than the recipe has now \(after\)"):
         run_stage("dalle", settings["fit"], run, "another dVAE")
@@ -247,7 +289,7 @@ def test_reproduce_killed_in_each_stage_finishes_without_repeating(
         run_stage("dalle", settings["fit"], run, settings["after"])
 
 
-def test_the_dvae_in_a_dalle_checkpoint_is_the_one_it_was_trained_on(tiny_run: dict[str, Path]) -> None:
+def test_a_dalle_checkpoint_contains_the_dvae_it_was_trained_with(tiny_run: dict[str, Path]) -> None:
     folder = tiny_run["dvae"].parent
     dvae, dalle = (load(folder / stage / "checkpoints/last.ckpt")["state_dict"] for stage in ("dvae", "dalle"))
     weights = {name: value for name, value in dvae.items() if name.startswith("dvae.")}

@@ -1,1 +1,1 @@
-"""Callbacks that the configs name."""
+"""Callbacks for checkpoints, visualization, evaluation and encoding."""

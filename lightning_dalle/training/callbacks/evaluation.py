@@ -1,7 +1,4 @@
-"""Evaluation as callbacks: what a trained model draws, or keeps of a picture, against real pictures.
-
-Knows the Trainer's hooks and its logger. The figures come from `evaluation`, the pictures from `inference`.
-"""
+"""Base of the callbacks that evaluate a model during `fit` and in `test`, against real images."""
 
 import contextlib
 import hashlib
@@ -14,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import yaml
 from datasets import Dataset
 from datasets import Image as EncodedImage
 from PIL import Image, ImageOps
@@ -25,35 +21,36 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_dalle.checkpoints import read_checkpoint
 from lightning_dalle.data.datamodule import CaptionedImageDataModule, Source
-from lightning_dalle.data.images.decoding import Unreadable, read_picture
-from lightning_dalle.data.sources.captioned import complete
+from lightning_dalle.data.images.decoding import UnreadableImage, decode_pil
+from lightning_dalle.data.sources.captioned import drop_incomplete
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import zero_shot
-from lightning_dalle.evaluation.features import Processes
-from lightning_dalle.evaluation.inception import VARIABLE, Inception, find_weights, is_declined
-from lightning_dalle.evaluation.protocol import Protocol
-from lightning_dalle.files import sha256, write_json
-from lightning_dalle.hardware import describe_hardware
-from lightning_dalle.provenance import commit
-from lightning_dalle.results_table import cautions, markdown, rows
-from lightning_dalle.training.distributed.sharding import needs_the_whole_model
+from lightning_dalle.evaluation.features import DistributedContext
+from lightning_dalle.evaluation.inception import ENV_VAR, Inception, find_or_download_weights, is_disabled
+from lightning_dalle.evaluation.protocol import Protocol, check_at_least
+from lightning_dalle.evaluation.result_file import write_result
+from lightning_dalle.files import read_yaml, sha256
+from lightning_dalle.training.distributed.sharding import require_unsharded
+
+Figures = tuple[dict[str, Any], Callable[[SummaryWriter, int], None]]
+"""Figures of an evaluation, complete on rank 0 only, and a function that shows them in TensorBoard at a step."""
 
 
 class Evaluation(Callback):
-    """What both evaluations share: when they run, their Inception, where their pictures and results go.
+    """Evaluation of a model in `test` and, if wanted, in `fit`: reference images, leak check and result file.
 
     Args:
-        protocol: what is measured and how.
-        every_n_validations: evaluate in a fit too, at every n-th validation; 0 evaluates in `test` alone.
-        source: of the reference pictures and captions; the run's own data if not given.
-        trained_on: what the checkpoint was trained on, to count the reference pictures among it; a fit knows it, and
-            `test` leaves the count out if it is not given.
-        inception: the Inception weights; $LIGHTNING_DALLE_INCEPTION, or torch hub's cache, if not given. Where that is
-            `none`, fits go without the evaluation.
-        samples_dir: where pictures are kept, in a folder named by a hash of the weights and of all that they depend on.
-        results_dir: where `test` files its results; a fit's go beside its logs.
-        cache_dir: where Inception's features are kept.
-        batch_size: pictures made or read at once.
+        protocol: settings of the figures.
+        every_n_validations: number of validations from one evaluation in `fit` to the next; 0 for `test` only.
+        source: data with the reference images and captions; default: the data of the run.
+        training_source: data that the checkpoint was trained on, to count reference images in it. `fit` uses its own
+            data; `test` skips the count if it is not given.
+        inception: Inception weights; default: $LIGHTNING_DALLE_INCEPTION, or torch hub's cache. If the variable is
+            `none`, `fit` skips the evaluation.
+        samples_dir: folder of generated images, with a subfolder for each hash of weights and settings.
+        results_dir: folder of the results of `test`; those of `fit` are written beside its logs.
+        cache_dir: folder where Inception features are kept.
+        batch_size: number of images generated at once.
     """
 
     kind: str
@@ -63,47 +60,63 @@ class Evaluation(Callback):
         protocol: Protocol,
         every_n_validations: int = 0,
         source: Source | None = None,
-        trained_on: Source | None = None,
+        training_source: Source | None = None,
         inception: Path | None = None,
         samples_dir: Path = Path("evals/samples"),
         results_dir: Path = Path("evals/results"),
         cache_dir: Path = Path("~/.cache/lightning_dalle/features"),
         batch_size: int = 64,
     ) -> None:
-        if batch_size < 1:
-            raise UserError(f"the evaluation's batch_size is {batch_size}, but must be at least 1")
+        check_at_least(1, batch_size=batch_size)
         self.protocol, self.every_n_validations, self.source = protocol, every_n_validations, source
-        self.trained_on = trained_on
-        self.inception, self.samples_dir, self.results_dir = inception, samples_dir, results_dir
+        self.training_source, self.inception = training_source, inception
+        self.samples_dir, self.results_dir = samples_dir, results_dir
         self.cache_dir, self.batch_size = cache_dir.expanduser(), batch_size
         self.validations = 0
-        self.shared: dict[str, Any] | None = None
-        self.is_left_out = False
+        self.leak: dict[str, Any] | None = None
+        self.is_skipped = False
+
+    def evaluate(
+        self,
+        pl_module: pl.LightningModule,
+        rows: Dataset,
+        origin: str,
+        inception: Inception,
+        context: DistributedContext,
+    ) -> Figures:
+        """Generate images and return their figures.
+
+        Args:
+            pl_module: model.
+            rows: split of the data with the reference images, undecoded.
+            origin: name of the data, for messages.
+            inception: network, on the model's device.
+            context: processes that divide the work.
+        """
+        raise NotImplementedError
+
+    def check(self, rows: Dataset) -> None:
+        """Raise a UserError if the protocol cannot be followed with this split, before hours of training."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        needs_the_whole_model(trainer, type(self).__name__)
-        if stage == "fit" and self.every_n_validations and (reason := self._why_left_out(trainer)):
-            self.is_left_out = True
-            rank_zero_warn(f"the evaluation {self.protocol.name} is left out of this fit, {reason}")
-        elif stage == "test" or (stage == "fit" and self.every_n_validations):  # a mistake is told before hours of work
-            self.inception = find_weights(self.inception)
+        require_unsharded(trainer, type(self).__name__)
+        if stage == "fit" and not self.every_n_validations:
+            return
+        if stage == "fit" and (reason := self._why_skipped(trainer)):
+            self.is_skipped = True
+            rank_zero_warn(f"this fit skips the evaluation {self.protocol.name}, since {reason}")
+        elif stage in ("fit", "test"):
+            self.inception = find_or_download_weights(self.inception)
             self.check(self.reference(trainer)[0])
-            self.training, self.why_not_compared = self._training(trainer)
+            self.training_rows, self.why_no_training_rows = self._training_rows(trainer)
 
-    def _why_left_out(self, trainer: pl.Trainer) -> str | None:
-        """What a fit goes on without its evaluation for."""
+    def _why_skipped(self, trainer: pl.Trainer) -> str | None:
         data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if is_declined(self.inception):
-            return f"since ${VARIABLE} is none"
-        if self.source is None and not data.has_pictures_at_hand:
-            return (
-                "whose data are streamed or codes alone: it counts the pictures of its reference, which its `source` "
-                "may name"
-            )
+        if is_disabled(self.inception):
+            return f"${ENV_VAR} is none"
+        if self.source is None and not data.has_image_rows:
+            return "its data is streamed or has codes only: give the evaluation a `source` with images"
         return None
-
-    def check(self, split: Dataset) -> None:
-        """Raises a UserError if the protocol cannot be kept with these reference pictures and captions."""
 
     @property
     def state_key(self) -> str:
@@ -124,140 +137,114 @@ class Evaluation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """At the first batch, since averaged weights are swapped in before it and out before other hooks may come."""
+        """Evaluate at the first batch: only there are the averaged weights certain to be swapped in."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        if batch_idx > 0 or not self.every_n_validations or self.is_left_out:
+        if batch_idx > 0 or not self.every_n_validations or self.is_skipped:
             return
         self.validations += 1
         if self.validations % self.every_n_validations == 0:
             assert trainer.log_dir is not None
-            self._evaluate(trainer, pl_module, Path(trainer.log_dir) / "evaluation")
+            self._run(trainer, pl_module, Path(trainer.log_dir) / "evaluation")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Not before, so that what the model itself measured, such as bits per code, is there to be filed too."""
-        self._evaluate(trainer, pl_module, self.results_dir)
+        """Evaluate at the end, so that the result includes what the model's own test steps logged."""
+        self._run(trainer, pl_module, self.results_dir)
 
-    def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule, results_dir: Path) -> None:
+    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, results_dir: Path) -> None:
         begun = time.time()
-        processes = Processes(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
-        log_dir = Path(trainer.log_dir or ".")  # asks the other processes: all must
-        split, origin, passed_over = self.reference(trainer)
+        context = DistributedContext(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
+        config = Path(trainer.log_dir or ".") / "config.yaml"  # on all ranks: log_dir communicates
+        rows, origin, skipped_records = self.reference(trainer)
         assert self.inception is not None
         inception = Inception(self.inception).to(pl_module.device)
-        figures, show = self._figures(pl_module, split, origin, inception, processes)
+        figures, show = self.evaluate(pl_module, rows, origin, inception, context)
         if not trainer.is_global_zero:
             return
         is_test = trainer.state.fn == "test"
         checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path and Path(trainer.ckpt_path).is_file() else None
         step = read_checkpoint(checkpoint)["global_step"] if is_test and checkpoint else trainer.global_step
-        config = log_dir / "config.yaml"
-        measured = {name: float(value) for name, value in trainer.callback_metrics.items()} if is_test else {}
         result = {
             "kind": self.kind,
             "protocol": asdict(self.protocol),
             **figures,
-            "reference": {**figures["reference"], "passed_over": passed_over},
-            "reference_pictures_in_training_data": self._count_shared(zero_shot.choose_reference(split, self.protocol)),
-            "measured_by_the_model": measured,
+            "reference": {**figures["reference"], "skipped_records": skipped_records},
+            "reference_images_in_training_data": self._count_leak(rows),
+            "model_metrics": {k: float(v) for k, v in trainer.callback_metrics.items()} if is_test else {},
             "step": step,
             "checkpoint": {"file": checkpoint.name, "sha256": sha256(checkpoint)} if checkpoint else None,
             "inception": {"file": self.inception.name, "sha256": inception.sha256},
-            "config": _settings(config) if config.is_file() else None,
-            "commit": commit(),
-            "machine": describe_hardware(),
-            "seconds": round(time.time() - begun, 1),
+            "config": _read_config(config) if config.is_file() else None,
         }
-        results_dir.mkdir(parents=True, exist_ok=True)
-        stamp = time.strftime("%Y-%m-%d_%H%M%S")
-        file = results_dir / f"{stamp}_{self.protocol.name}_{self.kind}_{step}.json"
-        write_json(file, result)
-        print(markdown([(file.stem, *row) for row in rows(result)], cautions(result)))
-        print(f"protocol: {json.dumps(result['protocol'], default=str)}\nwritten to {file}")
+        write_result(results_dir, f"{self.protocol.name}_{self.kind}_{step}", result, begun)
         if isinstance(trainer.logger, TensorBoardLogger):
             show(trainer.logger.experiment, step)
 
     def reference(self, trainer: pl.Trainer) -> tuple[Dataset, str, Counter[str]]:
-        """The split of the reference, its pictures undecoded; what its data is called; and, by reason, its records
-        without a picture or a caption, which are left out.
+        """Return the reference split with undecoded images, the name of its data, and its skipped records by reason.
+
+        Raises:
+            UserError: if the data lacks the split or its images, or is streamed.
         """
         datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         source = self.source or datamodule.source
         splits = source.load(datamodule.image_size)
-        name = self.protocol.drawing.split
+        name, protocol = self.protocol.generation.split, f"the protocol {self.protocol.name}"
         origin = str(getattr(source, "path", type(source).__name__))
         if name not in splits:
-            raise UserError(
-                f"the protocol {self.protocol.name} reads the split {name}, but {origin} has {', '.join(splits)}"
-            )
+            raise UserError(f"{protocol} uses the split {name}, but {origin} has {', '.join(splits)}")
         if not isinstance(splits[name], Dataset):
-            raise UserError(
-                f"the protocol {self.protocol.name} counts the pictures of its reference, but {origin} is streamed: "
-                "name the evaluation's `source` as one that is not"
-            )
+            raise UserError(f"{protocol} counts its images, but {origin} is streamed: set a `source` that is not")
         if "image" not in splits[name].column_names:
-            raise UserError(
-                f"the protocol {self.protocol.name} needs pictures, but {origin} has none: name theirs as the "
-                "evaluation's `source`"
-            )
-        rows, passed_over = complete(splits[name], f"{origin}, split {name}")
-        return rows.cast_column("image", EncodedImage(decode=False)), origin, passed_over
+            raise UserError(f"{protocol} needs images, but {origin} has none: set a `source` that has them")
+        rows, skipped_records = drop_incomplete(splits[name], f"{origin}, split {name}")
+        return rows.cast_column("image", EncodedImage(decode=False)), origin, skipped_records
 
-    def _training(self, trainer: pl.Trainer) -> tuple[Dataset | None, str | None]:
-        """The pictures that were trained on, or why the reference's cannot be looked for among them."""
+    def _training_rows(self, trainer: pl.Trainer) -> tuple[Dataset | None, str | None]:
+        """Return the training data, or None and the reason why the reference cannot be looked up in it."""
         datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if self.trained_on is not None:
-            splits = self.trained_on.load(datamodule.image_size)
+        if self.training_source is not None:
+            splits = self.training_source.load(datamodule.image_size)
             if "train" not in splits:
-                raise UserError(f"the evaluation's trained_on needs a split train, but it has {', '.join(splits)}")
+                raise UserError(f"the evaluation's training_source needs a split train, but has {', '.join(splits)}")
             rows = splits["train"]
         elif trainer.state.fn == "fit":
             rows = datamodule.split("train")
         else:
-            return None, "the evaluation's trained_on is not given"
+            return None, "the evaluation's training_source is not given"
         if not isinstance(rows, Dataset):
             return None, "the training data is streamed"
         if "image" not in rows.column_names:
-            return None, "the training data has codes and no pictures"
+            return None, "the training data has codes and no images"
         return rows, None
 
-    def _count_shared(self, reference: Dataset) -> dict[str, Any]:
-        """Reference pictures that were trained on; once, since all training pictures are read for it."""
-        if self.training is None:
-            return {"value": None, "refused": self.why_not_compared}
-        if self.shared is None:
-            count = zero_shot.shared_pictures(self.training, reference)
-            self.shared = {"value": count, "of": len(reference)}
+    def _count_leak(self, rows: Dataset) -> dict[str, Any]:
+        """Return how many reference images are in the training data; counted once, as it reads all training images."""
+        if self.training_rows is None:
+            return {"value": None, "reason": self.why_no_training_rows}
+        if self.leak is None:
+            reference = zero_shot.choose_reference(rows, self.protocol)
+            count = zero_shot.count_shared_images(self.training_rows, reference)
+            self.leak = {"value": count, "of": len(reference)}
             if count:
-                print(f"caution: {count} of the {len(reference)} reference pictures are in the training data too")
-        return self.shared
+                print(f"warning: {count} of the {len(reference)} reference images are in the training data too")
+        return self.leak
 
-    def _folder(self, *depends_on: object) -> Path:
-        """Of the pictures of these weights under these settings."""
+    def samples_folder(self, *depends_on: object) -> Path:
+        """Return the folder for images that depend on these values."""
         digest = hashlib.sha256(json.dumps(depends_on, default=str, sort_keys=True).encode()).hexdigest()[:12]
         return self.samples_dir / f"{self.protocol.name}-{digest}"
 
-    def _figures(
-        self,
-        pl_module: pl.LightningModule,
-        split: Dataset,
-        origin: str,
-        inception: Inception,
-        processes: Processes,
-    ) -> tuple[dict[str, Any], Callable[[SummaryWriter, int], None]]:
-        """What is filed, in the first process, and what shows it in TensorBoard at a step."""
-        raise NotImplementedError
 
-
-def shown(rows: Dataset, place: int | None) -> Image.Image:
-    """The middle square of a row's picture, undecoded; white where there is none, or none that can be read."""
-    if place is not None:
-        with contextlib.suppress(Unreadable):
-            picture = read_picture(rows[place]["image"])
-            return ImageOps.fit(picture, (min(picture.size),) * 2)
+def reference_image(rows: Dataset, index: int | None) -> Image.Image:
+    """Return the center square of a row's image; white if there is no row or its image is unreadable."""
+    if index is not None:
+        with contextlib.suppress(UnreadableImage):
+            image = decode_pil(rows[index]["image"])
+            return ImageOps.fit(image, (min(image.size),) * 2)
     return Image.new("RGB", (32, 32), "white")
 
 
-def _settings(config: Path) -> dict[str, Any]:
-    """A config as JSON has it; an infinite setting, which is no mistake there, by its name."""
-    return json.loads(json.dumps(yaml.safe_load(config.read_text()), default=str), parse_constant=str)
+def _read_config(config: Path) -> dict[str, Any]:
+    """Return a config as JSON values; infinite numbers, which JSON lacks, become text."""
+    return json.loads(json.dumps(read_yaml(config), default=str), parse_constant=str)

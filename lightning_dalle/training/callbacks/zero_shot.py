@@ -1,6 +1,5 @@
-"""Zero-shot evaluation of a DALL-E in a fit and in `test`."""
+"""Callback that evaluates a DALL-E's samples of held-out captions during `fit` and in `test`."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,31 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import zero_shot
-from lightning_dalle.evaluation.features import Processes
+from lightning_dalle.evaluation.features import DistributedContext
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.images import captioned_grid, to_array
+from lightning_dalle.inference.config import check_candidates
 from lightning_dalle.inference.pipeline import TextToImage
-from lightning_dalle.inference.scorers import Scorer, identity
-from lightning_dalle.plots import scores, sweep
+from lightning_dalle.inference.scorers import Scorer, fingerprint
+from lightning_dalle.plots import plot_scores, plot_sweep
 from lightning_dalle.progress import progress_bar
-from lightning_dalle.training.callbacks.evaluation import Evaluation, shown
+from lightning_dalle.training.callbacks.evaluation import Evaluation, Figures, reference_image
 from lightning_dalle.training.lit_dalle import LitDALLE
 
 
 class ZeroShotEvaluation(Evaluation):
-    """Draws a protocol's captions, keeps the best of each caption's candidates, and scores them (paper, section 3.1).
+    """Evaluation of a DALL-E: the best samples of each caption, against real images (paper, section 3.1).
 
-    TensorBoard gets every measure, the first pictures beside the real ones, FID and the Inception Score over blur
-    radius and over the number of candidates (Fig. 9), and with candidates the score over their number and the best of
-    each number side by side (Fig. 6). An evaluation that was interrupted goes on where it was.
+    TensorBoard shows every measure; samples beside real images; FID and the Inception Score over blur radius and number
+    of candidates (Fig. 9); for several candidates the score and the best of each number (Fig. 6). An interrupted
+    evaluation resumes.
 
     Args:
-        protocol: what is measured and how.
-        scorer: tells which candidate is best; needed for more than one. With one candidate its mean score is reported,
-            which for a CLIP is the CLIP score (as a cosine).
-        **kwargs: of `Evaluation`.
+        protocol: settings of the samples and figures.
+        scorer: scorer that chooses the best candidate; required for more than one. With one candidate the mean score is
+            reported, which for a CLIP is the CLIP score (as a cosine).
+        **kwargs: arguments of `Evaluation`.
     """
 
     kind = "zero_shot"
@@ -45,96 +45,96 @@ class ZeroShotEvaluation(Evaluation):
         super().__init__(protocol, **kwargs)
         self.scorer = scorer
 
-    def check(self, split: Dataset) -> None:
-        zero_shot.choose_captions(split, self.protocol.drawing.captions)
-        zero_shot.check_scorer(self.protocol.drawing, self.scorer)
+    def check(self, rows: Dataset) -> None:
+        """Raise a UserError if the captions cannot be chosen, or a scorer is missing."""
+        zero_shot.choose_reference(rows, self.protocol)
+        zero_shot.choose_captions(rows, self.protocol.generation.captions)
+        check_candidates(self.protocol.generation.candidates, has_scorer=self.scorer is not None)
 
-    def _figures(
+    def evaluate(
         self,
         pl_module: pl.LightningModule,
-        split: Dataset,
+        rows: Dataset,
         origin: str,
         inception: Inception,
-        processes: Processes,
-    ) -> tuple[dict[str, Any], Callable[[SummaryWriter, int], None]]:
+        context: DistributedContext,
+    ) -> Figures:
+        """Generate the samples and return the figures."""
         if not isinstance(pl_module, LitDALLE):
-            raise UserError(
-                f"pictures of captions are drawn by a DALL-E, but the model is a {type(pl_module).__name__}"
-            )
+            raise UserError(f"ZeroShotEvaluation needs a LitDALLE, but the model is a {type(pl_module).__name__}")
         assert pl_module.dalle is not None
         assert pl_module.dvae is not None
         if isinstance(self.scorer, torch.nn.Module):
             self.scorer.to(pl_module.device)
-        drawing = self.protocol.drawing
-        pipeline = TextToImage(pl_module.dalle, pl_module.dvae, pl_module.tokenizer, pl_module.attribution)
-        prompts = zero_shot.choose_captions(split, drawing.captions)
-        places = zero_shot.places(split, prompts)
-        weights = weights_digest(pl_module.dalle, pl_module.dvae)
-        ranked_by = identity(self.scorer)
-        folder = self._folder(weights, pl_module.tokenizer.to_json(), prompts, asdict(drawing), ranked_by)
-        with progress_bar("Drawing captions") as on_progress:
-            zero_shot.draw_pictures(
-                pipeline, prompts, drawing, folder, self.scorer, self.batch_size, on_progress, processes
-            )
-        with progress_bar("Reading pictures") as on_progress:
-            figures = zero_shot.measure(
-                folder, len(prompts) * drawing.samples_per_caption, split, origin, self.protocol, inception,
-                self.batch_size, self.cache_dir, on_progress, processes,
+        generation, tokenizer = self.protocol.generation, pl_module.tokenizer
+        pipeline = TextToImage(pl_module.dalle, pl_module.dvae, tokenizer, pl_module.attribution, self.scorer)
+        prompts = zero_shot.choose_captions(rows, generation.captions)
+        index = zero_shot.reference_index(rows, prompts)
+        weights, ranked_by = weights_digest(pl_module.dalle, pl_module.dvae), fingerprint(self.scorer)
+        samples = self.samples_folder(weights, tokenizer.to_json(), prompts, asdict(generation), ranked_by)
+        folders = zero_shot.sample_folders(samples, generation.candidates)
+        with progress_bar("Sampling captions") as on_progress:
+            zero_shot.generate_samples(pipeline, prompts, generation, folders, self.batch_size, on_progress, context)
+        with progress_bar("Reading images") as on_progress:
+            figures = zero_shot.measure_samples(
+                folders, len(prompts) * generation.samples_per_caption, rows, origin, self.protocol, inception,
+                self.cache_dir, on_progress, context,
             )  # fmt: skip
         filed = {
             "captions": len(prompts),
-            "captions_asked_for": drawing.captions.count,
-            "captions_with_a_reference_picture": sum(place is not None for place in places),
+            "captions_asked_for": generation.captions.count,
+            "captions_with_reference_image": sum(i is not None for i in index),
             **figures,
             "scorer": ranked_by,
-            "samples": str(folder),
+            "samples": str(samples),
             "weights": weights,
         }
 
         def show(writer: SummaryWriter, step: int) -> None:
-            self._show(writer, step, folder, figures["by_candidates"], split, prompts, places)
+            name = f"zero_shot_{self.protocol.name}"
+            _show_figures(writer, step, name, figures["by_candidates"])
+            captions = [prompt.caption for prompt in prompts]
+            real = [reference_image(rows, i) for i in index[:16]]
+            _show_samples(writer, step, name, folders, captions, real, generation.samples_per_caption)
 
         return filed, show
 
-    def _show(
-        self,
-        writer: SummaryWriter,
-        step: int,
-        folder: Path,
-        by_candidates: dict[str, Any],
-        split: Dataset,
-        prompts: list[zero_shot.Prompt],
-        places: list[int | None],
-    ) -> None:
-        name = f"zero_shot_{self.protocol.name}"
-        for size, measured in by_candidates.items():
-            for radius, values in measured["by_blur_radius"].items():
-                for measure in ("fid", "kid", "precision", "recall", "inception_score"):
-                    if values[measure]["value"] is not None:
-                        writer.add_scalar(
-                            f"{name}/{measure}_best_of_{size}_blur_{radius}", values[measure]["value"], step
-                        )
-            if measured["score"] is not None:
-                writer.add_scalar(f"{name}/score_best_of_{size}", measured["score"]["value"], step)
-        per_caption = self.protocol.drawing.samples_per_caption
-        best = list(by_candidates)[-1]
-        over_radius = by_candidates[best]["by_blur_radius"]
-        if len(over_radius) > 1:
-            writer.add_figure(f"{name}/over_blur_radius", sweep(over_radius, "blur radius, pixels"), step)
-        if len(by_candidates) > 1:
-            first = next(iter(over_radius))
-            over_size = {size: measured["by_blur_radius"][first] for size, measured in by_candidates.items()}
-            writer.add_figure(f"{name}/over_candidates", sweep(over_size, "candidates"), step)
-            writer.add_figure(f"{name}/score_over_candidates", scores(by_candidates), step)
-            captions = [prompt.caption for prompt in prompts[:8]]
-            columns = [zero_shot.first_pictures(folder, int(size), 8 * per_caption) for size in by_candidates]
-            ranked = [[column[i * per_caption] for column in columns] for i in range(len(captions))]
-            sheet = captioned_grid(ranked, [f"{c}: best of {', '.join(by_candidates)}" for c in captions], 2)
-            writer.add_image(f"{name}/best_of", to_array(sheet), step, dataformats="HWC")  # Fig. 6
-        made = zero_shot.first_pictures(folder, int(best), 16 * per_caption)
-        grid = [
-            [*made[i * per_caption : (i + 1) * per_caption], shown(split, place)]
-            for i, place in enumerate(places[: len(made) // per_caption])
-        ]
-        captions = [prompt.caption for prompt in prompts[: len(grid)]]
-        writer.add_image(f"{name}/samples", to_array(captioned_grid(grid, captions, 4)), step, dataformats="HWC")
+
+def _show_figures(writer: SummaryWriter, step: int, name: str, by_candidates: dict[str, Any]) -> None:
+    for n, measured in by_candidates.items():
+        for radius, values in measured["by_blur_radius"].items():
+            for measure in ("fid", "kid", "precision", "recall", "inception_score"):
+                if (value := values[measure]["value"]) is not None:
+                    writer.add_scalar(f"{name}/{measure}_best_of_{n}_blur_{radius}", value, step)
+        if measured["score"] is not None:
+            writer.add_scalar(f"{name}/score_best_of_{n}", measured["score"]["value"], step)
+    by_radius = list(by_candidates.values())[-1]["by_blur_radius"]
+    if len(by_radius) > 1:
+        writer.add_figure(f"{name}/over_blur_radius", plot_sweep(by_radius, "blur radius, pixels"), step)
+    if len(by_candidates) > 1:
+        first = next(iter(by_radius))
+        at_first = {n: measured["by_blur_radius"][first] for n, measured in by_candidates.items()}
+        writer.add_figure(f"{name}/over_candidates", plot_sweep(at_first, "candidates"), step)
+        writer.add_figure(f"{name}/score_over_candidates", plot_scores(by_candidates), step)
+
+
+def _show_samples(
+    writer: SummaryWriter,
+    step: int,
+    name: str,
+    folders: dict[int, Path],
+    captions: list[str],
+    real: list[Any],
+    per_caption: int,
+) -> None:
+    first = {n: zero_shot.first_samples(folder, 16 * per_caption) for n, folder in folders.items()}
+    if len(folders) > 1:  # Fig. 6
+        label = f"best of {', '.join(map(str, folders))}"
+        rows = [[samples[i * per_caption] for samples in first.values()] for i in range(len(captions[:8]))]
+        grid = captioned_grid(rows, [f"{caption}: {label}" for caption in captions[:8]], 2)
+        writer.add_image(f"{name}/best_of", to_array(grid), step, dataformats="HWC")
+    best = first[max(folders)]
+    rows = [[*best[i * per_caption : (i + 1) * per_caption], image] for i, image in enumerate(real)]
+    writer.add_image(
+        f"{name}/samples", to_array(captioned_grid(rows, captions[: len(rows)], 4)), step, dataformats="HWC"
+    )

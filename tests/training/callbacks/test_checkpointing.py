@@ -1,4 +1,4 @@
-"""The end of a run is saved, wherever it ends."""
+"""LastCheckpoint saves the last step of a fit and logs how to resume an interrupted one."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def config(tiny_run: dict[str, Path], folder: Path, every: int) -> list[str]:
     return ["fit", "--config", str(folder / "dvae.yaml"), "--trainer.limit_val_batches", "0"]
 
 
-def test_the_last_steps_are_saved_and_gone_on_from(tiny_run: dict[str, Path], tmp_path: Path) -> None:
-    """Six steps of which every fourth is saved, gone on from to the eighth, are eight to the bit."""
+def test_the_last_step_is_saved_and_resumed_to_the_bit(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    """Save every fourth step, stop at step 6 and resume to step 8; compare with eight unbroken steps."""
     states = []
     for name, stops in (("unbroken", [8]), ("broken", [6, 8])):
         fit = config(tiny_run, tmp_path / name, every=4)
@@ -41,12 +41,14 @@ def test_the_last_steps_are_saved_and_gone_on_from(tiny_run: dict[str, Path], tm
             assert torch.equal(value, states[1][key][name])
 
 
-@pytest.mark.parametrize(("every", "said"), [(2, "go on from step 4 with --ckpt_path"), (7, "nothing was saved")])
-def test_an_interrupted_run_says_where_it_can_go_on(
+@pytest.mark.parametrize(
+    ("every", "advice"), [(2, "resume from step 4 with --ckpt_path"), (7, "nothing to resume from, because")]
+)
+def test_an_interrupted_run_logs_how_to_resume(
     tiny_run: dict[str, Path],
     tmp_path: Path,
     every: int,
-    said: str,
+    advice: str,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -60,4 +62,4 @@ def test_an_interrupted_run_says_where_it_can_go_on(
     monkeypatch.setattr(LitDVAE, "training_step", interrupted)
     with caplog.at_level("INFO"), pytest.raises(SystemExit):
         main(config(tiny_run, tmp_path, every))
-    assert f"The run ended at step 5: {said}" in caplog.text
+    assert f"the run was interrupted at step 5: {advice}" in caplog.text

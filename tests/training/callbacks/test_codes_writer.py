@@ -1,6 +1,4 @@
-"""Codes that `predict` writes: the same whatever the processes, none twice, and training from them is training from
-pixels.
-"""
+"""Codes written by `predict`: independent of the number of processes, and equivalent to training on images."""
 
 import shutil
 from pathlib import Path
@@ -16,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_dalle.checkpoints import load_dvae, weights_digest
 from lightning_dalle.cli import main
 from lightning_dalle.data.images.transforms import DVAEAugmentation, to_image
-from lightning_dalle.data.loading.samplers import Draw
-from lightning_dalle.data.sources.encoded import EncodedPictures
+from lightning_dalle.data.loading.samplers import SampleIndex
+from lightning_dalle.data.sources.encoded import EncodedImages
 from lightning_dalle.data.sources.openmoji import OpenMoji
 
 CROPS = {"train": 3, "val": 1}
@@ -44,11 +42,11 @@ def codes(tiny_run: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def fit(tiny_run: dict[str, Path], folder: Path, codes: Path | None, *more: str) -> Path:
-    """The tiny DALL-E's config on argmax codes, from pixels or codes, in epochs of five steps, the emoji augmented."""
-    source = ["--data.source", "lightning_dalle.data.sources.encoded.EncodedPictures", "--data.source.path", str(codes)]
+    """Train the tiny DALL-E on argmax codes of augmented emoji, from images or codes, in epochs of five steps."""
+    source = ["--data.source", "lightning_dalle.data.sources.encoded.EncodedImages", "--data.source.path", str(codes)]
     main(
         ["fit", "--config", str(tiny_run["dalle"]), "--trainer.logger.init_args.save_dir", str(folder),
-         "--model.soft_codes", "false", "--trainer.limit_train_batches", "5", "--trainer.val_check_interval", "4",
+         "--model.soft_targets", "false", "--trainer.limit_train_batches", "5", "--trainer.val_check_interval", "4",
          "--trainer.log_every_n_steps", "1", *AUGMENTATION, *(source if codes else []), *more]
     )  # fmt: skip
     return folder / "dalle"
@@ -66,33 +64,33 @@ def failure(capsys: pytest.CaptureFixture[str], run: Any, *args: Any, **options:
     return " ".join(capsys.readouterr().err.split())
 
 
-def test_codes_are_the_dvae_s_and_captions_those_of_the_pictures(tiny_run: dict[str, Path], codes: Path) -> None:
-    pictures, encoded = OpenMoji().load(32), EncodedPictures(path=str(codes)).load(32)
+def test_written_codes_and_captions_match_the_images(tiny_run: dict[str, Path], codes: Path) -> None:
+    images, encoded = OpenMoji().load(32), EncodedImages(path=str(codes)).load(32)
     assert [file.name.rsplit("-of-")[0] for file in sorted(codes.iterdir())] == [
         *(f"train-0000{i}" for i in range(5)), "val-00000",
     ]  # fmt: skip
     for split in ("train", "val"):
-        assert encoded[split]["captions"][:] == pictures[split]["captions"][:]
+        assert encoded[split]["captions"][:] == images[split]["captions"][:]
         assert encoded[split].column_names == ["captions", "id", "codes"]
     dvae = load_dvae(tiny_run["dvae"].parent / "dvae/checkpoints/last.ckpt")
     written = np.array(encoded["train"][1000:1064]["codes"])
     assert written.shape == (64, 3, 64)
     for crop in range(3):
-        images = torch.stack([augmented(pictures["train"][record], Draw(crop, record)) for record in range(1000, 1064)])
-        assert np.array_equal(written[:, crop], dvae.encode(images).flatten(1).numpy())
+        crops = torch.stack(
+            [augmented(images["train"][record], SampleIndex(crop, record)) for record in range(1000, 1064)]
+        )
+        assert np.array_equal(written[:, crop], dvae.encode(crops).flatten(1).numpy())
     assert not np.array_equal(written[:, 0], written[:, 1])
-    images = torch.stack([to_image(image, 32) for image in pictures["val"][:64]["image"]])
-    assert np.array_equal(np.array(encoded["val"][:64]["codes"])[:, 0], dvae.encode(images).flatten(1).numpy())
+    val_images = torch.stack([to_image(image, 32) for image in images["val"][:64]["image"]])
+    assert np.array_equal(np.array(encoded["val"][:64]["codes"])[:, 0], dvae.encode(val_images).flatten(1).numpy())
 
 
-def augmented(row: dict[str, Any], draw: Draw) -> torch.Tensor:
-    window = DVAEAugmentation()(np.asarray(row["image"].convert("RGB")), 32, draw.picture(seed=0))
+def augmented(row: dict[str, Any], draw: SampleIndex) -> torch.Tensor:
+    window = DVAEAugmentation()(np.asarray(row["image"].convert("RGB")), 32, draw.image_rng(seed=0))
     return to_image(Image.fromarray(window), 32)
 
 
-def test_two_processes_write_what_is_missing_and_nothing_twice(
-    tiny_run: dict[str, Path], codes: Path, tmp_path: Path
-) -> None:
+def test_two_processes_write_each_missing_shard_once(tiny_run: dict[str, Path], codes: Path, tmp_path: Path) -> None:
     again = tmp_path / "codes"
     shutil.copytree(codes, again)
     lost = ["train-00001-of-00005.parquet", "train-00003-of-00005.parquet", "train-00004-of-00005.parquet"]
@@ -102,12 +100,12 @@ def test_two_processes_write_what_is_missing_and_nothing_twice(
     encode(tiny_run, again, "--trainer.devices", "2", "--trainer.strategy", "ddp_fork")
     assert {file: file.stat().st_mtime_ns for file in again.iterdir() if file in before} == before
     assert {file.name for file in again.iterdir()} == {file.name for file in codes.iterdir()}
-    ours, theirs = (EncodedPictures(path=str(folder)).load(32)["train"] for folder in (again, codes))
+    ours, theirs = (EncodedImages(path=str(folder)).load(32)["train"] for folder in (again, codes))
     assert ours[:] == theirs[:]
 
 
-def test_training_from_codes_is_training_from_pixels(tiny_run: dict[str, Path], codes: Path, tmp_path: Path) -> None:
-    """Over three epochs, with BPE and caption dropout and corrupted codes; and resumed in the middle of an epoch."""
+def test_training_on_codes_equals_training_on_images(tiny_run: dict[str, Path], codes: Path, tmp_path: Path) -> None:
+    """Train three epochs with BPE dropout, caption dropout and code corruption; resume in the middle of an epoch."""
     pixels = fit(tiny_run, tmp_path / "pixels", None)
     encoded = fit(tiny_run, tmp_path / "codes", codes)
     for tag in ("train/loss", "train/loss_image", "val/loss"):
@@ -127,54 +125,50 @@ def test_training_from_codes_is_training_from_pixels(tiny_run: dict[str, Path], 
 
 
 def other_dvae(tiny_run: dict[str, Path], tmp_path: Path) -> Path:
-    """The same but for one layer."""
+    """Write the trained dVAE with one layer changed."""
     checkpoint = torch.load(tiny_run["dvae"].parent / "dvae/checkpoints/last.ckpt")
     checkpoint["state_dict"]["dvae.encoder.blocks.input.weight"] += 1e-3
     torch.save(checkpoint, tmp_path / "other.ckpt")
     return tmp_path / "other.ckpt"
 
 
-def test_codes_of_another_dvae_are_refused_with_both_hashes(
+def test_codes_of_another_dvae_are_rejected_with_both_hashes(
     tiny_run: dict[str, Path], codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other, theirs = other_dvae(tiny_run, tmp_path), EncodedPictures(path=str(codes)).encoding.dvae
-    said = failure(capsys, fit, tiny_run, tmp_path, codes, "--model.dvae_checkpoint", str(other))
+    other, theirs = other_dvae(tiny_run, tmp_path), EncodedImages(path=str(codes)).encoding.dvae
+    error = failure(capsys, fit, tiny_run, tmp_path, codes, "--model.dvae_checkpoint", str(other))
     ours = weights_digest(load_dvae(other))
-    assert (
-        f"other.ckpt has the weights {ours[:16]}, but the codes in {codes} were made by the weights {theirs[:16]}"
-        in said
-    )
+    assert f"the codes in {codes} were made by a dVAE with weights={theirs[:16]}, but the dVAE in {other} has" in error
+    assert f"weights={ours[:16]}; use the dVAE that encoded them, or encode again" in error
     before = sorted(codes.iterdir())
-    said = failure(capsys, encode, tiny_run, codes, checkpoint=other)
-    assert f"was encoded with dvae={theirs}, but dvae={ours} is asked for" in said
+    error = failure(capsys, encode, tiny_run, codes, checkpoint=other)
+    assert f"was encoded with dvae={theirs}, but dvae={ours} is expected; remove it, or use another folder" in error
     assert sorted(codes.iterdir()) == before
 
 
-def test_what_codes_cannot_do_is_said(
+def test_settings_that_codes_do_not_support_are_rejected(
     tiny_run: dict[str, Path], codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "soft_codes draws from the encoder's distribution, but" in failure(
-        capsys, fit, tiny_run, tmp_path, codes, "--model.soft_codes", "true"
-    )
+    error = failure(capsys, fit, tiny_run, tmp_path, codes, "--model.soft_targets", "true")
+    assert f"soft_targets needs the encoder's distribution, but {codes} contains only argmax codes; set" in error
     source = [
         *AUGMENTATION,
         "--data.source",
-        "lightning_dalle.data.sources.encoded.EncodedPictures",
+        "lightning_dalle.data.sources.encoded.EncodedImages",
         "--data.source.path",
     ]
     fit_dvae = ["fit", "--config", str(tiny_run["dvae"]), "--trainer.logger.init_args.save_dir", str(tmp_path)]
-    said = failure(capsys, main, [*fit_dvae, *source, str(codes)])
-    assert f"this model learns from pictures, but {codes} holds codes alone" in said
-    said = failure(capsys, main, [*fit_dvae, *source, str(codes), "--data.image_size", "16"])
-    assert "image_size is 16, but the pictures of" in said
-    said = failure(capsys, main, [*fit_dvae, *source[2:], str(codes)])
-    assert "the data's augmentation is None, but the pictures of" in said
-    said = failure(
+    error = failure(capsys, main, [*fit_dvae, *source, str(codes)])
+    assert f"this model trains on images, but {codes} has only codes; set the source to that of the images" in error
+    error = failure(capsys, main, [*fit_dvae, *source, str(codes), "--data.image_size", "16"])
+    assert f"the images of {codes} were encoded with image_size=32, but the data's image_size is 16; change" in error
+    error = failure(capsys, main, [*fit_dvae, *source[2:], str(codes)])
+    assert "the data's augmentation is None; change it, or encode again" in error
+    error = failure(
         capsys, fit, tiny_run, tmp_path, codes, "--data.filters", "[lightning_dalle.data.filters.rules.TooLong]"
     )
-    assert "the data's filters is [TooLong(max_characters=1000)], but the pictures of" in said
-    assert "were encoded with []" in said
-    said = failure(capsys, fit, tiny_run, tmp_path, codes, "--data.seed", "1")
-    assert f"the data's seed is 1, but the pictures of {codes} were encoded with 0" in said
-    said = failure(capsys, main, [*fit_dvae, *source, str(tmp_path)])
-    assert f"there are no shards of codes in {tmp_path}" in said
+    assert "were encoded with filters=[], but the data's filters is [TooLong(max_characters=1000)]; change it" in error
+    error = failure(capsys, fit, tiny_run, tmp_path, codes, "--data.seed", "1")
+    assert f"the images of {codes} were encoded with seed=0, but the data's seed is 1; change it" in error
+    error = failure(capsys, main, [*fit_dvae, *source, str(tmp_path)])
+    assert f"{tmp_path} contains no shards of codes; write them with `predict` and a dVAE" in error

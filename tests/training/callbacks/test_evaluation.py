@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
-from shrunk import add_scorer, pictures, shrunk
+from shrunk import add_scorer, shrunk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dalle.cli import main
@@ -62,14 +62,14 @@ def figures(result: dict[str, Any]) -> Any:
 def test_a_fit_on_real_photos_evaluates_what_it_draws(coco_run: Path) -> None:
     result = result_of(coco_run / "dalle" / "evaluation")
     assert result["captions"] == 6
-    assert result["reference"]["pictures"] == 12
+    assert result["reference"]["images"] == 12
     measured = result["by_candidates"]["1"]["by_blur_radius"]["0"]
     assert measured["fid"]["value"] > 0
-    assert "biased" in measured["fid"]["caution"]
-    assert measured["inception_score"]["refused"]
-    assert result["reference_pictures_in_training_data"] == {"value": 0, "of": 12}
+    assert "biased" in measured["fid"]["warning"]
+    assert measured["inception_score"]["reason"]
+    assert result["reference_images_in_training_data"] == {"value": 0, "of": 12}
     assert result["step"] == 4
-    assert result["captions_with_a_reference_picture"] == 6
+    assert result["captions_with_reference_image"] == 6
     logged = EventAccumulator(str(coco_run / "dalle"), size_guidance={"images": 0}).Reload().Tags()
     assert "zero_shot_coco_in_training/fid_best_of_1_blur_0" in logged["scalars"]
     assert "zero_shot_coco_in_training/samples" in logged["images"]
@@ -77,10 +77,10 @@ def test_a_fit_on_real_photos_evaluates_what_it_draws(coco_run: Path) -> None:
 
 def test_a_fit_on_real_photos_evaluates_what_it_reconstructs(coco_run: Path) -> None:
     result = result_of(coco_run / "dvae" / "evaluation")
-    assert result["pictures"] == 12
-    assert 0 < result["psnr_db"]["interval_95"][0] <= result["psnr_db"]["value"] <= result["psnr_db"]["interval_95"][1]
+    assert result["images"] == 12
+    assert 0 < result["psnr_db"]["ci95"][0] <= result["psnr_db"]["value"] <= result["psnr_db"]["ci95"][1]
     assert -1 <= result["ssim"]["value"] <= 1
-    assert (result["lpips"]["value"] is None) == ("refused" in result["lpips"])
+    assert (result["lpips"]["value"] is None) == ("reason" in result["lpips"])
     assert 1 <= result["codebook_perplexity"]["value"] <= 16
     assert result["by_blur_radius"]["0"]["fid"]["value"] > 0
     logged = EventAccumulator(str(coco_run / "dvae")).Reload().Tags()
@@ -101,21 +101,21 @@ def test_cub_fits_and_is_tested_on_a_folder_of_its_shape(birds: Path, pool_weigh
     for stage in ("dvae", "dalle"):
         config = shrunk(
             Path(f"configs/cub/{stage}.yaml"), run, birds, pool_weights, reference_count=5,
-            **({"drawing": {"captions": {"count": 4}}} if stage == "dalle" else {}),
+            **({"generation": {"captions": {"count": 4}}} if stage == "dalle" else {}),
         )  # fmt: skip
         main(["fit", "--config", str(config)])
     config = shrunk(
         Path("configs/cub/eval.yaml"), run, birds, pool_weights, blur_radii=[0], fidelity={},
-        drawing={"captions": {"unique": True, "count": 8}},
+        generation={"captions": {"unique": True, "count": 8}},
     )  # fmt: skip
     main(["test", "--config", str(config), "--ckpt_path", str(run / "dalle" / "checkpoints" / "last.ckpt")])
     result = result_of(run / "results")
     assert result["captions"] == 8
-    refused = {"value": None, "refused": "the evaluation's trained_on is not given"}
-    assert result["reference_pictures_in_training_data"] == refused
+    refused = {"value": None, "reason": "the evaluation's training_source is not given"}
+    assert result["reference_images_in_training_data"] == refused
     assert result["reference"] == {
-        "data": str(birds), "split": "val", "pictures": 5, "skipped": 0, "first_skipped": {},
-        "passed_over": {"without a caption": 1},
+        "data": str(birds), "split": "val", "images": 5, "skipped": 0, "first_skipped": {},
+        "skipped_records": {"without a caption": 1},
     }  # fmt: skip
     assert len(list(Path(result["samples"]).glob("best_of_1/*.png"))) == 8
 
@@ -126,14 +126,14 @@ def eval_command(coco_run: Path, folder: Path, data: Path, weights: Path, *more:
     return [sys.executable, "-m", "lightning_dalle", "test", "--config", str(config), "--ckpt_path", checkpoint, *more]
 
 
-def test_the_blur_and_the_rerank_sweep_of_a_test(sweep_run: Path) -> None:
+def test_test_sweeps_blur_radii_and_candidates(sweep_run: Path) -> None:
     result = result_of(sweep_run / "results")
     one, three = (result["by_candidates"][size] for size in ("1", "3"))
     assert one["score"]["value"] < three["score"]["value"]
     assert set(one["by_blur_radius"]) == {"0", "2"}
     assert one["by_blur_radius"]["0"]["inception_score"]["value"] >= 1
-    assert result["measured_by_the_model"]["val/bits_per_code"] > 0
-    assert result["reference_pictures_in_training_data"] == {"value": 8, "of": 8}  # it says that it trained on val
+    assert result["model_metrics"]["val/bits_per_code"] > 0
+    assert result["reference_images_in_training_data"] == {"value": 8, "of": 8}  # it says that it trained on val
     logged = EventAccumulator(str(sweep_run / "eval"), size_guidance={"images": 0}).Reload()
     assert {f"zero_shot_coco_zero_shot/{name}" for name in ("over_blur_radius", "over_candidates", "samples")} <= set(
         logged.Tags()["images"]
@@ -159,7 +159,7 @@ def test_a_fit_in_two_processes_evaluates_too(
 ) -> None:
     config = shrunk(
         Path("configs/coco/dalle.yaml"), tmp_path / "run", real_data / "coco", pool_weights,
-        reference_count=5, drawing={"captions": {"count": 5}},
+        reference_count=5, generation={"captions": {"count": 5}},
     )  # fmt: skip
     dvae = str(coco_run / "dvae" / "checkpoints" / "last.ckpt")
     command = [sys.executable, "-m", "lightning_dalle", "fit", "--config", str(config), "--trainer.devices", "2",
@@ -171,7 +171,7 @@ def test_a_fit_in_two_processes_evaluates_too(
 
 def test_two_processes_give_what_one_gives(coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path) -> None:
     smaller = {"blur_radii": [0], "reference_count": 9, "fidelity": {}}
-    smaller["drawing"] = {"captions": {"count": 7}, "candidates": [1, 2]}
+    smaller["generation"] = {"captions": {"count": 7}, "candidates": [1, 2]}
     results = []
     for name, more in (("one", []), ("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp"])):
         command = eval_command(
@@ -190,15 +190,15 @@ def test_two_processes_give_what_one_gives(coco_run: Path, real_data: Path, pool
     assert ours["fid"]["value"] == pytest.approx(theirs["fid"]["value"], rel=1e-4)
     assert ours["kid"]["value"] == pytest.approx(theirs["kid"]["value"], rel=1e-4)
     assert one["by_candidates"]["2"]["score"] == two["by_candidates"]["2"]["score"]
-    for name, value in one["measured_by_the_model"].items():
-        assert two["measured_by_the_model"][name] == pytest.approx(value, rel=1e-5), name
+    for name, value in one["model_metrics"].items():
+        assert two["model_metrics"][name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_an_evaluation_that_was_killed_goes_on(
     coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path
 ) -> None:
-    smaller = {"blur_radii": [0], "reference_count": 8, "fidelity": {}, "drawing": {"captions": {"count": 200}}}
-    smaller["drawing"]["candidates"] = [2]
+    smaller = {"blur_radii": [0], "reference_count": 8, "fidelity": {}, "generation": {"captions": {"count": 200}}}
+    smaller["generation"]["candidates"] = [2]
     run = tmp_path / "run"
     command = eval_command(coco_run, run, real_data / "coco", pool_weights, **smaller)
     add_scorer(run / "eval.yaml", batch_size=4)
@@ -231,13 +231,13 @@ def test_a_dalle_s_evaluation_refuses_a_dvae_and_a_split_that_is_not_there(
     dvae = str(coco_run / "dvae" / "checkpoints" / "last.ckpt")
     dalle = str(coco_run / "dalle" / "checkpoints" / "last.ckpt")
     data = real_data / "coco"
-    config = shrunk(Path("configs/coco/eval.yaml"), tmp_path, data, pool_weights, drawing={"split": "test"})
+    config = shrunk(Path("configs/coco/eval.yaml"), tmp_path, data, pool_weights, generation={"split": "test"})
     untrained = shrunk(Path("configs/coco/eval.yaml"), tmp_path / "untrained", data, pool_weights)
-    add_scorer(untrained, trained_on=pictures(data, val="validation"))
+    add_scorer(untrained, training_source=pictures(data, val="validation"))
     for file, checkpoint, sentence in (
         (config, dvae, "another kind of model"),
         (config, dalle, "the protocol coco_zero_shot reads the split test, but"),
-        (untrained, dalle, "the evaluation's trained_on needs a split train, but it has val"),
+        (untrained, dalle, "the evaluation's training_source needs a split train, but it has val"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["test", "--config", str(file), "--ckpt_path", checkpoint])

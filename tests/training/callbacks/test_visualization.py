@@ -1,4 +1,4 @@
-"""What TensorBoard shows of the data."""
+"""DataSummary in TensorBoard."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from bad_input import GOOD, picture
+from bad_input import GOOD, noise_image
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, List, Value
 from datasets import Image as EncodedImage
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -14,18 +14,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.filters.rules import TooLong
-from lightning_dalle.training.callbacks.visualization import TrainingData
+from lightning_dalle.training.callbacks.visualization import DataSummary
 
 
 class Noise:
-    """Of five records, one has too long a caption and one no picture."""
+    """Source of five records, one with a caption that is too long and one without an image."""
 
     def __init__(self, streamed: bool) -> None:
         self.streamed = streamed
 
     def load(self, image_size: int) -> DatasetDict | IterableDatasetDict:
         records = [
-            {"image": {"bytes": picture(), "path": None}, "captions": [GOOD.decode()], "id": str(i)} for i in range(5)
+            {"image": {"bytes": noise_image(), "path": None}, "captions": [GOOD.decode()], "id": str(i)}
+            for i in range(5)
         ]
         records[1]["captions"] = ["a long caption " * 9]
         records[3]["image"] = {"bytes": b"", "path": None}
@@ -34,8 +35,8 @@ class Noise:
         return IterableDatasetDict({"train": rows.to_iterable_dataset()}) if self.streamed else DatasetDict(train=rows)
 
 
-class Nothing(pl.LightningModule):
-    """Learns one number."""
+class OneNumber(pl.LightningModule):
+    """Model with a single parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,16 +50,16 @@ class Nothing(pl.LightningModule):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_tensorboard_shows_the_batch_the_lengths_and_the_rejected(streamed: bool, tmp_path: Path) -> None:
+def test_data_summary_logs_batch_caption_lengths_and_rejections(streamed: bool, tmp_path: Path) -> None:
     data = CaptionedImageDataModule(
         Noise(streamed), image_size=16, batch_size=1, text_len=12, vocab_size=300, epoch_length=3, shuffle_buffer=1,
         bpe_dropout=0.0, filters=[TooLong(max_characters=40)],
     )  # fmt: skip
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=3, callbacks=[TrainingData()], logger=TensorBoardLogger(tmp_path),
+        accelerator="cpu", max_steps=3, callbacks=[DataSummary()], logger=TensorBoardLogger(tmp_path),
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False, log_every_n_steps=1,
     )  # fmt: skip
-    trainer.fit(Nothing(), data)
+    trainer.fit(OneNumber(), data)
     events = EventAccumulator(trainer.logger.log_dir, size_guidance={"tensors": 0}).Reload()
     assert events.Tags()["images"] == ["data/batch"]
     [lengths] = events.Histograms("data/caption_tokens")

@@ -1,4 +1,4 @@
-"""Two processes of gloo: what they send, what they average, what they learn, and what a checkpoint keeps."""
+"""PowerSGD on two gloo processes: bytes sent, averages, training, and checkpoints."""
 
 from collections import deque
 from functools import partial
@@ -20,45 +20,45 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_dalle.cli import lightning
 from lightning_dalle.data.sources.openmoji import OpenMoji
 from lightning_dalle.errors import UserError
+from lightning_dalle.lightning_cli import run_lightning
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.tokenizer import CaptionTokenizer
-from lightning_dalle.training.distributed.powersgd import Factored, PowerSGDStrategy, in_shards, orthonormal
-from lightning_dalle.training.optim.param_groups import NewOptimizer, configure
+from lightning_dalle.training.distributed.powersgd import PowerSGDState, PowerSGDStrategy, orthonormalize, split_shards
+from lightning_dalle.training.optim.param_groups import OptimizerFactory, configure_optimizer
 
 WIDTH, LAYERS, GRID, TEXT = 64, 2, 6, 12
-BATCH = 16  # of all processes together
+BATCH = 16  # total of all processes
 
 
 @pytest.fixture(scope="module")
 def examples() -> tuple[Tensor, Tensor]:
-    """Names of real emoji as bytes, and their pictures at 6 px with 4 levels a colour: 64 codes.
+    """Return names of real emoji as bytes, and their images of 6 x 6 pixels as codes for 64 colors.
 
-    Names that fill the text alone, so that the loss of a batch is the mean of its parts' losses.
+    All names fill the text, so that the loss of a batch is the mean of its parts' losses.
     """
     records = OpenMoji().load(32)["train"]
     tokenizer = CaptionTokenizer.train(["a"], vocab_size=256, text_len=TEXT)
     names = [tokenizer.encode(captions[0]) for captions in records["captions"]]
     rows = [row for row, name in enumerate(names) if len(name) >= TEXT][:1024]
-    pictures = [records[row]["image"].convert("RGB").resize((GRID, GRID)) for row in rows]
-    red, green, blue = torch.stack([pil_to_tensor(picture).long() // 64 for picture in pictures]).flatten(2).unbind(1)
+    images = [records[row]["image"].convert("RGB").resize((GRID, GRID)) for row in rows]
+    red, green, blue = torch.stack([pil_to_tensor(image).long() // 64 for image in images]).flatten(2).unbind(1)
     return torch.tensor([names[row][:TEXT] for row in rows]), 16 * red + 4 * green + blue
 
 
 class Learner(pl.LightningModule):
-    """A small DALL-E on batches that are the same in pieces, by however many processes; records what a step did.
+    """Small DALL-E on global batches that do not depend on the number of processes; records each step.
 
     Args:
         examples: caption tokens and codes.
-        lr: at its highest; with 0 the gradients of all runs are those of the same weights.
-        optimizer: by default one that is continuous in its gradients, which Adam is not where they are 0.
-        scale: of the loss.
-        spoiled: the step in which the second process has gradients that are not finite.
+        lr: maximum learning rate; with 0, all runs compute gradients at the same weights.
+        optimizer: optimizer; the default is continuous in the gradients, unlike Adam at 0.
+        scale: factor of the loss.
+        spoiled: step in which the second process has infinite gradients.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Learner(pl.LightningModule):
         self.dalle = DALLE(
             DALLEConfig(transformer=transformer, text_len=TEXT, text_vocab_size=256, grid=GRID, codebook_size=64)
         )
-        self.examples, self.lr, self.optimizer = examples, lr, NewOptimizer(optimizer)
+        self.examples, self.lr, self.optimizer = examples, lr, OptimizerFactory(optimizer)
         self.scale, self.spoiled = scale, spoiled
         self.steps: deque[dict[str, Any]] = deque(maxlen=4)
         self.sent = 0
@@ -94,7 +94,7 @@ class Learner(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         learning_rate = CosineAnneal(start=self.lr, end=0.0, num_steps=300, warmup_steps=30)
-        return configure(self.dalle, self.optimizer, learning_rate)
+        return configure_optimizer(self.dalle, self.optimizer, learning_rate)
 
     def setup(self, stage: str) -> None:
         all_reduce = dist.all_reduce
@@ -103,7 +103,7 @@ class Learner(pl.LightningModule):
             self.sent += tensor.numel() * tensor.element_size()
             return all_reduce(tensor, *args, **kwargs)
 
-        dist.all_reduce = counted  # of this process, which ends with the fit
+        dist.all_reduce = counted  # not restored, because this process ends with the fit
 
     def on_before_backward(self, loss: Tensor) -> None:
         self.sent = 0
@@ -112,11 +112,11 @@ class Learner(pl.LightningModule):
         gradients = {name: parameter.grad.clone() for name, parameter in self.dalle.named_parameters()}
         self.steps.append({"sent": self.sent, "gradients": gradients})
         for parameter in self.parameters():
-            parameter.grad.nan_to_num_(0, 0, 0)  # type: ignore[union-attr]  # as a scaler that skips
+            parameter.grad.nan_to_num_(0, 0, 0)  # type: ignore[union-attr]  # like a gradient scaler that skips the step
 
 
 class Folder(pl.Callback):
-    """Where every process leaves what it recorded, since it ends with the fit."""
+    """Writer of the recorded steps of every process, because the processes end with the fit."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -126,7 +126,7 @@ class Folder(pl.Callback):
 
 
 def fit(folder: Path, strategy: DDPStrategy, module: Learner, steps: int, devices: int = 2, **options: Any) -> Any:
-    """What the first process recorded; `last.ckpt` of each step is in the folder."""
+    """Fit and return the recorded steps of the first process; the folder contains the checkpoints."""
     start = options.pop("ckpt_path", None)
     save = ModelCheckpoint(folder, "{step}", every_n_train_steps=options.pop("save_every", steps), save_top_k=-1)
     trainer = pl.Trainer(
@@ -145,31 +145,31 @@ def compressed(rank: int = 16, shards: int = 8) -> PowerSGDStrategy:
     return PowerSGDStrategy(rank, shards, start_method="fork")
 
 
-def is_inside(name: str) -> bool:
+def is_block_matrix(name: str) -> bool:
     return "blocks" in name and name.endswith(("qkv.weight", "project.weight", "expand.weight"))
 
 
 @pytest.mark.parametrize(
     ("rank", "shards", "saved"), [(16, 8, 1 - 5 * 16 / (8 * WIDTH)), (12, 4, 1 - 3 * 12 / (4 * WIDTH))]
 )
-def test_the_bytes_that_are_sent_are_those_of_the_formula(
+def test_the_number_of_bytes_sent_matches_the_formula(
     tmp_path: Path, examples: tuple[Tensor, Tensor], rank: int, shards: int, saved: float
 ) -> None:
-    """Of the blocks' matrices, the paper's 1 - 5 r / (8 d) with its 8 shards less; of the rest, all."""
+    """Check the paper's saving of 1 - 5 r / (8 d) for block matrices with 8 shards, and none for the rest."""
     module = Learner(examples)
     sizes = {True: 0, False: 0}
     for name, parameter in module.dalle.named_parameters():
-        sizes[is_inside(name)] += parameter.numel()
+        sizes[is_block_matrix(name)] += parameter.numel()
     assert sizes[True] == 12 * WIDTH**2 * LAYERS
     for step in fit(tmp_path, compressed(rank, shards), module, steps=2):
         assert step["sent"] == 4 * ((1 - saved) * sizes[True] + sizes[False])
 
 
-def test_at_full_rank_it_is_the_average_and_what_is_not_compressed_is_to_the_bit(
+def test_full_rank_equals_the_average_and_uncompressed_gradients_are_exact(
     tmp_path: Path, examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two batches to a step, which are sent once; gradients scaled as the paper's are, beside which 1e-6 is little."""
-    monkeypatch.setattr(Factored, "sent", 0)  # more than the gradients in truth, for which a fit would be refused
+    """Accumulate two batches per exchange, and scale gradients like the paper, which makes EPSILON negligible."""
+    monkeypatch.setattr(PowerSGDState, "numel_sent", 0)  # the true number exceeds the gradients, which is rejected
     scale = 2.0**13
     (tmp_path / "plain").mkdir()
     (tmp_path / "full").mkdir()
@@ -179,37 +179,37 @@ def test_at_full_rank_it_is_the_average_and_what_is_not_compressed_is_to_the_bit
     assert [step["sent"] > 0 for step in found] == [False, True] * 2
     for batch in (1, 3):
         for name, gradient in expected[batch]["gradients"].items():
-            if is_inside(name):
+            if is_block_matrix(name):
                 assert_close(found[batch]["gradients"][name] / scale, gradient / scale, atol=1e-5, rtol=0)
             else:
                 assert torch.equal(found[batch]["gradients"][name], gradient), name
 
 
 @pytest.mark.parametrize("spoiled", [-1, 1])
-def test_what_is_not_sent_is_owed(tmp_path: Path, examples: tuple[Tensor, Tensor], spoiled: int) -> None:
-    """All gradients of four steps are what was sent of them and the errors in the checkpoint.
+def test_unsent_gradients_remain_in_the_error(tmp_path: Path, examples: tuple[Tensor, Tensor], spoiled: int) -> None:
+    """The gradients of four steps equal what was sent plus the errors in the checkpoint.
 
-    But for a step in which a process had some that were not finite: then no process gets any, and each owes as before.
+    After a step with infinite gradients on one process, all processes have such gradients and their previous errors.
     """
     (tmp_path / "plain").mkdir()
     expected = fit(tmp_path / "plain", plain(), Learner(examples), steps=4)
     found = fit(tmp_path, compressed(), Learner(examples, spoiled=spoiled), steps=4)
     finite = [step for step in range(4) if step != spoiled]
     errors = torch.load(tmp_path / "step=4.ckpt")["powersgd"]
-    assert errors.keys() == {f"dalle.{name}" for name in expected[0]["gradients"] if is_inside(name)}
+    assert errors.keys() == {f"dalle.{name}" for name in expected[0]["gradients"] if is_block_matrix(name)}
     for name, error in errors.items():
         of_plain, of_found = (
             [step["gradients"][name.removeprefix("dalle.")] for step in run] for run in (expected, found)
         )
         due, sent = (sum(gradients[step] for step in finite) for gradients in (of_plain, of_found))
-        assert error.norm() > 0.1 * due.norm(), "at this rank not all can be sent"
+        assert error.norm() > 0.1 * due.norm(), "this rank cannot send all of the gradient"
         assert_close(sent + error, due, atol=1e-6, rtol=0)
         if spoiled >= 0:
             assert not of_found[spoiled].isfinite().any()
 
 
 @pytest.mark.parametrize("devices", [2, 1])
-def test_resumed_equals_unbroken_also_with_another_number_of_processes(
+def test_a_resumed_run_equals_an_unbroken_one_with_any_number_of_processes(
     tmp_path: Path, examples: tuple[Tensor, Tensor], devices: int
 ) -> None:
     def weights(**options: Any) -> dict[str, Tensor]:
@@ -228,7 +228,7 @@ def test_resumed_equals_unbroken_also_with_another_number_of_processes(
 
 
 class Clipped(Learner):
-    """Records too what the optimizer gets."""
+    """Learner that also records the clipped gradients."""
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         super().configure_gradient_clipping(*args, **kwargs)
@@ -236,8 +236,8 @@ class Clipped(Learner):
         self.steps[-1]["clipped"] = gradients
 
 
-def test_what_arrives_is_clipped(tmp_path: Path, examples: tuple[Tensor, Tensor]) -> None:
-    """By the norm of all of it, once decompressed, in every process alike."""
+def test_decompressed_gradients_are_clipped(tmp_path: Path, examples: tuple[Tensor, Tensor]) -> None:
+    """Clip by the norm of all decompressed gradients, equally on every process."""
     found = fit(tmp_path, compressed(), Clipped(examples, scale=2.0**7), steps=2, gradient_clip_val=4.0)
     other = torch.load(tmp_path / "1.pt")
     for step, step_there in zip(found, other, strict=True):
@@ -248,57 +248,60 @@ def test_what_arrives_is_clipped(tmp_path: Path, examples: tuple[Tensor, Tensor]
             assert_close(clipped[name], gradient * 4.0 / norm)
             assert torch.equal(step_there["clipped"][name], clipped[name])
             if name.endswith("attention.project.weight"):  # 8 shards, of rank 2 each once decompressed
-                assert torch.linalg.matrix_rank(in_shards(gradient, 8), rtol=1e-4).tolist() == [2] * 8
+                assert torch.linalg.matrix_rank(split_shards(gradient, 8), rtol=1e-4).tolist() == [2] * 8
 
 
-def test_errors_go_by_the_same_names_with_activations_checkpointed(examples: tuple[Tensor, Tensor]) -> None:
-    """So that a run can go on with or without, and draws the same Q."""
+def test_error_names_do_not_depend_on_activation_checkpointing(examples: tuple[Tensor, Tensor]) -> None:
+    """Keep names and initial Q, so that a run can resume with or without activation checkpointing."""
     plain, wrapped = Learner(examples), Learner(examples)
     blocks = wrapped.dalle.transformer.blocks
     for i, block in enumerate(blocks):
         blocks[i] = checkpoint_wrapper(block)
-    expected, found = (compressed()._factored(module) for module in (plain, wrapped))
+    expected, found = (compressed()._new_states(module) for module in (plain, wrapped))
     assert found.keys() == expected.keys() <= wrapped.state_dict().keys()
-    for name, matrix in expected.items():
-        assert torch.equal(found[name].q, matrix.q)
+    for name, state in expected.items():
+        assert torch.equal(found[name].q, state.q)
 
 
 @pytest.mark.parametrize("p", [torch.zeros(2, 16, 4), torch.randn(2, 16, 1).expand(2, 16, 4), torch.randn(2, 16, 4)])
-def test_any_matrix_gives_an_orthonormal_basis(p: Tensor) -> None:
-    """Also none at all, or one of lower rank than columns, which Gram-Schmidt divides by zero on."""
-    basis = orthonormal(p)
+def test_orthonormalize_handles_zero_and_low_rank_matrices(p: Tensor) -> None:
+    """Orthonormalize matrices on which Gram-Schmidt would divide by zero."""
+    basis = orthonormalize(p)
     assert_close(basis.mT @ basis, torch.eye(4).expand(2, 4, 4))
     assert_close(basis @ (basis.mT @ p), p, atol=1e-5, rtol=0)
 
 
-def test_mistakes_are_said(examples: tuple[Tensor, Tensor]) -> None:
+def test_invalid_ranks_shards_and_models_are_rejected(examples: tuple[Tensor, Tensor]) -> None:
     for rank, shards in ((100, 8), (0, 8), (-8, 8), (-8, -8), (8, 0)):
         wanted = rf"rank of PowerSGD \({rank}\) must be a multiple of its shards \({shards}\), and both at least 1"
         with pytest.raises(UserError, match=wanted):
             PowerSGDStrategy(rank, shards)
     with pytest.raises(
-        UserError, match=r"blocks.0.attention.qkv.weight is of 192 x 64 and cannot be cut into 15 shards"
+        UserError,
+        match=r"cannot split .*0.attention.qkv.weight \(192 x 64\) into 15 shards for PowerSGD; choose another number",
     ):
-        compressed(rank=10, shards=5)._factored(Learner(examples))
-    with pytest.raises(UserError, match="this model has none"):
-        compressed()._factored(nn.Linear(4, 4))
-    # A column of all shards is (1/2 + 1/2) / 64 of the gradients: at 64 columns it is they.
-    with pytest.raises(UserError, match=r"rank 64 in 2 shards would send 98,304 numbers instead of the 98,304 grad"):
-        compressed(rank=64, shards=2)._factored(Learner(examples))
-    compressed(rank=62, shards=2)._factored(Learner(examples))
+        compressed(rank=10, shards=5)._new_states(Learner(examples))
+    with pytest.raises(UserError, match="this model has none; use ddp"):
+        compressed()._new_states(nn.Linear(4, 4))
+    # A column of all shards has (1/2 + 1/2) / 64 of the gradients' size, so 64 columns have all of it.
+    with pytest.raises(
+        UserError, match=r"rank 64 in 2 shards would send 98,304 values instead of 98,304 gradients; use a lower rank"
+    ):
+        compressed(rank=64, shards=2)._new_states(Learner(examples))
+    compressed(rank=62, shards=2)._new_states(Learner(examples))
 
 
-def test_the_config_takes_the_place_of_a_fits_own_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_powersgd_config_replaces_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
     on = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-    cli = lightning(["fit", "--config", "configs/coco/dalle.yaml", "--config", "configs/paper/powersgd.yaml", *on])
+    cli = run_lightning(["fit", "--config", "configs/coco/dalle.yaml", "--config", "configs/paper/powersgd.yaml", *on])
     assert isinstance(cli.trainer.strategy, PowerSGDStrategy)
     assert (cli.trainer.strategy.rank, cli.trainer.strategy.shards) == (896, 8)
 
 
 @pytest.mark.slow
-def test_it_learns_what_it_learns_uncompressed(tmp_path: Path, examples: tuple[Tensor, Tensor]) -> None:
-    """300 steps with 75 % less to send of the blocks; more shards need a higher rank (docs/powersgd.md)."""
+def test_compressed_training_learns_as_much_as_uncompressed(tmp_path: Path, examples: tuple[Tensor, Tensor]) -> None:
+    """Train 300 steps with 75 % less traffic for the blocks; more shards need a higher rank (docs/powersgd.md)."""
     losses = {}
     for strategy in (plain(), compressed(rank=16, shards=2)):
         module = Learner(examples, lr=1e-3, optimizer=partial(AdamW, betas=(0.9, 0.96)))

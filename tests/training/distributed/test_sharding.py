@@ -1,4 +1,4 @@
-"""A transformer split between two processes learns what one process learns, and comes back whole."""
+"""A transformer sharded over two processes trains like an unsharded one, and its checkpoint can be consolidated."""
 
 import json
 import multiprocessing
@@ -18,14 +18,14 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
-from lightning_dalle.checkpoints import dvae_record, load_dalle
+from lightning_dalle.checkpoints import dvae_metadata, load_dalle
 from lightning_dalle.cli import main
 from lightning_dalle.errors import UserError
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.models.transformer import Block, TransformerConfig
 from lightning_dalle.training.callbacks.visualization import SampleGrid
-from lightning_dalle.training.distributed.sharding import build
+from lightning_dalle.training.distributed.sharding import build_dalle
 
 SHAPE = DALLEConfig(
     transformer=TransformerConfig(n_layer=3, n_head=2, n_embd=16), text_len=2, text_vocab_size=300, grid=8,
@@ -33,8 +33,8 @@ SHAPE = DALLEConfig(
 )  # fmt: skip
 
 
-class Witness(pl.Callback):
-    """Files what each process saw, lost and held."""
+class StepRecorder(pl.Callback):
+    """Recorder of ids, loss and number of weights of each process, as JSON."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,13 +49,13 @@ class Witness(pl.Callback):
 
 @pytest.fixture
 def dvae_checkpoint(tmp_path: Path) -> Path:
-    """Of a codebook that two can share."""
+    """Write a dVAE with an even codebook size, which two processes can shard."""
     dvae = DVAE(DVAEConfig(image_size=32, codebook_size=12, n_group=3, n_block=1, n_hid=8, n_init=8))
-    return save(tmp_path / "dvae.ckpt", dvae_record(dvae), dvae=dvae)
+    return save(tmp_path / "dvae.ckpt", dvae_metadata(dvae), dvae=dvae)
 
 
 def config(folder: Path, dvae: Path, **trainer: Any) -> Path:
-    """Captions of as many tokens each, so that the mean over processes is the mean over the batch."""
+    """Write a config whose captions all have the same length, so that the mean over processes is the batch mean."""
     template = yaml.safe_load((Path(__file__).parents[2] / "tiny" / "dalle.yaml").read_text())
     *_, keep = template["trainer"]["callbacks"]
     keep["init_args"] |= {"filename": "{step}", "save_last": "link", "every_n_train_steps": 2}
@@ -63,7 +63,7 @@ def config(folder: Path, dvae: Path, **trainer: Any) -> Path:
     template["trainer"] |= {
         "limit_val_batches": 0,
         "gradient_clip_val": 0.1,
-        "callbacks": [{"class_path": "test_sharding.Witness", "init_args": {"folder": str(folder)}}, keep],
+        "callbacks": [{"class_path": "test_sharding.StepRecorder", "init_args": {"folder": str(folder)}}, keep],
         **trainer,
     }
     template["model"]["init_args"] = {
@@ -79,7 +79,7 @@ def config(folder: Path, dvae: Path, **trainer: Any) -> Path:
     return file
 
 
-def as_torchrun_would(rank: int, port: int, argv: list[str]) -> None:
+def run_rank(rank: int, port: int, argv: list[str]) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
@@ -92,7 +92,7 @@ def in_two_processes(argv: list[str]) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=as_torchrun_would, args=(rank, port, argv)) for rank in range(2)]
+    processes = [fork.Process(target=run_rank, args=(rank, port, argv)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -105,10 +105,10 @@ def seen(folder: Path, start: int, rank: int = 0) -> list[dict[str, Any]]:
     return found
 
 
-def test_two_processes_learn_what_one_does_and_each_holds_half(
+def test_two_sharded_processes_learn_the_same_as_one_with_half_the_weights_each(
     dvae_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With clipped gradients and activation checkpointing, stopped and resumed; the one runs without either break."""
+    """Shard with clipped gradients, activation checkpointing and resuming; compare with one unbroken process."""
     alone = config(tmp_path / "alone", dvae_checkpoint, max_steps=6)
     main(["fit", "--config", str(alone)])
     strategy = {"class_path": "pytorch_lightning.strategies.ModelParallelStrategy"}
@@ -123,11 +123,15 @@ def test_two_processes_learn_what_one_does_and_each_holds_half(
     assert len(whole) == 6
     for one, first, second in zip(whole, *both, strict=True):
         assert (first["loss"] + second["loss"]) / 2 == pytest.approx(one["loss"], abs=1e-5)
-        assert sorted(first["ids"] + second["ids"]) == sorted(one["ids"]), "the shares are disjoint, and all is read"
+        assert sorted(first["ids"] + second["ids"]) == sorted(one["ids"]), (
+            "the processes must read disjoint halves of the batch"
+        )
         assert first["held"] == second["held"] == one["held"] / 2
-    assert whole[0]["loss"] - whole[-1]["loss"] > 0.1, "nothing was learnt"
+    assert whole[0]["loss"] - whole[-1]["loss"] > 0.1, "the loss must decrease"
 
-    with pytest.raises(UserError, match=r"last.ckpt is a folder, a checkpoint in parts, but one file is needed"):
+    with pytest.raises(
+        UserError, match=r"last.ckpt is a folder, so it is a sharded checkpoint; merge it into one file with"
+    ):
         load_dalle(parts)
     file = tmp_path / "whole.ckpt"
     monkeypatch.setattr(sys, "argv", ["consolidate_checkpoint", str(parts), "--output_file", str(file)])
@@ -140,17 +144,19 @@ def test_two_processes_learn_what_one_does_and_each_holds_half(
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 4
 
 
-def split_trainer(*callbacks: pl.Callback) -> pl.Trainer:
+def sharded_trainer(*callbacks: pl.Callback) -> pl.Trainer:
     strategy = ModelParallelStrategy()
     return pl.Trainer(accelerator="cpu", devices=2, strategy=strategy, callbacks=[*callbacks], logger=False)
 
 
-def test_what_needs_the_whole_model_is_refused() -> None:
-    with pytest.raises(UserError, match="EMAWeightAveraging needs the whole model in one process"):
-        build(SHAPE, split_trainer(EMAWeightAveraging()), checkpoint_activations=False)
+def test_callbacks_that_need_the_whole_model_are_rejected() -> None:
+    with pytest.raises(
+        UserError, match=r"EMAWeightAveraging needs the whole model in one process, .* remove EMAWeightAveraging"
+    ):
+        build_dalle(SHAPE, sharded_trainer(EMAWeightAveraging()), checkpoint_activations=False)
     samples = SampleGrid(["a cat"])
-    trainer = split_trainer(samples)
-    with pytest.raises(UserError, match="SampleGrid needs the whole model in one process"):
+    trainer = sharded_trainer(samples)
+    with pytest.raises(UserError, match=r"SampleGrid needs the whole model in one process, .* remove SampleGrid"):
         samples.setup(trainer, pl.LightningModule(), "fit")
 
 
@@ -158,14 +164,14 @@ def alone() -> pl.Trainer:
     return pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
 
 
-def test_a_model_begins_as_its_seed_says_and_whole() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(3)
-    first = build(SHAPE, alone(), checkpoint_activations=False)
+    first = build_dalle(SHAPE, alone(), checkpoint_activations=False)
     torch.rand(5)
-    second = build(SHAPE, alone(), checkpoint_activations=True)
+    second = build_dalle(SHAPE, alone(), checkpoint_activations=True)
     torch.manual_seed(4)
-    other, plain = build(SHAPE, alone(), checkpoint_activations=False), DALLE(SHAPE)
-    assert not list(first.buffers()), "to_empty() would leave them unset, since reset_parameters() sets none"
+    other, plain = build_dalle(SHAPE, alone(), checkpoint_activations=False), DALLE(SHAPE)
+    assert not list(first.buffers()), "to_empty() leaves buffers unset, because reset_parameters() sets none"
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, second.state_dict()[name])
         if name.endswith(("norm_1.weight", "norm_2.weight", "norm.weight", "bias")):
@@ -175,7 +181,7 @@ def test_a_model_begins_as_its_seed_says_and_whole() -> None:
             torch.testing.assert_close(weight.std(), plain.state_dict()[name].std(), rtol=0.5, atol=0)
 
 
-def test_checkpointed_activations_give_the_same_gradients_and_every_block_is_computed_twice(
+def test_activation_checkpointing_gives_the_same_gradients_and_computes_every_block_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     computed = []
@@ -189,7 +195,7 @@ def test_checkpointed_activations_give_the_same_gradients_and_every_block_is_com
     gradients, times = [], []
     for checkpoint_activations in (False, True):
         computed.clear()
-        dalle = build(SHAPE, alone(), checkpoint_activations)
+        dalle = build_dalle(SHAPE, alone(), checkpoint_activations)
         logits = dalle(torch.tensor([[5, 7]]), torch.arange(64)[None] % 12)
         (logits.text.sum() + logits.image.logsumexp(-1).sum()).backward()
         gradients.append([parameter.grad for parameter in dalle.parameters()])

@@ -1,4 +1,4 @@
-"""A gradient scale for each resblock: the paper's rule, what it saves from underflow, and whole runs in 16 bits."""
+"""Gradient scales per resblock: the paper's update rule, underflow, and training in 16 bits."""
 
 import math
 from collections.abc import Callable
@@ -23,30 +23,30 @@ from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.optim.adamw16 import PaperAdamW
-from lightning_dalle.training.optim.param_groups import decay_groups
+from lightning_dalle.training.optim.param_groups import param_groups
 from lightning_dalle.training.precision.gradient_scales import GradientScales, PaperPrecision
 
 
 def after(updates: int, scales: GradientScales, is_finite: bool) -> float:
-    """The first scale after as many updates of one kind."""
+    """Return the first scale after a number of updates, all finite or all not."""
     for _ in range(updates):
         scales.update(torch.tensor([is_finite]), not is_finite)
     return scales[0]
 
 
-def test_a_scale_begins_at_2_to_the_13_and_doubles_in_a_thousand_finite_updates() -> None:
+def test_a_scale_starts_at_2_to_the_13_and_doubles_in_1000_finite_updates() -> None:
     scales = GradientScales(1)
     assert scales[0] == 2**13
     assert after(1, scales, is_finite=True) == pytest.approx(2**13 * 2 ** (1 / 1000), rel=1e-12)
     assert after(999, scales, is_finite=True) == pytest.approx(2**14, rel=1e-12)
 
 
-def test_a_scale_is_divided_by_the_root_of_2_but_not_twice_within_125_updates() -> None:
+def test_a_scale_backs_off_by_the_root_of_2_at_most_once_in_125_updates() -> None:
     scales = GradientScales(1)
     assert after(1, scales, is_finite=False) == pytest.approx(2**13 / math.sqrt(2), rel=1e-12)
     assert after(124, scales, is_finite=False) == pytest.approx(2**13 / math.sqrt(2), rel=1e-12)
     assert after(1, scales, is_finite=False) == pytest.approx(2**12, rel=1e-12)
-    assert (scales.updates, scales.skipped) == (126, 126)
+    assert (scales.num_updates, scales.num_skipped) == (126, 126)
 
 
 def test_a_scale_stays_between_2_to_the_7_and_2_to_the_24() -> None:
@@ -69,16 +69,17 @@ def dalle(n_layer: int = 2) -> DALLE:
     return DALLE(DALLEConfig(transformer=transformer, text_len=8, text_vocab_size=512, grid=6, codebook_size=64))
 
 
-def in_16_bits(model: nn.Module) -> PaperPrecision:
+def to_fp16(model: nn.Module) -> PaperPrecision:
     precision = PaperPrecision()
     precision.connect(model, [], [])
     return precision
 
 
 class Steep(nn.Module):
-    """Resblocks whose gradients grow by 2^7 from each block to the one before it: the stream is multiplied between.
+    """Resblocks whose gradients grow by 2^7 from each block to the block before it.
 
-    A pre-LN branch sees its input normalised, so that forwards nothing but the identity path, in fp32, is large.
+    The identity path is multiplied between blocks. Pre-LN branches normalize their input, so only the identity path,
+    which is in fp32, has large values.
     """
 
     def __init__(self) -> None:
@@ -96,10 +97,10 @@ class Steep(nn.Module):
 
 
 def errors(model: Steep, x: Tensor, log2: list[float]) -> list[float]:
-    """Of each resblock's gradient against that in fp64, as a share of its norm: 1 where it is lost, NaN on overflow."""
+    """Return each resblock's relative gradient error against fp64: 1 where it is lost, NaN on overflow."""
     exact, model = deepcopy(model).double(), deepcopy(model)
     exact(x.double()).backward()
-    precision = in_16_bits(model)
+    precision = to_fp16(model)
     precision.scales.log2 = torch.tensor(log2, dtype=torch.float64)
     model(x).backward()
     true = [branch for block in exact.blocks for branch in (block.attention, block.mlp)]
@@ -110,34 +111,34 @@ def errors(model: Steep, x: Tensor, log2: list[float]) -> list[float]:
     return found
 
 
-def test_scales_by_resblock_keep_the_gradients_that_one_scale_for_all_loses() -> None:
-    """Each scale as large as its gradients allow, which is where the rule lets it rise to."""
+def test_scales_per_resblock_keep_gradients_that_a_single_scale_loses() -> None:
+    """Set each scale as large as its gradients allow, which is the limit of the update rule."""
     model, x = Steep(), torch.randn(2, 44, 32)
     trials = {log2: errors(model, x, [log2] * 12) for log2 in range(25)}
     largest = [max(log2 for log2, found in trials.items() if math.isfinite(found[i])) for i in range(12)]
-    plain, one_for_all, own = trials[0], trials[min(largest)], errors(model, x, largest)
+    plain, single, own = trials[0], trials[min(largest)], errors(model, x, largest)
     assert all(7 <= log2 <= 24 for log2 in largest)
-    assert plain[-4:] == pytest.approx([1.0] * 4, abs=0.01), "all of four resblocks' gradients are lost"
-    assert max(one_for_all) > 0.3, "some are lost"
+    assert plain[-4:] == pytest.approx([1.0] * 4, abs=0.01), "four resblocks lose their whole gradients"
+    assert max(single) > 0.3, "some gradients are lost"
     assert max(own) < 0.002
 
 
-def test_an_overflow_stays_in_its_resblock() -> None:
+def test_an_overflow_does_not_spread_to_other_resblocks() -> None:
     model = dalle()
-    precision = in_16_bits(model)
+    precision = to_fp16(model)
     precision.scales.log2[3] = 60
     text_tokens, codes = torch.randint(512, (2, 8)), torch.randint(64, (2, 36))
     logits = model(text_tokens, codes)
     (logits.text.mean() + logits.image.mean()).backward()
-    overflown = {id(p) for p in precision.branches[3].parameters()}
+    overflowed = {id(p) for p in precision.branches[3].parameters()}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all() == (id(parameter) not in overflown), name
+        assert parameter.grad.isfinite().all() == (id(parameter) not in overflowed), name
 
 
-def test_resblocks_are_in_16_bits_and_all_else_in_32() -> None:
+def test_resblocks_compute_in_16_bits_and_everything_else_in_32() -> None:
     model = dalle()
-    precision = in_16_bits(model)
+    precision = to_fp16(model)
     seen: dict[str, torch.dtype] = {}
     for name, module in model.named_modules():
         module.register_forward_hook(
@@ -158,7 +159,7 @@ def test_resblocks_are_in_16_bits_and_all_else_in_32() -> None:
 def test_gradients_are_the_same_when_activations_are_recomputed() -> None:
     def gradients(run: Callable[..., Tensor]) -> list[Tensor]:
         blocks = dalle().transformer.blocks
-        in_16_bits(blocks)
+        to_fp16(blocks)
         torch.manual_seed(1)
         x = torch.randn(2, 44, 32, requires_grad=True)
         y = x
@@ -172,15 +173,15 @@ def test_gradients_are_the_same_when_activations_are_recomputed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
 
 
-def test_a_model_without_resblocks_is_refused() -> None:
-    with pytest.raises(UserError, match="this model has none"):
-        in_16_bits(nn.Linear(2, 2))
+def test_a_model_without_resblocks_is_rejected() -> None:
+    with pytest.raises(UserError, match=r"this model has none; use another --trainer\.precision"):
+        to_fp16(nn.Linear(2, 2))
 
 
 class Lit(pl.LightningModule):
-    def __init__(self, new_optimizer: Any) -> None:
+    def __init__(self, optimizer_factory: Any) -> None:
         super().__init__()
-        self.dalle, self.new_optimizer = dalle(), new_optimizer
+        self.dalle, self.optimizer_factory = dalle(), optimizer_factory
         self.losses: list[float] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -191,7 +192,7 @@ class Lit(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = self.new_optimizer(decay_groups(self.dalle), lr=1e-3, betas=(0.9, 0.96))
+        optimizer: torch.optim.Optimizer = self.optimizer_factory(param_groups(self.dalle), lr=1e-3, betas=(0.9, 0.96))
         return optimizer
 
 
@@ -204,7 +205,7 @@ def fit(lit: Lit, data: TensorDataset, steps: int, plugins: Any = None, callback
     return trainer
 
 
-def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_whole() -> None:
+def test_an_update_with_a_nan_or_infinite_gradient_is_skipped() -> None:
     class Overflow(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             trainer.precision_plugin.scales.log2[0] = 60  # type: ignore[union-attr]
@@ -216,11 +217,11 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_whole() -> None
     assert all(torch.equal(value, before[name]) for name, value in lit.dalle.state_dict().items())
     assert not trainer.optimizers[0].state
     assert precision.scales.log2.tolist() == pytest.approx([24, 13.001, 13.001, 13.001])
-    assert (precision.scales.updates, precision.scales.skipped) == (1, 1)
+    assert (precision.scales.num_updates, precision.scales.num_skipped) == (1, 1)
 
 
 def emoji() -> TensorDataset:
-    """Real captions, and real pictures as 6 x 6 colours of 64."""
+    """Return real captions, and real images as 6 x 6 codes for 64 colors."""
     rows = OpenMoji().load(32)["train"].select(range(2400))
     captions = [row[0] for row in rows["captions"]]
     tokenizer = CaptionTokenizer.train(captions, vocab_size=512, text_len=8)
@@ -232,21 +233,21 @@ def emoji() -> TensorDataset:
     return TensorDataset(torch.tensor([tokenizer.pad(tokenizer.encode(caption))[0] for caption in captions]), codes)
 
 
-def test_300_steps_in_the_papers_16_bits_track_32_bits_within_2_percent() -> None:
+def test_loss_of_300_steps_in_16_bits_is_within_2_percent_of_32_bits() -> None:
     data = emoji()
-    wide, narrow, precision = Lit(torch.optim.AdamW), Lit(PaperAdamW), PaperPrecision()
-    fit(wide, data, 300)
-    fit(narrow, data, 300, [precision])
-    first, last_wide, last_narrow = (
-        torch.tensor(losses).mean() for losses in (wide.losses[:5], wide.losses[-50:], narrow.losses[-50:])
+    fp32, fp16, precision = Lit(torch.optim.AdamW), Lit(PaperAdamW), PaperPrecision()
+    fit(fp32, data, 300)
+    fit(fp16, data, 300, [precision])
+    first, last_fp32, last_fp16 = (
+        torch.tensor(losses).mean() for losses in (fp32.losses[:5], fp32.losses[-50:], fp16.losses[-50:])
     )
-    assert last_wide < 0.7 * first
-    assert_close(last_narrow, last_wide, rtol=0.02, atol=0)
-    assert precision.scales.log2.tolist() == pytest.approx([13.3] * 4), "none overflows here"
+    assert last_fp32 < 0.7 * first
+    assert_close(last_fp16, last_fp32, rtol=0.02, atol=0)
+    assert precision.scales.log2.tolist() == pytest.approx([13.3] * 4), "no gradient overflows here"
 
 
-def test_a_run_with_the_fragment_is_shown_and_goes_on_as_if_unbroken(tiny_run: dict[str, Path], tmp_path: Path) -> None:
-    first = ["fit", "--config", str(tiny_run["dalle"]), "--config", "configs/paper/sixteen_bit.yaml"]
+def test_fp16_config_logs_its_scales_and_resumes_to_the_bit(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    first = ["fit", "--config", str(tiny_run["dalle"]), "--config", "configs/paper/fp16_per_block_scale.yaml"]
     first += ["--trainer.logger.init_args.save_dir", str(tmp_path)]
     last = tmp_path / "dalle" / "checkpoints" / "last.ckpt"
     main(first)
@@ -259,6 +260,6 @@ def test_a_run_with_the_fragment_is_shown_and_goes_on_as_if_unbroken(tiny_run: d
     main([*first, "--ckpt_path", str(last)])
     resumed = torch.load(last, weights_only=True)
     assert unbroken["PaperPrecision"]["log2"].tolist() == pytest.approx([13.012] * 6)
-    assert unbroken["PaperPrecision"]["updates"] == 12
+    assert unbroken["PaperPrecision"]["num_updates"] == 12
     for key in ("PaperPrecision", "state_dict", "optimizer_states"):
         assert_close(resumed[key], unbroken[key], rtol=0, atol=0)

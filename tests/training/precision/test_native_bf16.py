@@ -1,4 +1,4 @@
-"""bf16 where it is fast, fp32 elsewhere; gradients are clipped in both."""
+"""bf16 on devices that compute it natively, fp32 on others, and gradient clipping in both."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_autocasts_only_where_bf16_is_native(
         assert layer(torch.ones(1, 4)).dtype == dtype
 
 
-def test_asks_about_the_device_that_the_model_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_bf16_depends_on_the_model_s_device(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(native_bf16, "has_native_bf16", lambda device: bool(asked.append(device)))
     NativeBF16().connect(nn.Linear(4, 4, device="meta"), [], [])
