@@ -1,4 +1,4 @@
-"""Each loss against its equation."""
+"""Each loss equals its equation."""
 
 import math
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_dalle.losses import dalle_loss, dvae_loss, kl_to_uniform, logit_laplace_nll, usage_entropy
+from lightning_dalle.losses import codebook_entropy, dalle_loss, dvae_loss, kl_to_uniform, logit_laplace_nll
 from lightning_dalle.models.dvae import LogitLaplace, unmap_pixels
 
 
 @pytest.mark.parametrize(("mu", "log_scale"), [(0.0, 0.0), (0.7, -1.0), (-1.5, 0.5)])
 def test_logit_laplace_density_integrates_to_one(mu: float, log_scale: float) -> None:
-    """Over logits, where the support is the whole line; as images reach (0.1, 0.9) only, the map is undone by hand."""
+    """Integrate over logits, which cover the whole real line; images in [0, 1] would only cover (0.1, 0.9)."""
     logit = torch.linspace(-40, 40, 2_000_001, dtype=torch.double)
     x = torch.sigmoid(logit)
     images = (x - 0.1) / 0.8
@@ -24,7 +24,7 @@ def test_logit_laplace_density_integrates_to_one(mu: float, log_scale: float) ->
     assert float(torch.trapezoid(density[inside], x[inside])) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_logit_laplace_is_least_at_its_mode() -> None:
+def test_logit_laplace_nll_is_lowest_at_the_mode() -> None:
     mu = torch.randn(1, 3, 4, 4)
     pixels = LogitLaplace(mu.clamp(-2, 2), torch.zeros_like(mu))
     at_mode = logit_laplace_nll(pixels.image, pixels)
@@ -39,7 +39,7 @@ def test_kl_to_uniform_at_its_extremes() -> None:
 
 
 def test_kl_weight_is_a_192nd_at_eight_fold_downsampling() -> None:
-    """Paper: beta = 6.6 of the whole loss over 256 x 256 x 3; at most 0.310 nats a pixel and channel."""
+    """Check the paper's beta = 6.6 on a loss divided by 256 x 256 x 3: at most 0.310 nats per pixel and channel."""
     images = torch.rand(1, 3, 256, 256)
     one_hot = torch.full((1, 8192, 32, 32), -1e4).index_fill(1, torch.tensor([7]), 0.0)
     pixels = LogitLaplace(torch.zeros_like(images), torch.zeros_like(images))
@@ -53,26 +53,26 @@ def test_kl_weight_is_a_192nd_at_eight_fold_downsampling() -> None:
 def test_the_dvae_loss_is_the_weighted_sum_of_its_parts() -> None:
     images, logits = torch.rand(2, 3, 8, 8), torch.randn(2, 16, 4, 4)
     pixels = LogitLaplace(torch.randn(2, 3, 8, 8), torch.rand(2, 3, 8, 8))
-    parts = dvae_loss(images, logits, pixels, kl_weight=6.6, usage_bonus=0.5, mse_weight=10.0)
+    parts = dvae_loss(images, logits, pixels, kl_weight=6.6, codebook_entropy_weight=0.5, mse_weight=10.0)
     assert_close(parts["mse"], ((pixels.image - images) ** 2).mean())
     kl_per_pixel = parts["kl"] * 16 / (3 * 64)
-    total = parts["loss_pixels"] + 10 * parts["mse"] + 6.6 * kl_per_pixel - 0.5 * parts["usage_entropy"]
+    total = parts["loss_pixels"] + 10 * parts["mse"] + 6.6 * kl_per_pixel - 0.5 * parts["codebook_entropy"]
     assert_close(parts["loss"], total)
 
 
-def test_usage_entropy_tells_collapse_from_even_use() -> None:
+def test_codebook_entropy_is_0_at_collapse_and_ln_k_at_even_use() -> None:
     collapsed = torch.zeros(2, 16, 2, 2)
     collapsed[:, 3] = 100.0
     even = 100.0 * torch.eye(16).view(1, 16, 4, 4)
-    assert float(usage_entropy(collapsed)) == pytest.approx(0.0, abs=1e-5)
-    assert float(usage_entropy(even)) == pytest.approx(math.log(16), rel=1e-5)
+    assert float(codebook_entropy(collapsed)) == pytest.approx(0.0, abs=1e-5)
+    assert float(codebook_entropy(even)) == pytest.approx(math.log(16), rel=1e-5)
 
 
-def test_usage_entropy_has_a_gradient_where_codes_are_never_used() -> None:
+def test_codebook_entropy_has_a_finite_gradient_when_codes_are_unused() -> None:
     logits = torch.zeros(2, 16, 2, 2)
     logits[:, 3] = 1000.0
     logits.requires_grad_()
-    usage_entropy(logits).backward()
+    codebook_entropy(logits).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 

@@ -1,1 +1,1 @@
-"""The networks, as plain modules: tensors in, tensors out. No Lightning, no files."""
+"""The networks as plain PyTorch modules, without Lightning."""

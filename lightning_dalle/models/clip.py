@@ -1,10 +1,8 @@
-"""CLIP: an image tower and a text tower that meet in one space (Radford et al. 2021), by open_clip's classes.
+"""CLIP: an image encoder and a text encoder with a shared embedding space (Radford et al. 2021), from open_clip.
 
-Knows open_clip's network and its tokens. Knows nothing of training, of ranking or of where weights come from.
-open_clip takes seconds to import, so only what builds a network does.
+open_clip takes seconds to import, so only functions that build a network import it.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_dalle.errors import UserError
+from lightning_dalle.files import make_folder, write_json
+
+VOCAB_SIZE = 49408
+"""Number of tokens of CLIP's BPE vocabulary, which open_clip contains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +26,21 @@ class CLIPConfig:
     image_size: int = 224
     """Height and width of the images, in pixels."""
     patch_size: int = 32
-    """Side of the patches that the image tower reads, in pixels; must divide `image_size`."""
+    """Side of the image encoder's patches, in pixels; must divide `image_size`."""
     vision_width: int = 768
-    """Width of the image tower; a multiple of `head_width`."""
+    """Width of the image encoder; a multiple of `head_width`."""
     vision_layers: int = 12
-    """Blocks of the image tower."""
+    """Number of blocks of the image encoder."""
     text_width: int = 512
-    """Width of the text tower; a multiple of `head_width`."""
+    """Width of the text encoder; a multiple of `head_width`."""
     text_layers: int = 12
-    """Blocks of the text tower."""
+    """Number of blocks of the text encoder."""
     head_width: int = 64
-    """Width of an attention head in both towers."""
+    """Width of an attention head in both encoders."""
     embed_dim: int = 512
-    """Width of the space in which the two meet."""
+    """Width of the shared embedding space."""
     text_len: int = 77
-    """Tokens of a caption, the marks at its beginning and end included."""
+    """Number of tokens of a caption, the start and end tokens included."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -47,10 +49,10 @@ class CLIPConfig:
             if getattr(self, name) % self.head_width:
                 raise UserError(f"{name} ({getattr(self, name)}) must be a multiple of head_width ({self.head_width})")
         if self.text_len < 3:
-            raise UserError(f"text_len ({self.text_len}) must leave room for a token between the two marks")
+            raise UserError(f"text_len ({self.text_len}) must be at least 3: a start token, a token and an end token")
 
-    def as_open_clip(self) -> dict[str, Any]:
-        """The same as open_clip writes it into a model's JSON."""
+    def to_open_clip(self) -> dict[str, Any]:
+        """Return the config in open_clip's format."""
         return {
             "embed_dim": self.embed_dim,
             "vision_cfg": {
@@ -70,15 +72,12 @@ class CLIPConfig:
         }
 
 
-VOCAB_SIZE = 49408  # of CLIP's own BPE, which open_clip carries
-
-
 class CLIP(nn.Module):
-    """open_clip's CLIP with all that images and captions go through before it.
+    """open_clip's CLIP network with its tokenizer and its image preprocessing.
 
     Args:
-        network: open_clip's module.
-        tokenizer: open_clip's; a caption that is too long is cut before its end mark, which always stays.
+        network: CLIP module of open_clip.
+        tokenizer: tokenizer of open_clip, which truncates long captions but keeps the end token.
         preprocess: open_clip's settings: size, mean and std of the images that the network was trained on.
     """
 
@@ -94,35 +93,35 @@ class CLIP(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(3, 1, 1), persistent=False)
 
     @classmethod
-    def new(cls, config: CLIPConfig) -> "CLIP":
-        """An untrained one."""
+    def from_config(cls, config: CLIPConfig) -> "CLIP":
+        """Create an untrained CLIP."""
         import open_clip
 
-        network = open_clip.CLIP(**config.as_open_clip())
+        network = open_clip.CLIP(**config.to_open_clip())
         preprocess = {
             "size": config.image_size, "mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD
         }  # fmt: skip
         return cls(network, open_clip.SimpleTokenizer(context_length=config.text_len), preprocess)
 
     def export(self, folder: Path, config: CLIPConfig) -> None:
-        """Writes it as open_clip reads it: `open_clip.create_model("local-dir:FOLDER")`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write a folder that `open_clip.create_model("local-dir:FOLDER")` loads."""
+        make_folder(folder)
         preprocess = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
-        described = {"model_cfg": config.as_open_clip(), "preprocess_cfg": preprocess}
-        (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
+        settings = {"model_cfg": config.to_open_clip(), "preprocess_cfg": preprocess}
+        write_json(folder / "open_clip_config.json", settings)
         weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
         save_file(weights, folder / "open_clip_model.safetensors")
 
-    def tokens(self, captions: list[str]) -> Int[Tensor, "b t"]:
-        """Captions as the text tower reads them, on the CLIP's device."""
+    def tokenize(self, captions: list[str]) -> Int[Tensor, "b t"]:
+        """Return token ids of captions, on the network's device."""
         return self.tokenizer(captions).to(self.mean.device)
 
     def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Unit vectors of images in [0, 1], resized bicubically where they are of another size."""
+        """Return unit-length embeddings of images in [0, 1], resized bicubically where their size differs."""
         if images.shape[-2:] != self.size:
             images = nn.functional.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
         return self.network.encode_image((images - self.mean) / self.std, normalize=True)  # type: ignore[operator]
 
     def embed_texts(self, captions: list[str]) -> Float[Tensor, "b d"]:
-        """Unit vectors of captions."""
-        return self.network.encode_text(self.tokens(captions), normalize=True)  # type: ignore[operator]
+        """Return unit-length embeddings of captions."""
+        return self.network.encode_text(self.tokenize(captions), normalize=True)  # type: ignore[operator]

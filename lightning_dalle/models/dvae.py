@@ -1,8 +1,6 @@
-"""The discrete VAE: images to a grid of codes and back (paper, section 2.1 and appendix A).
+"""Discrete VAE: images to a grid of codes and back (paper, section 2.1 and appendix A).
 
-Knows images in [0, 1], relaxed codes and codes. Knows nothing of captions, losses, schedules or training.
-
-Block and group names are those of openai/DALL-E, so that its weights map onto ours one to one.
+Blocks and groups are named as in openai/DALL-E, so that its weights map onto ours one to one.
 """
 
 import itertools
@@ -27,40 +25,39 @@ class DVAEConfig:
     image_size: int = 256
     """Height and width of the images, in pixels."""
     codebook_size: int = 8192
-    """Number of codes, K in the paper."""
+    """Number of different codes, K in the paper."""
     n_group: int = 4
-    """Groups of blocks; each but the last halves the resolution."""
+    """Number of groups of blocks; each but the last halves the resolution."""
     patch: int = 1
-    """Pixels along a side that the first convolution takes as one, and the last gives at once; 1 in the paper. Small
-    models learn more in the same time at fewer positions with more channels."""
+    """Side in pixels of the patches that the first convolution reads and the last writes; 1 in the paper. In the same
+    time, small models learn more from fewer positions with more channels."""
     n_block: int = 2
-    """Residual blocks per group."""
+    """Number of residual blocks per group."""
     n_hid: int = 256
-    """Channels at full resolution; doubled from group to group."""
+    """Number of channels at full resolution; doubled from group to group."""
     n_init: int = 128
-    """Channels of the decoder's first layer, the embedding of a code."""
+    """Number of channels of the decoder's first layer, the embedding of a code."""
     min_log_scale: float | None = None
-    """Lower bound of ln b of the logit-Laplace; unbounded in the paper. Flat colours drive b to zero, and an error at
-    an edge, where b is large, then weighs little against them."""
+    """Lower bound of ln b in the logit-Laplace density; unbounded in the paper. Flat colors drive b to zero, and then
+    outweigh errors at edges, where b is large."""
     block_gain: float | None = None
-    """Scale of a block's residual path; 1 / (n_group * n_block)^2 if not given, as in openai/DALL-E."""
-
+    """Scale of a block's residual path; None for openai/DALL-E's 1 / (n_group * n_block)^2."""
     center_inputs: bool = False
-    """Give the encoder pixels in [-0.8, 0.8] rather than openai/DALL-E's [0.1, 0.9], which a short training learns
-    from faster."""
+    """Whether the encoder's inputs are rescaled from openai/DALL-E's [0.1, 0.9] to [-0.8, 0.8], which speeds up short
+    trainings."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or self.image_size % self.downsampling:
             raise UserError(
-                f"image_size ({self.image_size}) must be a multiple of the downsampling of patches of {self.patch} "
-                f"pixels and n_group={self.n_group} groups ({self.downsampling})"
+                f"image_size ({self.image_size}) must be a positive multiple of {self.downsampling}, the downsampling "
+                f"of patch={self.patch} and n_group={self.n_group}"
             )
         if self.n_hid % 4:
-            raise UserError(f"n_hid ({self.n_hid}) must be a multiple of 4, the bottleneck of a block")
+            raise UserError(f"n_hid ({self.n_hid}) must be a multiple of 4, the bottleneck factor of a block")
 
     @property
     def downsampling(self) -> int:
-        """Pixels per code, along one side."""
+        """Number of pixels per code, along one side."""
         return self.patch * 2 ** (self.n_group - 1)
 
     @property
@@ -70,22 +67,22 @@ class DVAEConfig:
 
     @property
     def grid(self) -> int:
-        """Codes along one side of an image."""
+        """Number of codes along one side of an image."""
         return self.image_size // self.downsampling
 
 
 def map_pixels(images: Tensor) -> Tensor:
-    """[0, 1] to (eps, 1 - eps), where the logit is finite (paper, eq. 3)."""
+    """Map images from [0, 1] to [eps, 1 - eps], where the logit is finite (paper, eq. 3)."""
     return (1 - 2 * LOGIT_LAPLACE_EPSILON) * images + LOGIT_LAPLACE_EPSILON
 
 
 def unmap_pixels(mapped: Tensor) -> Tensor:
-    """Inverse of `map_pixels`, clamped to [0, 1] as in openai/DALL-E."""
+    """Invert `map_pixels` and clamp to [0, 1], as openai/DALL-E does."""
     return ((mapped - LOGIT_LAPLACE_EPSILON) / (1 - 2 * LOGIT_LAPLACE_EPSILON)).clamp(0, 1)
 
 
 class Conv(nn.Conv2d):
-    """Convolution of odd kernel that keeps the size; weights N(0, 1/(n_in k^2)), bias 0 (openai/DALL-E)."""
+    """Convolution that keeps the image size, with initial weights N(0, 1/(n_in k^2)) and bias 0 (openai/DALL-E)."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int) -> None:
         super().__init__(n_in, n_out, kernel, padding=kernel // 2)
@@ -95,14 +92,14 @@ class Conv(nn.Conv2d):
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 
-    def of_one_hot(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b n_out h w"]:
-        """Of one-hot vectors, without making them: for a kernel of 1 each is a look into the table of the weights."""
+    def embed_codes(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b n_out h w"]:
+        """Return the 1x1 convolution of the codes' one-hot vectors, by looking up columns of the weight matrix."""
         assert self.bias is not None
         table = self.weight[:, :, 0, 0].T  # (n_in, n_out)
         return (F.embedding(codes, table) + self.bias).movedim(-1, 1)
 
 
-class Block(nn.Module):
+class ResBlock(nn.Module):
     """Bottleneck residual block: x + gain * (ReLU, convolution) x 4 (openai/DALL-E)."""
 
     def __init__(self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], post_gain: float) -> None:
@@ -121,18 +118,18 @@ class Block(nn.Module):
 
 
 def group(widths: list[int], kernels: tuple[int, int, int, int], post_gain: float) -> nn.Sequential:
-    """A chain of blocks through the given widths."""
-    blocks = [Block(n_in, n_out, kernels, post_gain) for n_in, n_out in itertools.pairwise(widths)]
+    """Return a chain of blocks through the given widths."""
+    blocks = [ResBlock(n_in, n_out, kernels, post_gain) for n_in, n_out in itertools.pairwise(widths)]
     return nn.Sequential(OrderedDict((f"block_{i + 1}", block) for i, block in enumerate(blocks)))
 
 
 class Encoder(nn.Module):
-    """Images to logits over the codebook at each grid position: 7x7 in, groups with max-pooling between, 1x1 out."""
+    """Encoder of images to codebook logits per grid position: a 7x7 convolution, groups with max-pooling, a 1x1 one."""
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        kernel = 7 // config.patch | 1  # of about as many pixels, and odd
+        kernel = 7 // config.patch | 1  # odd, and covers about 7 pixels
         self.blocks = nn.Sequential(OrderedDict(input=Conv(3 * config.patch**2, config.n_hid, kernel)))
         width = config.n_hid
         for i in range(config.n_group):
@@ -156,7 +153,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes, as they are or relaxed, to the parameters of a logit-Laplace: 1x1 in, groups with upsampling, 1x1 out."""
+    """Decoder of hard or relaxed codes to logit-Laplace parameters: a 1x1 convolution, groups with upsampling, a 1x1
+    one."""
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
@@ -177,21 +175,21 @@ class Decoder(nn.Module):
         embed, *stages = self.blocks
         assert isinstance(embed, Conv)
         with torch.autocast(z.device.type, enabled=False):
-            x = embed(z.float()) if z.is_floating_point() else embed.of_one_hot(z)
+            x = embed(z.float()) if z.is_floating_point() else embed.embed_codes(z)
         for stage in stages:
             x = stage(x)
         return F.pixel_shuffle(x.float(), self.patch)
 
 
 class LogitLaplace(NamedTuple):
-    """Parameters of the distribution of `map_pixels(image)` at each pixel and channel (paper, eq. 2)."""
+    """Logit-Laplace distribution of `map_pixels(image)` at each pixel and channel (paper, eq. 2)."""
 
     mu: Float[Tensor, "b 3 h w"]
     log_scale: Float[Tensor, "b 3 h w"]
 
     @property
     def image(self) -> Float[Tensor, "b 3 h w"]:
-        """The reconstruction in [0, 1] (paper, appendix A.3)."""
+        """Reconstructed image in [0, 1] (paper, appendix A.3)."""
         return unmap_pixels(torch.sigmoid(self.mu))
 
 
@@ -207,11 +205,11 @@ class DVAE(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 h w"], temperature: float, generator: Generator | None = None
     ) -> tuple[Float[Tensor, "b k g g"], LogitLaplace]:
-        """The encoder's logits, and the reconstruction through the relaxed codes.
+        """Return the encoder's logits, and the reconstruction from relaxed codes.
 
         Args:
-            images: in [0, 1].
-            temperature: of the relaxation, above 0; as it falls to 0 the relaxed codes become one-hot.
+            images: images in [0, 1].
+            temperature: temperature of the relaxation, above 0; the relaxed codes become one-hot as it falls to 0.
             generator: source of the Gumbel noise, on the device of the images.
         """
         logits = self.encoder_logits(images)  # (b, k, g, g)
@@ -219,40 +217,40 @@ class DVAE(nn.Module):
         return logits, self.reconstruct(z)
 
     def reconstruct(self, z: Float[Tensor, "b k g g"] | Int[Tensor, "b g g"]) -> LogitLaplace:
-        """The distribution of the pixels given codes, relaxed or as they are."""
+        """Return the distribution of the pixels given codes, hard or relaxed."""
         mu, log_scale = self.decoder(z).chunk(2, dim=1)  # (b, 3, h, w) each
         if self.config.min_log_scale is not None:
             log_scale = log_scale.clamp(min=self.config.min_log_scale)
         return LogitLaplace(mu, log_scale)
 
     def encoder_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k g g"]:
-        """Unnormalised log-probabilities of the codes at each position, for images in [0, 1]."""
+        """Return codebook logits per grid position for images in [0, 1]."""
         x = map_pixels(images)
         return self.encoder(2 * x - 1 if self.config.center_inputs else x)
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b g g"]:
-        """Codes of images in [0, 1]: the argmax, without noise (paper, section 2.2)."""
+        """Return the most likely codes of images in [0, 1], without noise (paper, section 2.2)."""
         return self.encoder_logits(images).argmax(dim=1)
 
     def decode(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b 3 h w"]:
-        """Images in [0, 1] of codes."""
+        """Return the images in [0, 1] that codes stand for."""
         return self.reconstruct(codes).image
 
 
 def gumbel_softmax(
     logits: Float[Tensor, "b k g g"], temperature: float, generator: Generator | None = None
 ) -> Float[Tensor, "b k g g"]:
-    """A relaxed sample of a categorical over axis 1 (Jang et al. 2016; paper, section 2.1).
+    """Return a relaxed sample of the categorical distribution over axis 1 (Jang et al. 2016; paper, section 2.1).
 
-    Written out since torch's own takes no generator, and a resumed run must draw the noise of the unbroken one.
+    `torch.nn.functional.gumbel_softmax` accepts no generator, which exact resume needs.
     """
     return ((logits + gumbel_noise(logits, generator)) / temperature).softmax(dim=1)
 
 
 def gumbel_noise(like: Tensor, generator: Generator | None = None) -> Tensor:
-    """What, added to logits, makes their argmax a sample.
+    """Return Gumbel noise, which makes the argmax of logits a sample when added to them.
 
-    From uniform numbers, since `exponential_` takes four times as long on a CPU as two logarithms of them.
+    It is computed from uniform numbers, since `exponential_` takes four times as long on a CPU as two logarithms.
     """
     uniform = torch.empty_like(like).uniform_(generator=generator).clamp_(min=torch.finfo(like.dtype).tiny)
     return -(-uniform.log()).log()

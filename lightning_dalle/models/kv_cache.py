@@ -1,157 +1,158 @@
-"""What a stream's positions leave behind for those that follow: keys and values, no more of them than will be seen.
+"""KV cache of a sequence: the keys and values that later positions will see, and no others.
 
-Knows patterns, keys and values. Knows nothing of weights, layers or sampling.
-
-A stream is begun in one pass over its text and the first of its image, and goes on position by position. All shapes of
-such a step are the same at each position, and the position is a tensor, so that a step can be a CUDA graph.
+Prefill stores the text and the first codes at once; each decode step then adds one position. All tensors of a step keep
+their shapes and the position is a tensor, so that a step can be a CUDA graph.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_dalle.models.attention.dispatch import attend
+from lightning_dalle.models.attention.dense import additive
 from lightning_dalle.models.attention.patterns import Pattern
 
 
-def width(pattern: Pattern) -> int:
-    """The most image positions that one of them sees, itself included, or of `conv` those that they lie among."""
-    return max(1, min(pattern.grid if pattern.kind == "column" else pattern.reach + 1, pattern.image_len))
+def cache_len(pattern: Pattern) -> int:
+    """Return the number of image slots of a layer: the span of positions that one position sees, itself included."""
+    return max(1, min(pattern.grid if pattern.image.column_major else pattern.lookback + 1, pattern.image_len))
 
 
-class Window:
-    """Where a layer keeps the image positions that one of them may see, in `width` slots after those of the text.
+class CacheLayout:
+    """Assignment of image positions to cache slots, which follow the slots of the text.
 
-    A ring, in which each position takes the slot of the one that has gone out of sight; of `column` the column itself.
+    The slots form a ring: each position replaces one that is no longer visible. A column-major pattern holds the
+    current column instead.
 
     Args:
-        pattern: the layer's.
-        dtype: of the keys.
-        device: of the keys.
+        pattern: attention pattern of the layer.
+        dtype: data type of the cached keys and values.
+        device: device of the cache.
     """
 
     def __init__(self, pattern: Pattern, dtype: torch.dtype, device: torch.device) -> None:
-        self.pattern, self.width = pattern, width(pattern)
+        self.pattern, self.cache_len = pattern, cache_len(pattern)
         position = torch.arange(pattern.image_len)[:, None]  # (i, 1)
-        slot = torch.arange(self.width)  # (w)
-        if pattern.kind == "column":
-            held, place = slot * pattern.grid + position % pattern.grid, position // pattern.grid
+        slot = torch.arange(self.cache_len)  # (w)
+        if pattern.image.column_major:
+            held, own_slot = slot * pattern.grid + position % pattern.grid, position // pattern.grid
         else:
-            held, place = position - (position - slot) % self.width, position % self.width
-        is_seen = (held >= 0) & (held <= position) & pattern.near(position, held)
-        hidden = torch.zeros(pattern.image_len, pattern.text_len + self.width)
-        hidden[:, pattern.text_len :].masked_fill_(~is_seen, -torch.inf)
-        self.places = (pattern.text_len + place).to(device)  # (i, 1)
-        self.held = held.clamp(0, pattern.image_len - 1).to(device)  # (i, w)
-        self.hidden = hidden.to(device, dtype)  # (i, t + w)
+            held, own_slot = position - (position - slot) % self.cache_len, position % self.cache_len
+        visible = (held >= 0) & (held <= position) & pattern.image.mask(position, held)
+        visible = torch.cat([torch.ones(pattern.image_len, pattern.text_len, dtype=torch.bool), visible], dim=1)
+        self.slots = (pattern.text_len + own_slot).to(device)  # (i, 1), slot of each position
+        self.slot_positions = held.clamp(0, pattern.image_len - 1).to(device)  # (i, w), position in each image slot
+        self.mask_bias = additive(visible.to(device), dtype)  # (i, t + w)
 
-    def move(self, position: Int[Tensor, " 1"]) -> None:
-        """To the image position that is read now."""
+    def set_position(self, position: Int[Tensor, " 1"]) -> None:
+        """Select the slot, the held positions and the mask of the image position that is decoded next."""
         self.position = position
-        self.place = self.places.index_select(0, position)[0]  # (1), its slot
-        self.seen = self.held.index_select(0, position)[0]  # (w), what the slots hold then
-        self.bias = self.hidden.index_select(0, position)  # (1, t + w), added to the scores
+        self.slot = self.slots.index_select(0, position)[0]  # (1)
+        self.held_positions = self.slot_positions.index_select(0, position)[0]  # (w)
+        self.bias = self.mask_bias.index_select(0, position)  # (1, t + w)
 
 
-class Kept:
-    """The keys of a layer, or its values: those of the text, then of the window.
+class KVBuffer:
+    """Keys or values of one layer: the slots of the text, then those of the image.
 
     Args:
-        window: the layer's.
-        begun: those of the stream so far.
+        layout: slots of the layer.
+        prefilled: keys or values of the positions read so far, at least of the whole text.
     """
 
-    def __init__(self, window: Window, begun: Float[Tensor, "b h s d"]) -> None:
-        self.window = window
-        text_len = window.pattern.text_len
-        text, image = begun[:, :, :text_len], begun[:, :, text_len:]
-        self.slots = torch.cat([text, text.new_zeros(*text.shape[:2], window.width, text.shape[3])], dim=2)
-        self._begin(image)
+    def __init__(self, layout: CacheLayout, prefilled: Float[Tensor, "b h s d"]) -> None:
+        self.layout = layout
+        text_len = layout.pattern.text_len
+        text, image = prefilled[:, :, :text_len], prefilled[:, :, text_len:]
+        self.data = torch.cat([text, text.new_zeros(*text.shape[:2], layout.cache_len, text.shape[3])], dim=2)
+        self._prefill_image(image)
 
-    def _begin(self, image: Float[Tensor, "b h n d"]) -> None:
-        last = image[:, :, -self.window.width :]
+    def _prefill_image(self, image: Float[Tensor, "b h n d"]) -> None:
+        last = image[:, :, -self.layout.cache_len :]
         n = image.shape[2]
-        self.slots[:, :, self.window.places[n - last.shape[2] : n, 0]] = last
+        self.data[:, :, self.layout.slots[n - last.shape[2] : n, 0]] = last
 
     def add(self, new: Float[Tensor, "b h 1 d"]) -> Float[Tensor, "b h s d"]:
-        """Keeps those of the position that is read; returns all that its window has room for."""
-        return self.slots.index_copy_(2, self.window.place, new)
+        """Store the keys or values of the current position; return all slots."""
+        return self.data.index_copy_(2, self.layout.slot, new)
 
-    def take(self, of: Int[Tensor, " m"]) -> None:
-        """Goes on with m streams, each beginning as the one that it is given the index of."""
-        self.slots = self.slots[of]
+    def reorder(self, index: Int[Tensor, " m"]) -> None:
+        """Replace the batch by the sequences of these indices."""
+        self.data = self.data[index]
 
 
-class KeptByColumn(Kept):
-    """All of the image are kept, since each column is seen again; those of one column lie beside the text at a time."""
+class ColumnKVBuffer(KVBuffer):
+    """Buffer of the whole image, since every column is read again; each step copies the current column to the slots."""
 
-    def _begin(self, image: Float[Tensor, "b h n d"]) -> None:
+    def _prefill_image(self, image: Float[Tensor, "b h n d"]) -> None:
         b, h, n, d = image.shape
-        self.image = image.new_zeros(b, h, self.window.pattern.image_len, d)
+        self.image = image.new_zeros(b, h, self.layout.pattern.image_len, d)
         self.image[:, :, :n] = image
 
     def add(self, new: Float[Tensor, "b h 1 d"]) -> Float[Tensor, "b h s d"]:
-        self.image.index_copy_(2, self.window.position, new)
-        self.slots[:, :, self.window.pattern.text_len :] = self.image.index_select(2, self.window.seen)
-        return self.slots
+        self.image.index_copy_(2, self.layout.position, new)
+        self.data[:, :, self.layout.pattern.text_len :] = self.image.index_select(2, self.layout.held_positions)
+        return self.data
 
-    def take(self, of: Int[Tensor, " m"]) -> None:
-        super().take(of)
-        self.image = self.image[of]
+    def reorder(self, index: Int[Tensor, " m"]) -> None:
+        super().reorder(index)
+        self.image = self.image[index]
 
 
 class KVCache:
-    """Keys and values of one layer."""
-
-    def __init__(self, window: Window) -> None:
-        self.window = window
-        self.keys: Kept | None = None
-        self.values: Kept | None = None
-
-    def attend(
-        self, q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]
-    ) -> Float[Tensor, "b h n d"]:
-        """What the next n positions take from those that they see: the stream's beginning, then one at a time."""
-        dtype = self.window.hidden.dtype
-        if self.keys is None or self.values is None:
-            kept = KeptByColumn if self.window.pattern.kind == "column" else Kept
-            self.keys, self.values = kept(self.window, k.to(dtype)), kept(self.window, v.to(dtype))
-            return attend(q, k, v, self.window.pattern)
-        keys, values = self.keys.add(k.to(dtype)), self.values.add(v.to(dtype))  # (b, h, t + w, d)
-        return F.scaled_dot_product_attention(q.to(dtype), keys, values, attn_mask=self.window.bias).to(q.dtype)
-
-    def take(self, of: Int[Tensor, " m"]) -> None:
-        """Goes on with m streams, each beginning as the one that it is given the index of."""
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys.take(of)
-        self.values.take(of)
-
-
-class Caches:
-    """A cache for each layer, and where all of them are in the image.
+    """Key/value cache of one attention layer.
 
     Args:
-        patterns: of the layers.
-        like: what the layers read. A CPU's attention of one query is five times as fast in fp32 as in 16 bits.
+        layout: slots of the layer.
+    """
+
+    def __init__(self, layout: CacheLayout) -> None:
+        self.layout = layout
+        self.is_filled = False
+
+    def prefill(self, k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"]) -> None:
+        """Store the keys and values of the first s positions."""
+        dtype = self.layout.mask_bias.dtype
+        buffer = ColumnKVBuffer if self.layout.pattern.image.column_major else KVBuffer
+        self.keys, self.values = buffer(self.layout, k.to(dtype)), buffer(self.layout, v.to(dtype))
+        self.is_filled = True
+
+    def update(
+        self, k: Float[Tensor, "b h 1 d"], v: Float[Tensor, "b h 1 d"]
+    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "1 s"]]:
+        """Store one more position; return the cached keys and values, and their additive mask."""
+        dtype = self.layout.mask_bias.dtype
+        return self.keys.add(k.to(dtype)), self.values.add(v.to(dtype)), self.layout.bias
+
+    def reorder(self, index: Int[Tensor, " m"]) -> None:
+        """Replace the batch by the sequences of these indices."""
+        self.keys.reorder(index)
+        self.values.reorder(index)
+
+
+class KVCaches:
+    """KV caches of all layers, and the position to decode next.
+
+    Args:
+        patterns: attention patterns of the layers.
+        like: hidden states, whose device and data type the caches take. On a CPU they are at least fp32, in which
+            attention of a single query is five times as fast as in 16 bits.
     """
 
     def __init__(self, patterns: list[Pattern], like: Tensor) -> None:
         dtype = torch.promote_types(like.dtype, torch.float32) if like.device.type == "cpu" else like.dtype
-        self.windows = {pattern: Window(pattern, dtype, like.device) for pattern in set(patterns)}
-        self.layers = [KVCache(self.windows[pattern]) for pattern in patterns]
-        self.following: Int[Tensor, " 1"] = torch.full((1,), -patterns[0].text_len, device=like.device)
+        self.layouts = {pattern: CacheLayout(pattern, dtype, like.device) for pattern in set(patterns)}
+        self.layers = [KVCache(self.layouts[pattern]) for pattern in patterns]
+        self.next_pos: Int[Tensor, " 1"] = torch.full((1,), -patterns[0].text_len, device=like.device)
 
-    def read(self, length: int) -> None:
-        """Is told before the layers that they read so many more positions: the text at least, from then on one."""
-        position = self.following.clone()
-        self.following += length  # in place, as a CUDA graph has to find it
+    def advance(self, length: int) -> None:
+        """Move on by the positions that the layers read next: at least the text in prefill, then one per step."""
+        position = self.next_pos.clone()
+        self.next_pos += length  # in place, since a CUDA graph reads this tensor
         if length == 1:
-            for window in self.windows.values():
-                window.move(position)
+            for layout in self.layouts.values():
+                layout.set_position(position)
 
-    def take(self, of: Int[Tensor, " m"]) -> None:
-        """Goes on with m streams, each beginning as the one that it is given the index of."""
+    def reorder(self, index: Int[Tensor, " m"]) -> None:
+        """Replace the batch by the sequences of these indices."""
         for layer in self.layers:
-            layer.take(of)
+            layer.reorder(index)

@@ -1,7 +1,4 @@
-"""A decoder-only transformer whose layers differ in what they may see: pre-LN, GELU, as in Child et al. 2019.
-
-Knows vectors, patterns and caches. Knows nothing of vocabularies, text or images, nor of how one attends.
-"""
+"""Decoder-only transformer with one attention pattern per layer: pre-LN, GELU, as in Child et al. 2019."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +11,7 @@ from torch import Tensor, nn
 from lightning_dalle.errors import UserError
 from lightning_dalle.models.attention.dispatch import attend
 from lightning_dalle.models.attention.patterns import Pattern
-from lightning_dalle.models.kv_cache import Caches, KVCache
+from lightning_dalle.models.kv_cache import KVCache, KVCaches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,21 +19,21 @@ class TransformerConfig:
     """Shape of the autoregressive transformer; the defaults are the paper's 12 billion parameters."""
 
     n_layer: int = 64
-    """Residual blocks; attention is row, column, row, row and again, and convolutional in the last."""
+    """Number of residual blocks; attention repeats row, column, row, row, and is convolutional in the last."""
     n_head: int = 62
-    """Attention heads per block; must divide `n_embd`."""
+    """Number of attention heads per block; must divide `n_embd`."""
     n_embd: int = 3968
     """Width of the residual stream."""
     conv_kernel: int = 11
-    """Side of the last layer's convolutional attention; odd."""
+    """Side of the last layer's convolutional pattern; odd."""
     qk_norm: bool = False
-    """Normalise queries and keys (Chameleon); not in the paper."""
+    """Whether queries and keys are normalized (Chameleon); not in the paper."""
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if self.conv_kernel % 2 == 0:
-            raise UserError(f"conv_kernel ({self.conv_kernel}) must be odd, so that the pattern has a middle")
+            raise UserError(f"conv_kernel ({self.conv_kernel}) must be odd, so that the pattern has a center")
 
     @property
     def head_dim(self) -> int:
@@ -45,7 +42,7 @@ class TransformerConfig:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention under a pattern."""
+    """Multi-head self-attention under a pattern."""
 
     def __init__(self, config: TransformerConfig, pattern: Pattern) -> None:
         super().__init__()
@@ -62,14 +59,20 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (b, h, n, d / h)
         with torch.autocast(x.device.type, enabled=False):
             if self.qk_norm:
-                wide = self.norm_q.weight.dtype  # which autocast leaves alone
-                q, k = self.norm_q(q.to(wide)).to(v.dtype), self.norm_k(k.to(wide)).to(v.dtype)
-            y = attend(q, k, v, self.pattern) if cache is None else cache.attend(q, k, v)  # (b, h, n, d / h)
+                dtype = self.norm_q.weight.dtype  # fp32 even under autocast
+                q, k = self.norm_q(q.to(dtype)).to(v.dtype), self.norm_k(k.to(dtype)).to(v.dtype)
+            if cache is not None and cache.is_filled:  # decode step
+                keys, values, bias = cache.update(k, v)  # (b, h, t + w, d / h) each, (1, t + w)
+                y = F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=bias).to(q.dtype)
+            else:
+                if cache is not None:
+                    cache.prefill(k, v)
+                y = attend(q, k, v, self.pattern)  # (b, h, n, d / h)
         return self.project(y.transpose(1, 2).reshape(b, n, d))
 
 
 class MLP(nn.Module):
-    """Four times as wide inside (12 d^2 parameters a block, paper, Table 2)."""
+    """Two-layer perceptron, four times as wide inside (12 d^2 parameters per block, paper, Table 2)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -81,7 +84,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each added to the residual stream."""
+    """Pre-norm residual block: attention, then MLP."""
 
     def __init__(self, config: TransformerConfig, pattern: Pattern) -> None:
         super().__init__()
@@ -95,17 +98,17 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_2(x))
 
 
-Normal = Callable[[Tensor, float], object]
-"""Fills a parameter from a normal distribution around 0 of the given deviation."""
+NormalInit = Callable[[Tensor, float], object]
+"""Function that fills a parameter from a normal distribution with mean 0 and the given standard deviation."""
 
 
-def normal(parameter: Tensor, std: float) -> None:
-    """From torch's own generator, all at once."""
+def normal_init(parameter: Tensor, std: float) -> None:
+    """Fill a parameter in one call of torch's default generator."""
     nn.init.normal_(parameter, std=std)
 
 
 class Transformer(nn.Module):
-    """Blocks, one pattern each, and a last norm. Whoever makes one calls `reset_parameters`."""
+    """Residual blocks, one pattern each, and a final norm. Its owner must call `reset_parameters`."""
 
     def __init__(self, config: TransformerConfig, patterns: list[Pattern]) -> None:
         super().__init__()
@@ -113,22 +116,22 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, pattern) for pattern in patterns)
         self.norm = nn.LayerNorm(config.n_embd)
 
-    def reset_parameters(self, draw: Normal = normal) -> None:
-        """Matrices drawn, gains 1, biases 0."""
+    def reset_parameters(self, init: NormalInit = normal_init) -> None:
+        """Initialize matrices from normal distributions, gains to 1 and biases to 0."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 1:
                 nn.init.ones_(parameter)
             elif name.endswith("project.weight"):  # residual projections scaled by their number (Child et al. 2019)
-                draw(parameter, 0.02 / (2 * len(self.blocks)) ** 0.5)
+                init(parameter, 0.02 / (2 * len(self.blocks)) ** 0.5)
             else:
-                draw(parameter, 0.02)
+                init(parameter, 0.02)
 
-    def forward(self, x: Float[Tensor, "b n d"], caches: Caches | None = None) -> Float[Tensor, "b n d"]:
-        """The stream's states; with caches, those of the n positions that follow what the caches hold."""
+    def forward(self, x: Float[Tensor, "b n d"], caches: KVCaches | None = None) -> Float[Tensor, "b n d"]:
+        """Return hidden states of a whole sequence or, with caches, of the n positions that follow the cached ones."""
         if caches is not None:
-            caches.read(x.shape[1])
+            caches.advance(x.shape[1])
         for i, block in enumerate(self.blocks):
             x = block(x, None if caches is None else caches.layers[i])
         return self.norm(x)

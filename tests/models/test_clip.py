@@ -1,4 +1,4 @@
-"""CLIP is open_clip's: in its own hands the weights give the same, and a long caption keeps its end mark."""
+"""Exported CLIPs give the same embeddings in open_clip, and long captions keep their end token."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ SMALL = CLIPConfig(
 
 @pytest.fixture
 def clip() -> CLIP:
-    return CLIP.new(SMALL).eval()
+    return CLIP.from_config(SMALL).eval()
 
 
-def test_plain_open_clip_loads_it(clip: CLIP, tmp_path: Path) -> None:
+def test_open_clip_loads_an_exported_clip(clip: CLIP, tmp_path: Path) -> None:
     import open_clip
 
     clip.export(tmp_path, SMALL)
@@ -35,8 +35,8 @@ def test_plain_open_clip_loads_it(clip: CLIP, tmp_path: Path) -> None:
         torch.testing.assert_close(model.encode_image(normalize(images), normalize=True), clip.embed_images(images))
 
 
-def test_a_long_caption_keeps_its_end_mark(clip: CLIP) -> None:
-    short, long, longest = clip.tokens(["a cat", "a cat " * 50, "cat" * 500])
+def test_a_long_caption_keeps_its_end_token(clip: CLIP) -> None:
+    short, long, longest = clip.tokenize(["a cat", "a cat " * 50, "cat" * 500])
     end = clip.tokenizer.eot_token_id
     for tokens in (short, long, longest):
         assert len(tokens) == SMALL.text_len
@@ -49,10 +49,10 @@ def test_images_of_another_size_are_resized(clip: CLIP) -> None:
     assert torch.allclose(clip.embed_images(torch.rand(2, 3, 16, 16)).norm(dim=1), torch.ones(2))
 
 
-def test_a_shape_that_does_not_fit_together() -> None:
+def test_an_invalid_shape_is_refused() -> None:
     with pytest.raises(UserError, match=r"image_size \(20\) must be a multiple of patch_size \(8\)"):
         CLIPConfig(image_size=20, patch_size=8)
     with pytest.raises(UserError, match=r"text_width \(30\) must be a multiple of head_width \(16\)"):
         CLIPConfig(text_width=30, head_width=16, vision_width=32)
-    with pytest.raises(UserError, match=r"text_len \(2\) must leave room"):
+    with pytest.raises(UserError, match=r"text_len \(2\) must be at least 3"):
         CLIPConfig(text_len=2)

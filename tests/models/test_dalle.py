@@ -1,26 +1,26 @@
-"""What a position may depend on."""
+"""Causality and embeddings of DALL-E: on which tokens and codes each logit depends."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightning_dalle.models.attention import patterns
+from lightning_dalle.models.attention.patterns import Kind, Pattern, layer_kinds
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import SelfAttention, TransformerConfig
 
 KINDS = ["full", "row", "column", "conv"]
 
 
-def attention_of(kind: masks.Kind) -> SelfAttention:
+def make_attention(kind: Kind) -> SelfAttention:
     torch.manual_seed(0)
     config = TransformerConfig(n_layer=1, n_head=2, n_embd=8)
-    return SelfAttention(config, masks.Pattern(kind=kind, text_len=6, image_len=16, grid=4, kernel=3)).double()
+    return SelfAttention(config, Pattern(kind=kind, text_len=6, image_len=16, grid=4, kernel=3)).double()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_reaches_exactly_what_the_mask_shows(kind: masks.Kind) -> None:
-    attention = attention_of(kind)
+def test_gradient_reaches_exactly_the_visible_positions(kind: Kind) -> None:
+    attention = make_attention(kind)
     x = torch.randn(1, 22, 8, dtype=torch.double, requires_grad=True)
     for q, y in enumerate(attention(x)[0]):
         (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
@@ -28,11 +28,11 @@ def test_gradient_reaches_exactly_what_the_mask_shows(kind: masks.Kind) -> None:
 
 
 def test_every_layer_kind_is_in_the_tiny_model(dalle: DALLE) -> None:
-    assert set(patterns.layer_kinds(7)) == {"row", "column", "conv"}
+    assert set(layer_kinds(7)) == {"row", "column", "conv"}
     assert len(dalle.transformer.blocks) == 7
 
 
-def test_image_logits_ignore_the_code_itself_and_what_follows(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
+def test_image_logits_depend_on_earlier_codes_only(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
     for i in range(16):
         changed = codes.clone()
         changed[:, i:] = (changed[:, i:] + 1) % 11
@@ -43,7 +43,7 @@ def test_image_logits_ignore_the_code_itself_and_what_follows(dalle: DALLE, text
             assert not torch.allclose(before.image[:, i + 1], after.image[:, i + 1])
 
 
-def test_text_logits_ignore_what_follows(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
+def test_text_logits_depend_on_earlier_tokens_only(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
     for t in range(6):
         changed = text_tokens.clone()
         changed[:, t:] = 13

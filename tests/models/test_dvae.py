@@ -1,4 +1,4 @@
-"""Parity with openai/DALL-E (PyPI, test-only), and the contract of codes and pixels."""
+"""Parity with openai/DALL-E (PyPI package, used in tests only), and the ranges of codes and pixels."""
 
 import dall_e.decoder
 import dall_e.encoder
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from lightning_dalle.errors import UserError
 from lightning_dalle.models.dvae import (
     DVAE,
     Decoder,
@@ -39,7 +40,7 @@ def test_full_size_has_openais_parameter_counts() -> None:
 
 
 def test_equals_openais_modules_on_copied_weights() -> None:
-    """At four groups of two blocks, 64 channels and 512 codes, the least that OpenAI's classes are made for."""
+    """Use four groups of two blocks, 64 channels and 512 codes, the smallest shape that OpenAI's classes accept."""
     config = DVAEConfig(image_size=32, codebook_size=512, n_hid=64)
     encoder, decoder = Encoder(config), Decoder(config)
     their_encoder = dall_e.encoder.Encoder(n_hid=64, vocab_size=512)
@@ -55,14 +56,14 @@ def test_equals_openais_modules_on_copied_weights() -> None:
     assert_close(decoder(z), their_decoder(z))
 
 
-def test_new_convolutions_are_drawn_as_openais() -> None:
+def test_convolutions_are_initialized_as_openais() -> None:
     encoder = Encoder(DVAEConfig(image_size=32, codebook_size=512, n_hid=64))
     conv = encoder.get_submodule("blocks.group_4.block_1.res_path.conv_1")
     assert float(conv.weight.std()) == pytest.approx((256 * 9) ** -0.5, rel=0.02)
     assert not conv.bias.any()
 
 
-def test_pixel_map_is_undone() -> None:
+def test_unmap_pixels_inverts_map_pixels() -> None:
     images = torch.rand(2, 3, 4, 4)
     assert_close(unmap_pixels(map_pixels(images)), images)
     assert map_pixels(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0.1, 0.9])
@@ -94,14 +95,14 @@ def test_relaxed_samples_follow_the_categorical() -> None:
     assert_close(codes.flatten().bincount() / 10_000, torch.tensor([0.1, 0.2, 0.7]), atol=0.02, rtol=0)
 
 
-def test_log_scale_is_bounded_if_asked() -> None:
+def test_min_log_scale_bounds_the_log_scale() -> None:
     config = DVAEConfig(image_size=16, codebook_size=11, n_group=3, n_block=1, n_hid=8, min_log_scale=-2.0)
     dvae = DVAE(config)
     nn.init.constant_(dvae.decoder.get_submodule("blocks.output.conv").bias, -9.0)
     assert float(dvae.reconstruct(torch.zeros(1, 4, 4).long()).log_scale.min()) == -2.0
 
 
-def test_codes_are_reconstructed_as_one_hot_vectors_are() -> None:
+def test_codes_and_their_one_hot_vectors_have_equal_reconstructions() -> None:
     dvae = DVAE(DVAEConfig(image_size=16, codebook_size=11, n_group=3, n_block=1, n_hid=8))
     nn.init.normal_(dvae.decoder.get_submodule("blocks.input").bias)
     codes = torch.randint(11, (2, 4, 4), generator=torch.Generator().manual_seed(0))
@@ -110,7 +111,7 @@ def test_codes_are_reconstructed_as_one_hot_vectors_are() -> None:
         assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
-def test_in_patches_each_code_is_of_the_pixels_that_it_stands_for() -> None:
+def test_with_patches_each_code_still_covers_its_own_pixels() -> None:
     config = DVAEConfig(image_size=16, codebook_size=11, n_group=2, patch=2, n_block=1, n_hid=8)
     dvae = DVAE(config)
     assert config.grid == 4
@@ -126,8 +127,13 @@ def test_in_patches_each_code_is_of_the_pixels_that_it_stands_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "words"), [({"image_size": 30}, "30.*8"), ({"image_size": -8}, "-8.*8"), ({"n_hid": 6}, "n_hid.*6")]
+    ("values", "message"),
+    [
+        ({"image_size": 30}, r"image_size \(30\) must be a positive multiple of 8"),
+        ({"image_size": -8}, r"image_size \(-8\) must be a positive multiple of 8"),
+        ({"n_hid": 6}, r"n_hid \(6\) must be a multiple of 4"),
+    ],
 )
-def test_impossible_shapes_are_refused_in_words(values: dict[str, int], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_an_invalid_shape_is_refused(values: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         DVAEConfig(**values)

@@ -1,1 +1,1 @@
-"""Attention: the paper's patterns, and the kernels that compute them."""
+"""Attention: the paper's patterns, the kernels that compute them, and the choice of a kernel."""

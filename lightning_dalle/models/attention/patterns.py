@@ -1,102 +1,121 @@
-"""Attention patterns: which earlier positions of a stream each position may see (paper, Fig. 11).
+"""Attention patterns: which earlier positions each position of a sequence sees (paper, Fig. 11).
 
-Knows positions in a stream of text, then of an image in raster order. Knows nothing of attention, weights or layers.
+A new pattern is a function here and its entries in `Kind` and `PATTERNS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-Near = Callable[[Tensor, Tensor], Tensor]
-"""Of image positions q >= k in raster order: may q see k?"""
+MaskMod = Callable[[Tensor, Tensor], Tensor]
+"""Predicate of integer positions q and k, of shapes that broadcast: does query q see key k?"""
 
 Kind = Literal["full", "row", "column", "conv"]
 
 
-def full(q: Tensor, k: Tensor) -> Tensor:
-    """All earlier image tokens."""
-    return torch.ones_like(q - k, dtype=torch.bool)
+class ImagePattern(NamedTuple):
+    """Image codes that an image position sees."""
+
+    mask: MaskMod
+    """Predicate of image positions q >= k in raster order."""
+    lookback: int | None = None
+    """Largest q - k that the predicate accepts; None for no limit."""
+    column_major: bool = False
+    """Whether all that a position sees lies in its own column, so that kernels process the image by columns."""
 
 
-def row(grid: int) -> Near:
-    """The last `grid` image tokens: back to the one right above, in the previous row."""
-    return lambda q, k: q - k <= grid
+def full(grid: int, kernel: int) -> ImagePattern:
+    """Show all earlier codes."""
+    return ImagePattern(lambda q, k: torch.ones_like(q - k, dtype=torch.bool))
 
 
-def column(grid: int) -> Near:
-    """The image tokens right above."""
-    return lambda q, k: (q - k) % grid == 0
+def row(grid: int, kernel: int) -> ImagePattern:
+    """Show the last `grid` codes, back to the one directly above."""
+    return ImagePattern(lambda q, k: q - k <= grid, lookback=grid)
 
 
-def convolutional(grid: int, kernel: int) -> Near:
-    """The upper half of a square of side `kernel`, which wraps around the edges in raster order as `row` does."""
+def column(grid: int, kernel: int) -> ImagePattern:
+    """Show all codes above in the same column."""
+    return ImagePattern(lambda q, k: (q - k) % grid == 0, column_major=True)
+
+
+def convolutional(grid: int, kernel: int) -> ImagePattern:
+    """Show the upper half of a square of side `kernel`, which wraps around the edges in raster order as `row` does."""
     radius = kernel // 2
-    return lambda q, k: (q - k <= (grid + 1) * radius) & ((q - k + radius) % grid <= 2 * radius)
+    lookback = (grid + 1) * radius
+    return ImagePattern(lambda q, k: (q - k <= lookback) & ((q - k + radius) % grid <= 2 * radius), lookback)
+
+
+PATTERNS: dict[Kind, Callable[[int, int], ImagePattern]] = {
+    "full": full, "row": row, "column": column, "conv": convolutional,
+}  # fmt: skip
 
 
 def layer_kinds(n_layer: int) -> list[Kind]:
-    """The paper's order: row, column, row, row and again; the last layer convolutional (section 2.2, appendix B.1)."""
+    """Return the paper's order: row, column, row, row, repeated; the last layer convolutional (2.2, appendix B.1)."""
     kinds: list[Kind] = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, n_layer)]
     return [*kinds, "conv"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """What the positions of a stream may see: `text_len` of text, then `image_len` of an image in raster order.
+    """Attention pattern of a sequence: `text_len` text positions, then `image_len` codes in raster order.
 
-    Causal; every image token sees all text, and those earlier image tokens that are near (paper, footnote 7).
+    Attention is causal. Every image position sees all text and the earlier codes of its kind (paper, footnote 7).
     """
 
     kind: Kind
-    """Which image tokens are near."""
+    """Pattern between image positions."""
     text_len: int
-    """Positions before the image, the start vector included."""
+    """Number of positions before the image, the start vector included."""
     image_len: int
-    """Positions of the image: the grid's, or fewer where the last of them are not read."""
+    """Number of image positions; fewer than the grid has if the sequence ends earlier."""
     grid: int
-    """Image tokens in a row."""
+    """Number of codes in a row of the image."""
     kernel: int
-    """Side of the square that `conv` sees the upper half of; odd."""
+    """Side of the convolutional pattern's square; odd."""
 
     @property
-    def near(self) -> Near:
-        """The predicate of the kind."""
-        grid = self.grid
-        kinds = {"full": full, "row": row(grid), "column": column(grid), "conv": convolutional(grid, self.kernel)}
-        return kinds[self.kind]
+    def length(self) -> int:
+        """Number of positions of the sequence."""
+        return self.text_len + self.image_len
+
+    @property
+    def image(self) -> ImagePattern:
+        """Pattern between image positions."""
+        return PATTERNS[self.kind](self.grid, self.kernel)
 
     @property
     def is_causal(self) -> bool:
-        """Is all seen that precedes?"""
+        """Whether every position sees all positions before it."""
         return self.kind == "full" or self.image_len == 0
 
     @property
-    def reach(self) -> int:
-        """How many positions back the farthest image token is that an image token may see, edges aside."""
-        reaches = {"row": self.grid, "conv": (self.grid + 1) * (self.kernel // 2)}
-        return reaches.get(self.kind, self.image_len)
+    def lookback(self) -> int:
+        """Largest distance from an image position to one that it sees."""
+        return self.image_len if self.image.lookback is None else self.image.lookback
 
-    def beginning(self, length: int) -> "Pattern":
-        """That of a stream's first `length` positions."""
+    def prefix(self, length: int) -> "Pattern":
+        """Return the pattern of the first `length` positions."""
         text_len = min(length, self.text_len)
         return replace(self, text_len=text_len, image_len=length - text_len)
 
     @property
-    def sees(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Of any positions q and k of the stream, integers of shapes that broadcast: may q see k?"""
-        near, text_len = self.near, self.text_len
-        return lambda q, k: (q >= k) & ((k < text_len) | near(q - text_len, k - text_len))
+    def mask_mod(self) -> MaskMod:
+        """Predicate of any two positions of the sequence."""
+        image_mask, text_len = self.image.mask, self.text_len
+        return lambda q, k: (q >= k) & ((k < text_len) | image_mask(q - text_len, k - text_len))
 
     def mask(self) -> Bool[Tensor, "s s"]:
-        """The whole stream's, True where a query (row) may see a key (column)."""
-        position = torch.arange(self.text_len + self.image_len)
-        return self.sees(position[:, None], position)
+        """Return the dense mask: True where a query (row) sees a key (column)."""
+        position = torch.arange(self.length)
+        return self.mask_mod(position[:, None], position)
 
 
-def picture(mask: Bool[Tensor, "q k"]) -> str:
-    """The mask as text, `#` where a query sees a key: one line a query."""
-    return "\n".join("".join("#" if seen else "." for seen in line) for line in mask.tolist())
+def render(mask: Bool[Tensor, "q k"]) -> str:
+    """Return a mask as text: one line per query, `#` where it sees a key."""
+    return "\n".join("".join("#" if visible else "." for visible in line) for line in mask.tolist())
