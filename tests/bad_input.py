@@ -1,4 +1,4 @@
-"""Records as strangers make them: pictures and captions of every bad kind, each with what has to become of it."""
+"""Records from the web: images and captions of every bad kind, each with the expected outcome."""
 
 import io
 import json
@@ -16,17 +16,17 @@ NOISE = random.Random(0).randbytes(3 * 48 * 40)
 
 
 class BadRecord(NamedTuple):
-    """A picture and a caption, which is bytes of a text or what JSON holds."""
+    """Image and caption, which is the bytes of a text file or a JSON value, and the expected outcome."""
 
-    picture: bytes | None
+    image: bytes | None
     caption: Any
     reason: str | None
-    """Why it has to be rejected; none if it has to be kept."""
+    """Reason for which it must be rejected, or None if it must be kept."""
 
 
-def picture(mode: str = "RGB", form: str = "PNG", **options: object) -> bytes:
+def noise_image(mode: str = "RGB", format: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
-    Image.frombytes("RGB", (48, 40), NOISE).convert(mode).save(file, form, **options)
+    Image.frombytes("RGB", (48, 40), NOISE).convert(mode).save(file, format, **options)
     return file.getvalue()
 
 
@@ -46,11 +46,11 @@ def sixteen_bit() -> bytes:
 def rotated() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return picture(form="JPEG", exif=exif)
+    return noise_image(format="JPEG", exif=exif)
 
 
 def bomb() -> bytes:
-    """20,000 pixels square in less than a kilobyte."""
+    """Return a PNG of 20,000 by 20,000 pixels in less than a kilobyte."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -60,67 +60,67 @@ def bomb() -> bytes:
 
 
 GOOD = b"a photo of noise"
-PICTURES = (
-    BadRecord(picture(form="JPEG")[:-400], GOOD, "unreadable picture"),  # truncated
-    BadRecord(picture()[:600], GOOD, "unreadable picture"),
-    BadRecord(NOISE[:999], GOOD, "unreadable picture"),  # corrupt
-    BadRecord(picture(form="JPEG")[:200] + NOISE[:99], GOOD, "unreadable picture"),
+BAD_IMAGES = (
+    BadRecord(noise_image(format="JPEG")[:-400], GOOD, "unreadable image"),  # truncated
+    BadRecord(noise_image()[:600], GOOD, "unreadable image"),
+    BadRecord(NOISE[:999], GOOD, "unreadable image"),  # corrupt
+    BadRecord(noise_image(format="JPEG")[:200] + NOISE[:99], GOOD, "unreadable image"),
     BadRecord(b"", GOOD, "zero bytes"),
     BadRecord(bomb(), GOOD, "too many pixels"),
     BadRecord(animation(), GOOD, None),
-    BadRecord(picture("CMYK", "JPEG"), GOOD, None),
-    BadRecord(picture("P"), GOOD, None),
-    BadRecord(picture("L"), GOOD, None),
-    BadRecord(picture("LA"), GOOD, None),
-    BadRecord(picture("RGBA"), GOOD, None),
+    BadRecord(noise_image("CMYK", "JPEG"), GOOD, None),
+    BadRecord(noise_image("P"), GOOD, None),
+    BadRecord(noise_image("L"), GOOD, None),
+    BadRecord(noise_image("LA"), GOOD, None),
+    BadRecord(noise_image("RGBA"), GOOD, None),
     BadRecord(sixteen_bit(), GOOD, None),
     BadRecord(rotated(), GOOD, None),
 )
-IN_TEXT = (
-    BadRecord(picture(), b"", "without a caption"),
-    BadRecord(picture(), b" \n\t\n ", "without a caption"),
-    BadRecord(picture(), b"\x00\x01\x1b", "without a caption"),
-    BadRecord(picture(), b"\xff\xfe\xfd", "without a caption"),  # no UTF-8
-    BadRecord(picture(), b"a \xff cat\x00 at\x07 night", None),
-    BadRecord(picture(), b"12345", None),
-    BadRecord(picture(), b"x" * 10_000, "caption too long"),
+CAPTION_FILES = (
+    BadRecord(noise_image(), b"", "without a caption"),
+    BadRecord(noise_image(), b" \n\t\n ", "without a caption"),
+    BadRecord(noise_image(), b"\x00\x01\x1b", "without a caption"),
+    BadRecord(noise_image(), b"\xff\xfe\xfd", "without a caption"),  # invalid UTF-8
+    BadRecord(noise_image(), b"a \xff cat\x00 at\x07 night", None),
+    BadRecord(noise_image(), b"12345", None),
+    BadRecord(noise_image(), b"x" * 10_000, "caption too long"),
 )
-IN_JSON = (
-    BadRecord(None, "a cat", "without a picture"),
-    BadRecord(picture(), None, "without a caption"),
-    BadRecord(picture(), 7, "without a caption"),
-    BadRecord(picture(), [], "without a caption"),
-    BadRecord(picture(), [None, 7, " "], "without a caption"),
-    BadRecord(picture(), {"text": "a cat"}, "without a caption"),
-    BadRecord(picture(), "\ud83d\x00", "without a caption"),
-    BadRecord(picture(), ["a cat", None, ["a dog"], 7.5], None),
-    BadRecord(picture(), "a \ud83d cat", None),
-    BadRecord(picture(), "a cat " * 1700, "caption too long"),
+JSON_CAPTIONS = (
+    BadRecord(None, "a cat", "without an image"),
+    BadRecord(noise_image(), None, "without a caption"),
+    BadRecord(noise_image(), 7, "without a caption"),
+    BadRecord(noise_image(), [], "without a caption"),
+    BadRecord(noise_image(), [None, 7, " "], "without a caption"),
+    BadRecord(noise_image(), {"text": "a cat"}, "without a caption"),
+    BadRecord(noise_image(), "\ud83d\x00", "without a caption"),
+    BadRecord(noise_image(), ["a cat", None, ["a dog"], 7.5], None),
+    BadRecord(noise_image(), "a \ud83d cat", None),
+    BadRecord(noise_image(), "a cat " * 1700, "caption too long"),
 )
 
 
 def bad_records(kinds: Sequence[BadRecord], count: int) -> list[BadRecord]:
-    """Of each kind about as many, drawn by seed."""
+    """Return a random choice of records, with about equally many of each kind."""
     return random.Random(0).choices(kinds, k=count)
 
 
 def write_pairs(folder: Path, records: Iterable[BadRecord]) -> None:
-    """Pictures beside texts."""
+    """Write images and caption files of the same name."""
     folder.mkdir()
     for i, record in enumerate(records):
-        (folder / f"{i:04d}.png").write_bytes(record.picture or b"")
+        (folder / f"{i:04d}.png").write_bytes(record.image or b"")
         (folder / f"{i:04d}.txt").write_bytes(record.caption)
 
 
 def write_tars(folder: Path, records: Sequence[BadRecord], shards: int) -> None:
-    """WebDataset, the captions in JSON."""
+    """Write WebDataset tars with captions in JSON."""
     folder.mkdir()
     for shard in range(shards):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for i in range(shard, len(records), shards):
                 caption = records[i].caption
                 text = caption.decode() if isinstance(caption, bytes) else caption
-                files = {"json": json.dumps({"caption": text}).encode(), "png": records[i].picture}
+                files = {"json": json.dumps({"caption": text}).encode(), "png": records[i].image}
                 for suffix, content in files.items():
                     if content is not None:
                         entry = tarfile.TarInfo(f"{i:04d}.{suffix}")

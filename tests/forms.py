@@ -1,4 +1,4 @@
-"""The same captioned pictures in every form that a source is read from."""
+"""Writers of the same captioned images in every format that `CaptionedImages` reads."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from datasets import Image as EncodedImage
 from PIL import Image
 
 SHARDS = 3
-"""Files of a split, where the form has several."""
+"""Files per split, for formats that have several."""
 
 
 class Photo(NamedTuple):
@@ -26,7 +26,7 @@ Splits = Mapping[str, list[Photo]]
 
 
 def squares(count: int, first: int = 0) -> list[Photo]:
-    """Pictures that tell their number by their colour."""
+    """Return images whose color is their number."""
     photos = []
     for i in range(first, first + count):
         file = io.BytesIO()
@@ -65,7 +65,7 @@ def parquet_of_bytes(root: Path, splits: Splits) -> None:
 
 def parquet_of_paths(root: Path, splits: Splits) -> None:
     features = Features(image=Value("string"), captions=List(Value("string")), image_id=Value("string"))
-    _parquet(root, splits, features, lambda photo: f"pictures/{_file(root / 'pictures', photo)}")
+    _parquet(root, splits, features, lambda photo: f"images/{_file(root / 'images', photo)}")
 
 
 def tars(root: Path, splits: Splits) -> None:
@@ -81,9 +81,9 @@ def tars(root: Path, splits: Splits) -> None:
                         tar.addfile(entry, io.BytesIO(content))
 
 
-FORMS: dict[str, Callable[[Path, Splits], None]] = {
-    form.__name__: form
-    for form in (image_folder, pairs, csv_of_paths, tsv_of_paths, parquet_of_bytes, parquet_of_paths, tars)
+FORMATS: dict[str, Callable[[Path, Splits], None]] = {
+    write.__name__: write
+    for write in (image_folder, pairs, csv_of_paths, tsv_of_paths, parquet_of_bytes, parquet_of_paths, tars)
 }
 
 
@@ -95,7 +95,7 @@ def _file(folder: Path, photo: Photo) -> str:
 
 def _table(root: Path, splits: Splits, suffix: str, separator: str) -> None:
     for split, photos in splits.items():
-        rows = [(f"pictures/{_file(root / 'pictures', p)}", "\n".join(p.captions), p.id) for p in photos]
+        rows = [(f"images/{_file(root / 'images', p)}", "\n".join(p.captions), p.id) for p in photos]
         with (root / f"{split}{suffix}").open("w", newline="") as file:
             csv.writer(file, delimiter=separator).writerows([("file_name", "Caption", "image_id"), *rows])
 

@@ -1,4 +1,4 @@
-"""Copies of a picture such as the web is full of."""
+"""Copies of an image as they are common on the web: rescaled, recompressed, cropped, brighter or darker."""
 
 import io
 import random
@@ -11,36 +11,36 @@ Change = Callable[[Image.Image, random.Random], Image.Image]
 FILTERS = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 
 
-def rescaled(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """A quarter to twice as large."""
+def rescaled(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Rescale an image by a random factor from a quarter to two."""
     factor = 2 ** rng.uniform(-2, 1)
-    return picture.resize((round(picture.width * factor), round(picture.height * factor)), rng.choice(FILTERS))
+    return image.resize((round(image.width * factor), round(image.height * factor)), rng.choice(FILTERS))
 
 
-def recompressed(picture: Image.Image, rng: random.Random) -> Image.Image:
+def recompressed(image: Image.Image, rng: random.Random) -> Image.Image:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=rng.randint(30, 90))
+    image.save(file, "JPEG", quality=rng.randint(30, 90))
     return Image.open(file).convert("RGB")
 
 
-def cropped(picture: Image.Image, rng: random.Random, least: float = 0.9, most: float = 1.0) -> Image.Image:
-    """Of the width and of the height so much is left, from anywhere."""
+def cropped(image: Image.Image, rng: random.Random, least: float = 0.9, most: float = 1.0) -> Image.Image:
+    """Crop a random part of an image: width and height are both between `least` and `most` of the original."""
     edges = []
-    for length in picture.size:
+    for length in image.size:
         kept = rng.uniform(least, most)
         first = rng.uniform(0, 1 - kept)
         edges.append((round(first * length), round((first + kept) * length)))
     (left, right), (top, bottom) = edges
-    return picture.crop((left, top, right, bottom))
+    return image.crop((left, top, right, bottom))
 
 
-def cropped_by_a_tenth(picture: Image.Image, rng: random.Random) -> Image.Image:
-    return cropped(picture, rng, most=0.9)
+def cropped_by_a_tenth(image: Image.Image, rng: random.Random) -> Image.Image:
+    return cropped(image, rng, most=0.9)
 
 
-def brightened(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """Or darkened."""
-    return ImageEnhance.Brightness(picture).enhance(rng.uniform(0.7, 1.3))
+def brightened(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Make an image randomly brighter or darker."""
+    return ImageEnhance.Brightness(image).enhance(rng.uniform(0.7, 1.3))
 
 
 KINDS: dict[str, tuple[Change, ...]] = {
@@ -55,9 +55,9 @@ KINDS: dict[str, tuple[Change, ...]] = {
 }
 
 
-def planted(picture: Image.Image, kind: str, seed: str) -> Image.Image:
-    """A copy of a kind."""
+def make_copy(image: Image.Image, kind: str, seed: str) -> Image.Image:
+    """Return a random copy of an image, by kind and seed."""
     rng = random.Random(f"{kind} {seed}")
     for change in KINDS[kind]:
-        picture = change(picture, rng)
-    return picture
+        image = change(image, rng)
+    return image

@@ -1,4 +1,4 @@
-"""What of a caption's column is text, whatever is written there."""
+"""Cleaned captions from any value of a caption column."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from lightning_dalle.data.captions import caption_list
 
 
 @pytest.mark.parametrize(
-    ("written", "captions"),
+    ("value", "captions"),
     [
         ("a bird\n\n a red bird ", ["a bird", "a red bird"]),
         (["a", None, " ", 7, ["b"]], ["a"]),
@@ -29,6 +29,6 @@ from lightning_dalle.data.captions import caption_list
     ],
     ids=repr,
 )
-def test_captions_as_they_are_written_down(written: Any, captions: list[str]) -> None:
-    assert caption_list(written) == captions
+def test_caption_list_cleans_any_value(value: Any, captions: list[str]) -> None:
+    assert caption_list(value) == captions
     assert caption_list(captions) == captions

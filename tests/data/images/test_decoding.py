@@ -1,4 +1,4 @@
-"""Pictures of every kind that strangers make, and those that are none."""
+"""Decoding of all kinds of images from the web, of broken files, and the search for images in a folder."""
 
 import contextlib
 import io
@@ -10,15 +10,21 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from lightning_dalle.data.images.decoding import Unreadable, picture_size, read_picture, read_pixels
+from lightning_dalle.data.images.decoding import (
+    UnreadableImage,
+    decode_image,
+    decode_pil,
+    find_images,
+    stored_size,
+)
 from lightning_dalle.data.sources.openmoji import OpenMoji
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return {"bytes": file.getvalue(), "path": None}
 
 
@@ -27,24 +33,24 @@ def red(mode: str, size: tuple[int, int] = (12, 8)) -> Image.Image:
 
 
 def reason(image: Any, **options: Any) -> str:
-    with pytest.raises(Unreadable) as raised:
-        read_picture(image, **options)
+    with pytest.raises(UnreadableImage) as raised:
+        decode_pil(image, **options)
     return raised.value.reason
 
 
 def half_transparent() -> Image.Image:
-    picture = Image.new("RGBA", (12, 8), (*RED, 255))
-    picture.paste((0, 0, 0, 0), (6, 0, 12, 8))
-    return picture
+    image = Image.new("RGBA", (12, 8), (*RED, 255))
+    image.paste((0, 0, 0, 0), (6, 0, 12, 8))
+    return image
 
 
-def turned(kind: str = "PNG") -> dict[str, Any]:
-    """A red left half, stored lying on its side."""
-    picture = Image.new("RGB", (48, 32), WHITE)
-    picture.paste(RED, (0, 0, 24, 32))
+def rotated(kind: str = "PNG") -> dict[str, Any]:
+    """Return an image with a red left half, stored with an EXIF rotation."""
+    image = Image.new("RGB", (48, 32), WHITE)
+    image.paste(RED, (0, 0, 24, 32))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to view
-    return encoded(picture.transpose(Image.Transpose.ROTATE_90), kind, exif=exif)
+    return encoded(image.transpose(Image.Transpose.ROTATE_90), kind, exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -60,24 +66,24 @@ def turned(kind: str = "PNG") -> dict[str, Any]:
         ),
     ],
 )
-def test_every_kind_is_read_as_the_same_picture(image: dict[str, Any]) -> None:
-    picture = read_picture(image)
-    assert (picture.mode, picture.size, picture.getcolors()) == ("RGB", (12, 8), [(96, RED)])
+def test_every_kind_is_decoded_to_the_same_image(image: dict[str, Any]) -> None:
+    decoded = decode_pil(image)
+    assert (decoded.mode, decoded.size, decoded.getcolors()) == ("RGB", (12, 8), [(96, RED)])
 
 
 def test_a_cmyk_jpeg_has_its_colours() -> None:
-    colours = np.asarray(read_picture(encoded(red("CMYK"), "JPEG", quality=95)))
+    colours = np.asarray(decode_pil(encoded(red("CMYK"), "JPEG", quality=95)))
     assert np.abs(colours.astype(int) - RED).max() < 6
 
 
 @pytest.mark.parametrize("image", [encoded(half_transparent()), encoded(half_transparent(), "GIF")])
-def test_what_is_transparent_is_white(image: dict[str, Any]) -> None:
-    picture = read_picture(image)
-    assert [picture.getpixel((x, 4)) for x in (0, 11)] == [RED, WHITE]
+def test_transparent_pixels_become_white(image: dict[str, Any]) -> None:
+    decoded = decode_pil(image)
+    assert [decoded.getpixel((x, 4)) for x in (0, 11)] == [RED, WHITE]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_jpegs_have_the_pixels_that_pillow_gives_them_whole_or_damaged(capfd: pytest.CaptureFixture[str]) -> None:
+def test_intact_and_damaged_jpegs_have_the_pixels_of_pillow(capfd: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((97, 63))
     kinds = [
@@ -88,30 +94,30 @@ def test_jpegs_have_the_pixels_that_pillow_gives_them_whole_or_damaged(capfd: py
         *(encoded(smooth.convert(mode), "JPEG") for mode in ("L", "CMYK")),
     ]
     for kind in kinds:
-        assert np.array_equal(read_pixels(kind), Image.open(io.BytesIO(kind["bytes"])).convert("RGB"))
-    whole, judged = kinds[0]["bytes"], {True: 0, False: 0}
+        assert np.array_equal(decode_image(kind), Image.open(io.BytesIO(kind["bytes"])).convert("RGB"))
+    whole, outcomes = kinds[0]["bytes"], {True: 0, False: 0}
     for _ in range(100):
         damaged = bytearray(whole)
         damaged[rng.integers(2, len(whole))] = rng.integers(0, 256)
         try:
-            theirs = Image.open(io.BytesIO(damaged), formats=["JPEG"]).convert("RGB")
+            by_pillow = Image.open(io.BytesIO(damaged), formats=["JPEG"]).convert("RGB")
         except Exception:
-            assert reason({"bytes": bytes(damaged), "path": None}) == "unreadable picture"
+            assert reason({"bytes": bytes(damaged), "path": None}) == "unreadable image"
         else:
-            assert np.array_equal(read_pixels({"bytes": bytes(damaged), "path": None}), theirs)
-        judged[reads(damaged)] += 1
-    assert min(judged.values()) > 10, "both those that simplejpeg takes and those that it leaves to Pillow"
-    assert capfd.readouterr().err == "", "nobody wants libjpeg's remarks between two progress bars"
+            assert np.array_equal(decode_image({"bytes": bytes(damaged), "path": None}), by_pillow)
+        outcomes[is_read_by_simplejpeg(damaged)] += 1
+    assert min(outcomes.values()) > 10, "simplejpeg must accept some and reject some"
+    assert capfd.readouterr().err == "", "libjpeg's messages would break progress bars"
 
 
-def test_of_upright_jpegs_pillow_reads_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_reads_only_the_header_of_upright_jpegs(monkeypatch: pytest.MonkeyPatch) -> None:
     jpegs = [encoded(red(mode), "JPEG") for mode in ("RGB", "L")]
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded by Pillow"))
     for jpeg in jpegs:
-        assert read_pixels(jpeg).shape == (8, 12, 3)
+        assert decode_image(jpeg).shape == (8, 12, 3)
 
 
-def reads(jpeg: bytearray) -> bool:
+def is_read_by_simplejpeg(jpeg: bytearray) -> bool:
     with contextlib.suppress(ValueError):
         simplejpeg.decode_jpeg(jpeg, "RGB")
         return True
@@ -126,50 +132,50 @@ def test_grey_and_16_bits_keep_their_scale() -> None:
         encoded(Image.fromarray(ramp), "TIFF"),
         encoded(Image.fromarray(grey[..., 0])),
     ):
-        assert np.array_equal(np.asarray(read_picture(image)), grey)
+        assert np.array_equal(np.asarray(decode_pil(image)), grey)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_picture_is_turned_as_exif_says(kind: str) -> None:
-    pixels = read_pixels(turned(kind))
+def test_exif_rotation_is_applied(kind: str) -> None:
+    pixels = decode_image(rotated(kind))
     assert pixels.shape == (32, 48, 3)
     for x, colour in ((0, RED), (47, WHITE)):
         assert np.abs(pixels[16, x].astype(int) - colour).max() < 3
-    assert picture_size(turned(kind)) == (32, 48), "as it is stored"
+    assert stored_size(rotated(kind)) == (32, 48), "before rotation"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_broken_exif_does_not_cost_the_picture(kind: str) -> None:
-    broken = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"  # says that there is much more of it
+def test_an_image_with_broken_exif_is_decoded(kind: str) -> None:
+    broken = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"  # announces far more data than there is
     for exif in (b"Exif\0\0broken", broken):
-        assert read_picture(encoded(red("RGB"), kind, exif=exif)).size == (12, 8)
+        assert decode_pil(encoded(red("RGB"), kind, exif=exif)).size == (12, 8)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_truncated_or_corrupt_anywhere_is_unreadable_and_never_anything_else() -> None:
+def test_truncated_or_corrupt_images_raise_no_other_error() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     rng = np.random.default_rng(1)
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
         whole = encoded(noise, kind)["bytes"]
         assert {reason({"bytes": whole[:end], "path": None}) for end in (1, 10, len(whole) // 2)} == {
-            "unreadable picture"
+            "unreadable image"
         }
         for _ in range(20):
             damaged = np.frombuffer(whole, np.uint8).copy()
             damaged[rng.integers(0, len(whole), 20)] = rng.integers(0, 256, 20)
-            with contextlib.suppress(Unreadable):
-                assert read_picture({"bytes": damaged.tobytes(), "path": None}).mode == "RGB"
+            with contextlib.suppress(UnreadableImage):
+                assert decode_pil({"bytes": damaged.tobytes(), "path": None}).mode == "RGB"
 
 
-def test_what_is_no_picture_has_a_reason(tmp_path: Path) -> None:
+def test_missing_and_unreadable_images_have_a_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     assert reason({"bytes": b"", "path": None}) == "zero bytes"
     assert reason({"bytes": None, "path": str(tmp_path / "empty.jpg")}) == "zero bytes"
-    assert reason({"bytes": None, "path": str(tmp_path / "lost.jpg")}) == "without a picture"
-    assert reason({"bytes": None, "path": None}) == reason(None) == "without a picture"
-    assert reason({"bytes": None, "path": str(tmp_path)}) == "unreadable picture"
-    assert reason({"bytes": b"<html>404</html>", "path": "cat.jpg"}) == "unreadable picture"
-    assert reason({"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "path": None}) == "unreadable picture"
+    assert reason({"bytes": None, "path": str(tmp_path / "lost.jpg")}) == "without an image"
+    assert reason({"bytes": None, "path": None}) == reason(None) == "without an image"
+    assert reason({"bytes": None, "path": str(tmp_path)}) == "unreadable image"
+    assert reason({"bytes": b"<html>404</html>", "path": "cat.jpg"}) == "unreadable image"
+    assert reason({"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "path": None}) == "unreadable image"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -181,24 +187,38 @@ def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.Monke
     monkeypatch.setattr("lightning_dalle.data.images.decoding.decode_jpeg", lambda *_: pytest.fail("decoded"))
     for image in (bomb, large, jpeg):
         assert reason(image) == "too many pixels"
-        with pytest.raises(Unreadable, match="too many pixels"):
-            picture_size(image)
+        with pytest.raises(UnreadableImage, match="too many pixels"):
+            stored_size(image)
     assert reason(encoded(red("RGB")), max_pixels=95) == "too many pixels"
-    assert picture_size(encoded(Image.new("1", (20_000, 100)))) == (20_000, 100)
+    assert stored_size(encoded(Image.new("1", (20_000, 100)))) == (20_000, 100)
 
 
-def test_bytes_paths_and_urls_alike(tmp_path: Path) -> None:
+def test_bytes_paths_and_urls_give_the_same_image(tmp_path: Path) -> None:
     image = encoded(red("RGB"))
     (tmp_path / "red.png").write_bytes(image["bytes"])
     for path in (str(tmp_path / "red.png"), f"file://{tmp_path}/red.png"):
-        assert read_picture({"bytes": None, "path": path}) == read_picture(image)
+        assert decode_pil({"bytes": None, "path": path}) == decode_pil(image)
 
 
-def test_emoji_are_read_as_ever() -> None:
+def test_emoji_are_decoded_as_by_datasets() -> None:
     from datasets import Image as EncodedImage
 
     rows = OpenMoji().load(32)["val"]
     for decoded, image in zip(
         rows["image"], rows.cast_column("image", EncodedImage(decode=False))["image"], strict=True
     ):
-        assert read_picture(image) == decoded.convert("RGB")
+        assert decode_pil(image) == decoded.convert("RGB")
+
+
+def test_find_images_reads_all_formats_and_counts_ignored_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["a.tiff", "b.TIF", "c.avif", "d.gif", "sub/e.jpg", "sub/f.webp"]
+    (tmp_path / "sub").mkdir()
+    for name in [*names, "captions.json", "sub/more.JSON", "notes.txt", "LICENSE", ".hidden.json", ".hidden.png"]:
+        (tmp_path / name).touch()
+    images, ignored = find_images(tmp_path)
+    assert images == [tmp_path / name for name in names]
+    assert ignored == {".json": 2, ".txt": 1, "": 1}
+    assert f"{tmp_path}/: ignored 4 files that are not images (2 .json, " in caplog.text
+    assert find_images(tmp_path, captions=[".txt"])[1] == {".json": 2, "": 1}

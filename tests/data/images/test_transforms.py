@@ -1,4 +1,4 @@
-"""The paper's augmentations have the distributions of its listings: a picture of coordinates tells how it was cut."""
+"""The augmentations have the distributions of the paper's listings, measured on an image of pixel coordinates."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -16,14 +16,14 @@ from lightning_dalle.data.images.transforms import (
     DALLEAugmentation,
     DVAEAugmentation,
     area_resize,
-    middle_square,
+    center_crop,
 )
 
 SIZE = 64  # of the windows: 9/8 and 12/8 of it are 72 and 96
 
 
 def coordinates(width: int, height: int) -> Pixels:
-    """Red is the column and green the row of each pixel."""
+    """Return an image whose red channel is the column and whose green channel is the row."""
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     return np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)
 
@@ -33,19 +33,19 @@ def black(width: int, height: int) -> Pixels:
 
 
 class Cut(NamedTuple):
-    """How a window lies along one axis of its picture."""
+    """Position of a window along one axis of its image."""
 
     resized: int
-    """Side of the resized square that the window is a part of."""
+    """Side of the resized square that the window is part of."""
     offset: int
-    """Of the window in that square, its pixels; where nothing was resized, of the window in the picture."""
+    """Offset of the window in that square, in pixels; in the image, if nothing was resized."""
     is_flipped: bool
 
 
 def cuts(augmentation: Augmentation, width: int, height: int, count: int = 2000, size: int = SIZE) -> list[list[Cut]]:
-    """Of many draws, along the width and along the height."""
-    picture, rng = coordinates(width, height), random.Random(0)
-    windows = [augmentation(picture, size, rng).astype(float) for _ in range(count)]
+    """Return the cuts of many random windows, along the width and along the height."""
+    image, rng = coordinates(width, height), random.Random(0)
+    windows = [augmentation(image, size, rng).astype(float) for _ in range(count)]
     assert {window.shape for window in windows} == {(size, size, 3)}
     return [
         [cut(window[..., channel].mean(axis=channel), min(width, height)) for window in windows] for channel in (0, 1)
@@ -53,20 +53,20 @@ def cuts(augmentation: Augmentation, width: int, height: int, count: int = 2000,
 
 
 def cut(values: np.ndarray, side: int) -> Cut:
-    """From the coordinates along an axis: a resized pixel is (side - 1) / (resized - 1) pixels of the square."""
+    """Recover a cut from coordinates along an axis; a resized pixel is (side - 1) / (resized - 1) pixels wide."""
     is_flipped = bool(values[0] > values[-1])
     step, first = np.polyfit(np.arange(len(values)), values[::-1] if is_flipped else values, 1)
     return Cut(round((side - 1) / step) + 1, round((first - (step - 1) / 2) / step), is_flipped)
 
 
-def is_uniform(drawn: Iterable[int], values: Sequence[int]) -> bool:
-    """Whether so many draws are all of these values and none of them too often."""
-    counts = np.bincount(np.array(list(drawn)) - values[0], minlength=len(values))
+def is_uniform(samples: Iterable[int], values: Sequence[int]) -> bool:
+    """Return whether samples are uniform over the values, by a chi-square test."""
+    counts = np.bincount(np.array(list(samples)) - values[0], minlength=len(values))
     return len(counts) == len(values) and bool(chisquare(counts).pvalue > 0.01)
 
 
 def offsets_are_uniform(along: list[Cut]) -> bool:
-    """Whether a window lies anywhere in its resized square alike."""
+    """Return whether offsets of windows are uniform in their resized squares."""
     slacks = np.array([a.resized - SIZE for a in along])
     offsets = np.array([a.offset for a in along])
     assert (offsets >= 0).all()
@@ -127,27 +127,27 @@ def test_at_256_pixels_the_sides_are_the_papers_and_none_is_enlarged(
     assert (least, most) in ranges
 
 
-def test_a_picture_smaller_than_the_image_is_enlarged() -> None:
+def test_an_image_smaller_than_the_image_size_is_enlarged() -> None:
     for augmentation in (DVAEAugmentation(), DALLEAugmentation()):
         assert augmentation(black(50, 20), SIZE, random.Random(0)).shape == (SIZE, SIZE, 3)
 
 
 @pytest.mark.parametrize("augmentation", [DVAEAugmentation(), DALLEAugmentation()])
-def test_a_draw_hangs_on_its_seed_alone(augmentation: Augmentation) -> None:
-    picture = coordinates(250, 120)
-    drawn = [augmentation(picture, SIZE, random.Random(seed)).tobytes() for seed in (0, 1, 0)]
-    assert drawn[0] == drawn[2] != drawn[1]
+def test_a_crop_depends_only_on_its_seed(augmentation: Augmentation) -> None:
+    image = coordinates(250, 120)
+    windows = [augmentation(image, SIZE, random.Random(seed)).tobytes() for seed in (0, 1, 0)]
+    assert windows[0] == windows[2] != windows[1]
 
 
 @pytest.mark.parametrize("augmentation", [DVAEAugmentation(), DALLEAugmentation()])
-def test_a_window_keeps_no_picture_alive(augmentation: Augmentation) -> None:
-    picture = coordinates(250, SIZE)  # of the wanted height, so that nothing is resized
-    assert not any(np.shares_memory(picture, augmentation(picture, SIZE, random.Random(seed))) for seed in range(8))
+def test_a_window_is_a_copy(augmentation: Augmentation) -> None:
+    image = coordinates(250, SIZE)  # as high as the window, so that nothing is resized
+    assert not any(np.shares_memory(image, augmentation(image, SIZE, random.Random(seed))) for seed in range(8))
 
 
 def test_a_resized_pixel_is_the_mean_over_its_area() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 7, 3), dtype=np.uint8)
-    # 7 to 5 with aligned corners: windows of 6/4 pixels, three halves, the last of which reaches over the edge.
+    # 7 to 5 with aligned corners: windows of 6/4 pixels, three halves, the last of which extends beyond the edge.
     halves = np.pad(pixels, ((0, 1), (0, 1), (0, 0)), mode="edge").astype(float).repeat(2, axis=0).repeat(2, axis=1)
     means = halves[:15, :15].reshape(5, 3, 5, 3, 3).mean(axis=(1, 3))
     resized = area_resize(pixels, 5).astype(float)
@@ -155,24 +155,24 @@ def test_a_resized_pixel_is_the_mean_over_its_area() -> None:
 
 
 @pytest.mark.parametrize("size", [(33, 33), (200, 200), (97, 60), (60, 97), (640, 427), (70, 64)])
-def test_the_middle_square_is_torchvision_s(size: tuple[int, int]) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
-    resized = v2.functional.center_crop(v2.functional.resize(picture, [SIZE], antialias=True), [SIZE])
-    difference = np.abs(middle_square(np.asarray(picture), SIZE).astype(int) - np.asarray(resized))
+def test_center_crop_equals_torchvision(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    resized = v2.functional.center_crop(v2.functional.resize(image, [SIZE], antialias=True), [SIZE])
+    difference = np.abs(center_crop(np.asarray(image), SIZE).astype(int) - np.asarray(resized))
     assert difference.max() <= (0 if size[0] == size[1] else 1)
 
 
-def test_the_middle_square_of_a_long_line_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_center_crop_of_a_long_line_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     line = np.full((1, 20_000, 3), (0, 128, 128), np.uint8)
     resized: list[tuple[int, int]] = []
     resize = Image.Image.resize
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, size, *more: resized.append(size) or resize(self, size, *more)
     )
-    assert np.unique(middle_square(line, SIZE)).tolist() == [0, 128]
+    assert np.unique(center_crop(line, SIZE)).tolist() == [0, 128]
     assert resized == [(SIZE, SIZE)]
 
 
-def test_a_square_of_the_wanted_size_stays_as_it_is() -> None:
-    picture = coordinates(64, 64)
-    assert np.array_equal(area_resize(picture, 64), picture)
+def test_a_square_of_the_target_size_is_unchanged() -> None:
+    image = coordinates(64, 64)
+    assert np.array_equal(area_resize(image, 64), image)

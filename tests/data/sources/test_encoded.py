@@ -1,4 +1,4 @@
-"""Shards of codes: whole, in order, and known by what they were made by."""
+"""Shards of codes: atomic writes, order, and checks of how they were made."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +10,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lightning_dalle.data.loading.examples import Preparation
-from lightning_dalle.data.loading.samplers import Draw
+from lightning_dalle.data.loading.examples import ExampleTransform
+from lightning_dalle.data.loading.samplers import SampleIndex
 from lightning_dalle.data.sources.encoded import (
-    EncodedCaptions,
-    EncodedPictures,
+    EncodedDataset,
+    EncodedImages,
     Encoding,
     code_type,
     read_encoding,
@@ -36,13 +36,13 @@ def rows(split: str) -> Dataset:
 
 
 def code(split: str, crop: int, record: int) -> np.ndarray:
-    """Of a picture that is told by its codes."""
+    """Return codes that identify split, crop and record."""
     return np.array([[{"train": 0, "val": 1}[split], crop], [record, 599]], dtype=np.uint16)
 
 
 def write(folder: Path, encoding: Encoding = ENCODING) -> None:
     for shard in encoding.shards:
-        codes = [code(shard.split, *draw) for draw in shard.draws(encoding.crops[shard.split])]
+        codes = [code(shard.split, *index) for index in shard.sample_indices(encoding.crops[shard.split])]
         write_shard(folder, shard, encoding, rows(shard.split), np.stack(codes))
 
 
@@ -53,31 +53,31 @@ def test_shards_are_contiguous_blocks() -> None:
         ("train-00002-of-00003.parquet", [6]),
         ("val-00000-of-00001.parquet", [0, 1]),
     ]
-    assert list(ENCODING.shards[1].draws(2))[:3] == [Draw(0, 3), Draw(1, 3), Draw(0, 4)]
+    assert list(ENCODING.shards[1].sample_indices(2))[:3] == [SampleIndex(0, 3), SampleIndex(1, 3), SampleIndex(0, 4)]
 
 
-def test_what_is_written_is_read_in_order_with_the_epoch_s_crop(tmp_path: Path) -> None:
+def test_codes_are_read_in_order_with_the_crop_of_the_epoch(tmp_path: Path) -> None:
     write(tmp_path)
-    splits = EncodedPictures(path=str(tmp_path)).load(8)
+    splits = EncodedImages(path=str(tmp_path)).load(8)
     tokenizer = CaptionTokenizer.train(["a cat"], vocab_size=256, text_len=6)
     for split, crops in ENCODING.crops.items():
-        data = EncodedCaptions(splits[split], Preparation(8, tokenizer, None, 0.0, seed=0))
-        for draw in (Draw(epoch, record) for epoch in range(5) for record in range(len(data))):
-            codes, tokens, is_cut, caption, name = data[draw]
-            assert codes.tolist() == code(split, draw.epoch % crops, draw.record).tolist()
-            assert (codes.dtype, len(tokens), name) == (torch.int64, 6, f"{split} {draw.record}")
+        data = EncodedDataset(splits[split], ExampleTransform(8, tokenizer, None, 0.0, seed=0))
+        for index in (SampleIndex(epoch, record) for epoch in range(5) for record in range(len(data))):
+            codes, tokens, is_truncated, caption, name = data[index]
+            assert codes.tolist() == code(split, index.epoch % crops, index.record).tolist()
+            assert (codes.dtype, len(tokens), name) == (torch.int64, 6, f"{split} {index.record}")
             assert caption in (name, "a cat")
-            assert is_cut == (len(caption) > 5)
+            assert is_truncated == (len(caption) > 5)
 
 
-def test_a_code_takes_no_more_room_than_it_must(tmp_path: Path) -> None:
+def test_codes_have_the_smallest_type(tmp_path: Path) -> None:
     assert [code_type(size) for size in (256, 257, 8192, 65536)] == ["uint8", "uint16", "uint16", "uint16"]
     write(tmp_path)
-    features = EncodedPictures(path=str(tmp_path)).load(8)["train"].features["codes"]
+    features = EncodedImages(path=str(tmp_path)).load(8)["train"].features["codes"]
     assert (features.feature.length, features.feature.feature.dtype) == (4, "uint16")
 
 
-def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(table: pa.Table, file: Path) -> None:
         file.write_bytes(b"PAR1")
         raise KeyboardInterrupt
@@ -86,38 +86,36 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path)
     assert not list(tmp_path.glob("*.parquet"))
-    with pytest.raises(UserError, match="there are no shards of codes in"):
-        EncodedPictures(path=str(tmp_path)).load(8)
+    with pytest.raises(UserError, match=f"{tmp_path} contains no shards of codes; write them with `predict`"):
+        EncodedImages(path=str(tmp_path)).load(8)
 
 
-def test_shards_that_are_missing_foreign_or_of_another_run_are_refused(tmp_path: Path) -> None:
+def test_missing_and_foreign_shards_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    source = EncodedPictures(path=str(tmp_path))
+    source = EncodedImages(path=str(tmp_path))
     lost = tmp_path / "train-00001-of-00003.parquet"
     lost.unlink()
-    with pytest.raises(UserError, match="has 3 of 4 shards of codes"):
+    with pytest.raises(UserError, match="has 3 of 4 shards of codes; run the same `predict` again"):
         source.load(8)
     other = replace(ENCODING, seed=1)
     write_shard(tmp_path, other.shards[1], other, rows("train"), np.zeros((9, 2, 2), np.uint16))
-    with pytest.raises(UserError, match="was encoded with seed=1, but seed=0 is asked for"):
+    with pytest.raises(UserError, match="was encoded with seed=1, but seed=0 is expected; remove it"):
         source.load(8)
     pq.write_table(pa.table({"codes": [1]}), lost)
-    with pytest.raises(UserError, match=r"train-00001-of-00003.parquet is no shard of codes"):
+    with pytest.raises(UserError, match=r"train-00001-of-00003.parquet is not a shard of codes .*; remove it"):
         source.load(8)
     assert read_encoding(tmp_path / "val-00000-of-00001.parquet") == replace(ENCODING, made_on={"torch": "another"})
 
 
 def test_a_dvae_with_another_grid_codebook_or_weights_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    source = EncodedPictures(path=str(tmp_path))
-    source.check("d" * 64, 2, 600, Path("a.ckpt"))
-    for values, sentence in (
-        (("d" * 64, 4, 600), "the dVAE in a.ckpt has grid=4, but the codes in .* have 2"),
-        (("d" * 64, 2, 512), "the dVAE in a.ckpt has codebook_size=512, but the codes in .* have 600"),
-        (
-            ("e" * 64, 2, 600),
-            "a.ckpt has the weights eeeeeeeeeeeeeeee, but .* were made by the weights dddddddddddddddd",
-        ),
+    source = EncodedImages(path=str(tmp_path))
+    source.check_dvae("d" * 64, 2, 600, Path("a.ckpt"))
+    for values, codes, dvae in (
+        (("d" * 64, 4, 600), "grid=2", "grid=4"),
+        (("d" * 64, 2, 512), "codebook_size=600", "codebook_size=512"),
+        (("e" * 64, 2, 600), "weights=dddddddddddddddd", "weights=eeeeeeeeeeeeeeee"),
     ):
+        sentence = f"were made by a dVAE with {codes}, but the dVAE in a.ckpt has {dvae}; use the dVAE that encoded"
         with pytest.raises(UserError, match=sentence):
-            source.check(*values, Path("a.ckpt"))
+            source.check_dvae(*values, Path("a.ckpt"))

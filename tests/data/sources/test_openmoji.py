@@ -1,4 +1,4 @@
-"""The splits of the real data: nothing that is asked for was seen, pictures that look alike included."""
+"""The splits of OpenMoji: no name and no image of the other splits is trained on."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ import pytest
 import yaml
 from datasets import DatasetDict
 
-from lightning_dalle.data.sources.openmoji import SKIN_TONES, Name, OpenMoji, families
+from lightning_dalle.data.sources.openmoji import SKIN_TONES, Name, OpenMoji, link_bases
 
 Pair = tuple[str, tuple[str, ...]]
 
 
 @pytest.fixture(scope="module", params=[32, 64])
 def splits(request: pytest.FixtureRequest) -> DatasetDict:
-    """At the sizes of the configs: pictures that one size cannot tell apart, another may."""
+    """Return the splits at the sizes of the configs: different images may be equal at a smaller size."""
     return OpenMoji().load(request.param)
 
 
@@ -28,16 +28,16 @@ def test_every_captioned_emoji_is_in_one_split(splits: DatasetDict) -> None:
     assert len(set(names)) == 3953
 
 
-def test_no_picture_is_in_two_splits(splits: DatasetDict) -> None:
-    pictures = {
+def test_no_image_is_in_two_splits(splits: DatasetDict) -> None:
+    images = {
         split: {np.asarray(image.convert("RGB")).tobytes() for image in splits[split]["image"]} for split in splits
     }
-    assert not pictures["train"] & pictures["val"]
-    assert not pictures["train"] & pictures["compositions"]
-    assert not pictures["val"] & pictures["compositions"]
+    assert not images["train"] & images["val"]
+    assert not images["train"] & images["compositions"]
+    assert not images["val"] & images["compositions"]
 
 
-def test_compositions_are_of_parts_that_are_trained_on_but_never_together(splits: DatasetDict) -> None:
+def test_training_has_base_and_tone_of_a_composition_but_not_together(splits: DatasetDict) -> None:
     train = pairs(splits, "train")
     bases = {base for base, tones in train if tones}
     tones_alone = {tones for _, tones in train}
@@ -49,22 +49,22 @@ def test_compositions_are_of_parts_that_are_trained_on_but_never_together(splits
         assert (base, tones[0]) not in {(other, tone) for other, several in train for tone in several}
 
 
-def test_every_base_that_has_one_skin_tone_and_never_two_holds_one_tone_out(splits: DatasetDict) -> None:
+def test_every_base_with_single_tones_holds_one_tone_out(splits: DatasetDict) -> None:
     held_out = pairs(splits, "compositions")
     assert len({base for base, _ in held_out}) == len(held_out) == 312
     assert {tones[0] for _, tones in held_out} == set(SKIN_TONES)
 
 
-def test_val_is_about_a_twentieth(splits: DatasetDict) -> None:
+def test_val_is_about_5_percent(splits: DatasetDict) -> None:
     assert 0.04 < len(splits["val"]) / (len(splits["val"]) + len(splits["train"])) < 0.07
 
 
-def test_splits_of_other_sizes_agree_but_for_pictures_that_only_one_size_tells_apart(splits: DatasetDict) -> None:
+def test_compositions_are_equal_at_all_sizes(splits: DatasetDict) -> None:
     larger = OpenMoji().load(48)
     assert set(pairs(splits, "compositions")) == set(pairs(larger, "compositions"))
 
 
-def test_pictures_are_of_the_wanted_size_on_white(splits: DatasetDict) -> None:
+def test_images_have_the_requested_size_and_a_white_background(splits: DatasetDict) -> None:
     image = splits["train"][0]["image"].convert("RGB")
     assert image.size in ((32, 32), (64, 64))
     assert image.getpixel((0, 0)) == (255, 255, 255)
@@ -76,22 +76,22 @@ def test_a_killed_build_leaves_no_cache(tmp_path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "records", lambda size: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         OpenMoji(cache_dir=tmp_path).load(32)
-    assert not list(tmp_path.glob("*-v1"))
+    assert not list(tmp_path.glob("*-v2"))
 
 
-def test_names_are_taken_apart() -> None:
+def test_names_are_split_into_base_and_tones() -> None:
     assert Name.parse("man surfing dark skin tone") == Name("man surfing", ("dark",))
     assert Name.parse("woman medium-light skin tone curly hair") == Name("woman curly hair", ("medium-light",))
     assert Name.parse("handshake light skin tone medium-dark skin tone") == Name("handshake", ("light", "medium-dark"))
     assert Name.parse("grinning face") == Name("grinning face", ())
 
 
-def test_families_are_linked_through_pictures() -> None:
-    linked = families([["man farmer dark skin tone", "farmer dark skin tone"], ["farmer", "person with hoe"], ["cat"]])
-    assert linked == {"man farmer": "farmer", "farmer": "farmer", "person with hoe": "farmer", "cat": "cat"}
+def test_bases_are_linked_by_shared_images() -> None:
+    shared = [["man farmer dark skin tone", "farmer dark skin tone"], ["farmer", "person with hoe"], ["cat"]]
+    assert link_bases(shared) == {"man farmer": "farmer", "farmer": "farmer", "person with hoe": "farmer", "cat": "cat"}
 
 
-def test_the_quickstarts_clip_reads_every_name_to_its_end(splits: DatasetDict) -> None:
+def test_the_context_of_the_quickstarts_clip_holds_every_name(splits: DatasetDict) -> None:
     import open_clip
 
     config = yaml.safe_load(Path("configs/openmoji/clip.yaml").read_text())

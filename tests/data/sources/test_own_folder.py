@@ -1,14 +1,14 @@
-"""A stranger's folder, in whatever form, trains both models by its path alone: tried on real photos."""
+"""Both models train on a folder of real photos in any format, given only its path."""
 
 import json
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
-from forms import FORMS, Photo, Splits
+from forms import FORMATS, Photo, Splits
 
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
-from lightning_dalle.data.sources.captioned import CaptionedPictures
+from lightning_dalle.data.sources.captioned import CaptionedImages
 from lightning_dalle.models.dvae import DVAEConfig
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal
@@ -29,12 +29,12 @@ def photos(real_data: Path) -> Splits:
     return splits
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("form", FORMS)
-def test_both_models_train(form: str, streamed: bool, photos: Splits, dvae_checkpoint: Path, tmp_path: Path) -> None:
-    FORMS[form](tmp_path / "mine", photos)
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("format", FORMATS)
+def test_both_models_train(format: str, streaming: bool, photos: Splits, dvae_checkpoint: Path, tmp_path: Path) -> None:
+    FORMATS[format](tmp_path / "mine", photos)
     data = CaptionedImageDataModule(
-        CaptionedPictures(path=str(tmp_path / "mine"), streamed=streamed),
+        CaptionedImages(path=str(tmp_path / "mine"), streaming=streaming),
         image_size=16, batch_size=4, text_len=6, vocab_size=300, epoch_length=8,
     )  # fmt: skip
     constant = CosineAnneal(start=1e-3, end=1e-3, num_steps=2)
