@@ -1,4 +1,4 @@
-"""DALL-E (Ramesh et al. 2021), whole, as a PyTorch Lightning experiment repo."""
+"""DALL-E (Ramesh et al. 2021) in PyTorch Lightning: data, training, sampling and evaluation."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __all__ = ["GenerationConfig", "SamplingConfig", "TextToImage"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on its first use, since `--help` must answer without importing torch."""
+    """Return a public name, imported on its first use, since `--help` must answer without importing torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

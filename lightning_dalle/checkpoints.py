@@ -77,7 +77,7 @@ def load_clip(path: Path) -> CLIP:
     Raises:
         UserError: if the file is missing or is not a checkpoint with a CLIP.
     """
-    return _load_model("clip", lambda config: CLIP.new(CLIPConfig(**config)), read_checkpoint(path), path)
+    return _load_model("clip", lambda config: CLIP.from_config(CLIPConfig(**config)), read_checkpoint(path), path)
 
 
 def load_dvae(path: Path) -> DVAE:

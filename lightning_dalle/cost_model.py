@@ -1,161 +1,153 @@
-"""What a training of the transformer needs: parameters, memory by part, what is sent, operations.
-
-Knows shapes and arithmetic. Knows nothing of configs or of the devices at hand.
-"""
+"""Costs of training a transformer: number of parameters, memory per device, communication and FLOPs per step."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 
-STREAM = 2
-"""Numbers of the residual stream that a block keeps for the backward pass, of each position and unit of the width: what
-goes into its two norms.
-"""
-ACTIVATIONS = 14
-"""And of those inside its branches: what comes out of the norms, queries, keys, values and their result, and the MLP's
-four before and after GELU.
-"""
+RESIDUAL_ACTIVATIONS = 2
+"""Residual-stream tensors that a block keeps for the backward pass: the inputs of its two norms."""
+BRANCH_ACTIVATIONS = 14
+"""Tensors of width d that a block's branches keep: 2 norm outputs, q, k, v, attention output, and 2 x 4 of the MLP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """Of one number of each kind."""
+    """Bytes per number, for each kind of number."""
 
     weights: float
-    copies: float
-    """Of the blocks' matrices once more, whole, in the precision that they are multiplied in; 0 if it is theirs."""
+    cast_weights: float
+    """Bytes of the copy of a block's matrix in the compute precision; 0 if weights already have that precision."""
     gradients: float
-    stream: float
-    """Of the residual stream."""
+    residual: float
+    """Bytes of an activation of the residual stream."""
     activations: float
-    """Inside the branches of a block."""
-    messages: float = 4.0
-    """Of PowerSGD's errors, and of all that it sends."""
+    """Bytes of an activation inside the branches of a block."""
+    powersgd: float = 4.0
+    """Bytes of PowerSGD's error buffers and of all numbers that it sends."""
 
 
-MIXED = Bytes(weights=4.0, copies=2.0, gradients=4.0, stream=4.0, activations=2.0)
+MIXED = Bytes(weights=4.0, cast_weights=2.0, gradients=4.0, residual=4.0, activations=2.0)
 PRECISIONS = {
-    "32-true": Bytes(weights=4.0, copies=0.0, gradients=4.0, stream=4.0, activations=4.0),
+    "32-true": Bytes(weights=4.0, cast_weights=0.0, gradients=4.0, residual=4.0, activations=4.0),
     "bf16-mixed": MIXED,
     "16-mixed": MIXED,
-    "bf16-true": Bytes(weights=2.0, copies=0.0, gradients=2.0, stream=2.0, activations=2.0),
+    "bf16-true": Bytes(weights=2.0, cast_weights=0.0, gradients=2.0, residual=2.0, activations=2.0),
     "PaperPrecision": MIXED,
 }
-"""By Lightning's names and that of our plugin, as they are in this code."""
-THE_PAPER_S = Bytes(weights=2.0, copies=0.0, gradients=2.0, stream=2.0, activations=2.0, messages=2.0)
-"""Of the paper's own system, idealised: all in 16 bits, though it has gains, biases, embeddings, heads and the identity
-path in 32 (appendix D).
-"""
+"""Bytes by precision: Lightning's names, and the plugin PaperPrecision."""
+PAPER = Bytes(weights=2.0, cast_weights=0.0, gradients=2.0, residual=2.0, activations=2.0, powersgd=2.0)
+"""Bytes in the paper's own system, idealized: its gains, biases, embeddings, heads and residual stream have 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a transformer is trained."""
+class TrainingSetup:
+    """Devices, batch and precision of a training run."""
 
     devices: int
-    sharded_over: int
-    """Devices that share the parameters; the paper's eight GPUs of a machine."""
+    shard_group: int
+    """Number of devices that share one copy of the parameters; 8, the GPUs of a machine, in the paper."""
     batch_size: int
-    """Of each device."""
-    accumulated: int
-    """Batches of each device that make a step."""
+    """Batch size per device."""
+    accumulate_grad_batches: int
+    """Batches per device and optimizer step."""
     bytes: Bytes
     moments: float
-    """Bytes that the optimizer keeps of each weight of the blocks' matrices; of any other it is Adam's two moments."""
-    checkpoints_activations: bool
-    """Whether only the inputs of blocks are kept, and the rest is computed once more (appendix E.1)."""
+    """Bytes of optimizer state per weight of a block's matrix; other weights have Adam's two moments."""
+    checkpoint_activations: bool
+    """Whether only the inputs of blocks are kept and the rest is recomputed (appendix E.1)."""
     rank: int | None
-    """Of PowerSGD over all shards of a matrix; None sends gradients as they are."""
+    """Rank of PowerSGD over all shards of a matrix; None sends uncompressed gradients."""
     shards: int
-    """That PowerSGD cuts a matrix into."""
+    """Number of shards into which PowerSGD cuts a matrix."""
 
 
-def parameters(config: DALLEConfig) -> dict[str, int]:
-    """Their number: of the blocks' matrices, 12 d^2 a block, of embeddings and heads, and of gains and biases."""
+def count_parameters(config: DALLEConfig) -> dict[str, int]:
+    """Return the number of parameters in the blocks' matrices (12 d^2 per block) and in the other two groups."""
     with torch.device("meta"):
         dalle = DALLE(config)
-    matrices = sum(p.numel() for p in dalle.transformer.parameters() if p.ndim == 2)
+    total = sum(p.numel() for p in dalle.parameters())
+    blocks = sum(p.numel() for p in dalle.transformer.parameters() if p.ndim == 2)
     outer = sum(p.numel() for name, p in dalle.named_parameters() if "transformer." not in name and p.ndim == 2)
-    return {"blocks": matrices, "embeddings and heads": outer, "gains and biases": _size(dalle) - matrices - outer}
+    return {"blocks": blocks, "embeddings and heads": outer, "gains and biases": total - blocks - outer}
 
 
-def memory(config: DALLEConfig, how: Training) -> dict[str, float]:
-    """Bytes on each device at the end of a forward pass, by part. Workspaces and fragmentation come on top.
+def memory_per_device(config: DALLEConfig, setup: TrainingSetup) -> dict[str, float]:
+    """Return the bytes on each device at the end of a forward pass, without workspaces and fragmentation.
 
-    What the products are taken of is cast where it is used, and autograd keeps it for the backward pass: whole, though
-    the weights be split, and of the block at hand alone if that is computed once more. DDP gathers gradients in
-    buckets, which are as large again; FSDP2 has a block whole, in the weights' precision, while it fetches the next.
+    Weights are cast where they are used, and autograd keeps the copies for the backward pass: of all blocks, or of one
+    with activation checkpointing. They are whole even if the weights are sharded. DDP's gradient buckets are as large
+    as the gradients. FSDP2 gathers a block in the precision of the weights, and prefetches the next one.
     """
-    shape, numbers = config.transformer, parameters(config)
-    total, compressed = sum(numbers.values()), numbers["blocks"]
-    shard, block, is_split = total / how.sharded_over, compressed / shape.n_layer, how.sharded_over > 1
-    state = how.batch_size * (config.text_len + config.image_len) * shape.n_embd  # numbers of the residual stream
-    inside = state * (STREAM * how.bytes.stream + ACTIVATIONS * how.bytes.activations)  # of one block
-    inputs = shape.n_layer * state * how.bytes.stream
-    logits = how.batch_size * (config.text_len * config.text_vocab_size + config.image_len * config.codebook_size)
-    moments = compressed * how.moments + (total - compressed) * 2 * how.bytes.weights
+    counts, size = count_parameters(config), setup.bytes
+    total, matrices, n_layer = sum(counts.values()), counts["blocks"], config.transformer.n_layer
+    shard, block, is_sharded = total / setup.shard_group, matrices / n_layer, setup.shard_group > 1
+    residual = setup.batch_size * (config.text_len + config.image_len) * config.transformer.n_embd
+    block_activations = residual * (RESIDUAL_ACTIVATIONS * size.residual + BRANCH_ACTIVATIONS * size.activations)
+    block_inputs = n_layer * residual * size.residual
+    logits = setup.batch_size * (config.text_len * config.text_vocab_size + config.image_len * config.codebook_size)
+    moments = matrices * setup.moments + (total - matrices) * 2 * size.weights
     return {
-        "weights": shard * how.bytes.weights,
-        "weights in the precision of the products": how.bytes.copies
-        * (block if how.checkpoints_activations else compressed),
-        "gradients": shard * how.bytes.gradients,
-        "the optimizer's moments": moments / how.sharded_over,
-        "DDP's buckets": 0.0 if is_split or how.devices == 1 else total * how.bytes.gradients,
-        "PowerSGD's error": 0.0 if how.rank is None else compressed / how.sharded_over * how.bytes.messages,
-        "two whole blocks, gathered": 2 * block * how.bytes.weights if is_split else 0.0,
-        "activations": inputs + inside if how.checkpoints_activations else shape.n_layer * inside,
-        "logits and their gradient, in 32 bits": 2 * 4.0 * logits,
+        "weights": shard * size.weights,
+        "weights cast for matrix products": size.cast_weights * (block if setup.checkpoint_activations else matrices),
+        "gradients": shard * size.gradients,
+        "optimizer moments": moments / setup.shard_group,
+        "DDP buckets": 0.0 if is_sharded or setup.devices == 1 else total * size.gradients,
+        "PowerSGD error": 0.0 if setup.rank is None else matrices / setup.shard_group * size.powersgd,
+        "two gathered blocks": 2 * block * size.weights if is_sharded else 0.0,
+        "activations": block_inputs + block_activations
+        if setup.checkpoint_activations
+        else n_layer * block_activations,
+        "logits and their gradient in fp32": 2 * 4.0 * logits,
     }
 
 
-def saved_by_powersgd(config: DALLEConfig, how: Training) -> float:
-    """The share of the blocks' gradients that need not be sent: 1 - (1/2 + 1/m) r / d of m shards, which is the paper's
-    1 - 5 r / (8 d) with its eight (appendix E.1), while no factor is as wide as its shard.
+def powersgd_savings(config: DALLEConfig, setup: TrainingSetup) -> float:
+    """Return the fraction of the blocks' gradient bytes that PowerSGD does not send.
+
+    With m shards it is 1 - (1/2 + 1/m) r / d, unless a factor is as wide as its shard; the paper's eight shards give
+    1 - 5 r / (8 d) (appendix E.1).
     """
-    if how.rank is None:
+    if setup.rank is None:
         return 0.0
-    d, m = config.transformer.n_embd, how.shards
-    # q, k, v and the attention's projection, and the MLP's two: how many, and the shape of a shard (docs/powersgd.md).
+    d, m = config.transformer.n_embd, setup.shards
+    # Count and shard shape of q, k, v and the attention projection, then of the MLP's two (docs/powersgd.md).
     matrices = [(4, d, d / m), (1, d, 4 * d / m), (1, 4 * d / m, d)]
-    factors = sum(count * m * (n + k) * min(how.rank / m, n, k) for count, n, k in matrices)
+    factors = sum(count * m * (n + k) * min(setup.rank / m, n, k) for count, n, k in matrices)
     return 1 - factors / (12 * d**2)
 
 
-def sent(config: DALLEConfig, how: Training) -> dict[str, float]:
-    """Bytes that each device sends in a step: between replicas by a ring all-reduce, and inside one to gather a
-    block's weights for the forward pass and for the backward pass, and to scatter its gradients.
+def communication(config: DALLEConfig, setup: TrainingSetup) -> dict[str, float]:
+    """Return the bytes that each device sends per step.
 
-    DDP sends once a step, PowerSGD with it; FSDP2 for each batch that is accumulated.
+    Replicas average gradients with a ring all-reduce: DDP and PowerSGD once a step, FSDP2 once per accumulated batch.
+    Within a replica, FSDP2 gathers weights for the forward and the backward pass and reduce-scatters gradients.
     """
-    numbers = parameters(config)
-    replicas, is_split = how.devices / how.sharded_over, how.sharded_over > 1
-    ring = 2 * (replicas - 1) / replicas / how.sharded_over
-    plain = sum(numbers.values()) - numbers["blocks"]
-    compressed = plain + numbers["blocks"] * (1 - saved_by_powersgd(config, how))
-    as_they_are = ring * sum(numbers.values()) * how.bytes.gradients * (how.accumulated if is_split else 1)
-    others = (how.sharded_over - 1) / how.sharded_over * sum(numbers.values())
+    counts, size = count_parameters(config), setup.bytes
+    total, replicas, is_sharded = sum(counts.values()), setup.devices / setup.shard_group, setup.shard_group > 1
+    ring = 2 * (replicas - 1) / replicas / setup.shard_group
+    compressed = total - counts["blocks"] * powersgd_savings(config, setup)
+    uncompressed = ring * total * size.gradients * (setup.accumulate_grad_batches if is_sharded else 1)
+    others = (setup.shard_group - 1) / setup.shard_group * total
     return {
-        "between replicas, gradients as they are": as_they_are,
-        "between replicas, by PowerSGD": as_they_are if how.rank is None else ring * compressed * how.bytes.messages,
-        "inside a replica": others * (2 * how.bytes.weights + how.bytes.gradients) * how.accumulated,
+        "between replicas, uncompressed": uncompressed,
+        "between replicas, PowerSGD": uncompressed if setup.rank is None else ring * compressed * size.powersgd,
+        "within a replica": others * (2 * size.weights + size.gradients) * setup.accumulate_grad_batches,
     }
 
 
-def operations(config: DALLEConfig, how: Training) -> int:
-    """Floating-point operations of a step on all devices: two for each weight and position forward, twice that
-    backward, and the forward pass once more where it is recomputed; attention by what its masks show.
+def flops(config: DALLEConfig, setup: TrainingSetup) -> int:
+    """Return the floating-point operations of a step on all devices.
+
+    The forward pass has two per weight and position, and attention over the visible pairs of positions; the backward
+    pass has twice as many, and recomputed blocks have their forward pass twice.
     """
-    pictures, width = how.devices * how.batch_size * how.accumulated, config.transformer.n_embd
+    images, width = setup.devices * setup.batch_size * setup.accumulate_grad_batches, config.transformer.n_embd
     with torch.device("meta"):
         patterns = DALLE(config).transformer.patterns
-    seen = sum(int(pattern.mask().sum()) for pattern in patterns)  # pairs of query and key, of all layers
-    blocks = 2 * parameters(config)["blocks"] * (config.text_len + config.image_len) + 4 * width * seen
+    visible_pairs = sum(int(pattern.mask().sum()) for pattern in patterns)
+    positions = config.text_len + config.image_len
+    blocks = 2 * count_parameters(config)["blocks"] * positions + 4 * width * visible_pairs
     logits = config.text_len * config.text_vocab_size + config.image_len * config.codebook_size
-    return pictures * ((4 if how.checkpoints_activations else 3) * blocks + 3 * 2 * width * logits)
-
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return images * ((4 if setup.checkpoint_activations else 3) * blocks + 3 * 2 * width * logits)

@@ -1,5 +1,5 @@
-"""The one exception that means "the user can fix this": the command line prints its sentence and exits with 2."""
+"""Exception for mistakes of the user; the command line prints its message and exits with status 2."""
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for, said in one sentence that names the two things that disagree."""
+    """Mistake that the user can fix; its message gives the offending value and what to do."""

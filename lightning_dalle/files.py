@@ -50,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON atomically.
+    """Write a dictionary as JSON atomically.
 
     Raises:
         UserError: if a number in it is NaN or infinite, which JSON cannot represent.
@@ -58,7 +58,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     try:
         text = json.dumps(record, indent=2, default=str, allow_nan=False)
     except ValueError as error:
-        raise UserError(f"cannot write {path}: a figure in it is NaN or infinite ({error})") from error
+        raise UserError(f"cannot write {path}: one of its numbers is NaN or infinite ({error})") from error
     write_text(path, text + "\n")
 
 
@@ -66,15 +66,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of keys, such as a config.
 
     Raises:
-        UserError: if the file is missing, is not valid YAML, or holds something else than keys.
+        UserError: if the file is missing, is not valid YAML, or is not a mapping of keys.
     """
     import yaml
 
     try:
-        # The loader in C takes a tenth of the time.
+        # The C loader takes a tenth of the time.
         keys = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(keys, dict):
-        raise UserError(f"the config {path} must be a YAML mapping of keys, but holds {keys!r:.80}")
+        raise UserError(f"the config {path} must be a YAML mapping of keys, but is {keys!r:.80}")
     return keys

@@ -1,4 +1,4 @@
-"""The hardware at hand: which device to use, whether it computes bf16 natively, and its description for results."""
+"""Choice of the device, native bf16 support, and a description of the hardware for results."""
 
 import platform
 from importlib.metadata import version
@@ -9,7 +9,7 @@ import torch
 from lightning_dalle.errors import UserError
 
 PACKAGES = ("torchvision", "pytorch-lightning", "torch-fidelity", "datasets", "pillow", "simplejpeg")
-"""Packages besides torch that can change a figure."""
+"""Packages besides torch whose versions can change results."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -36,7 +36,7 @@ def has_native_bf16(device: str) -> bool:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return processor, threads, GPU and package versions, as results record them."""
+    """Return processor, number of threads, GPU and package versions, for results."""
     return {
         "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.machine(),
         "threads": torch.get_num_threads(),

@@ -1,7 +1,4 @@
-"""Tensors to pictures that a person looks at.
-
-Knows pixels and how to write under them. Knows nothing of models.
-"""
+"""Conversions of images for viewing: PIL images, arrays, captioned grids, and PNG files with metadata."""
 
 import math
 import textwrap
@@ -20,57 +17,56 @@ from lightning_dalle.files import atomic_write
 
 
 def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:
-    """A PIL image of values in [0, 1]."""
+    """Convert an image in [0, 1] to PIL; values outside are clamped."""
     return Image.fromarray((image.clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy())
+
+
+def to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Convert a PIL image to an array of height, width and RGB channels, as TensorBoard expects."""
+    return np.asarray(image.convert("RGB"))
 
 
 def captioned_grid(
     rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], columns: int = 1, side: int = 96
 ) -> Image.Image:
-    """Rows of pictures, a caption above each row, as one sheet.
+    """Draw rows of images into one image, with a caption above each row.
 
     Args:
-        rows: pictures of any size; every row of the same length.
-        captions: one for each row.
-        columns: how many rows stand side by side.
-        side: height and width of each picture on the sheet, in pixels; small pictures are enlarged without blur.
+        rows: images of any size; all rows have the same length.
+        captions: one caption per row.
+        columns: number of rows that are drawn next to each other.
+        side: height and width of each drawn image in pixels; smaller images are enlarged without blur.
     """
     gap, font = 4, ImageFont.load_default(11)
     width = len(rows[0]) * (side + gap) + gap
     lines = [textwrap.wrap(caption, max(8, width // 6))[:3] for caption in captions]
     header = 13 * max(len(wrapped) for wrapped in lines) + gap
     height = header + side + gap
-    sheet = Image.new("RGB", (columns * width, math.ceil(len(rows) / columns) * height), "white")
-    canvas = ImageDraw.Draw(sheet)
+    grid = Image.new("RGB", (columns * width, math.ceil(len(rows) / columns) * height), "white")
+    canvas = ImageDraw.Draw(grid)
     for i, (row, wrapped) in enumerate(zip(rows, lines, strict=True)):
         left, top = (i % columns) * width + gap, (i // columns) * height
         canvas.text((left, top), "\n".join(wrapped), fill="black", font=font, spacing=1)
-        for j, picture in enumerate(row):
-            smaller = picture.width < side
-            enlarged = picture.resize((side, side), Image.Resampling.NEAREST if smaller else Image.Resampling.LANCZOS)
-            sheet.paste(enlarged, (left + j * (side + gap), top + header))
-    return sheet
+        for j, image in enumerate(row):
+            resampling = Image.Resampling.NEAREST if image.width < side else Image.Resampling.LANCZOS
+            grid.paste(image.resize((side, side), resampling), (left + j * (side + gap), top + header))
+    return grid
 
 
-def save(
-    picture: Image.Image, path: Path, attribution: str | None, texts: Mapping[str, str] = MappingProxyType({})
+def save_png(
+    image: Image.Image, path: Path, attribution: str | None, texts: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Writes a PNG, there whole or not at all, with texts and the attribution, if there is one, in its metadata."""
+    """Write a PNG atomically, with texts and an optional attribution in its metadata."""
     metadata = PngInfo()
     for name, text in texts.items():
         metadata.add_itxt(name, text)
     if attribution is not None:
         metadata.add_text("Copyright", attribution)
     with atomic_write(path) as partial:
-        picture.save(partial, format="PNG", pnginfo=metadata)
+        image.save(partial, format="PNG", pnginfo=metadata)
 
 
-def texts_of(path: Path) -> dict[str, str]:
-    """The texts in a PNG's metadata."""
-    with Image.open(path) as picture:
-        return {str(name): text for name, text in picture.info.items() if isinstance(text, str)}
-
-
-def to_array(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    """Height, width and channel of a picture as bytes, as TensorBoard takes it."""
-    return np.asarray(picture.convert("RGB"))
+def read_png_texts(path: Path) -> dict[str, str]:
+    """Return the texts in a PNG's metadata."""
+    with Image.open(path) as image:
+        return {str(name): text for name, text in image.info.items() if isinstance(text, str)}

@@ -1,240 +1,185 @@
-"""OpenAI's released dVAE, encoder.pkl and decoder.pkl, as ours; nothing in the files is executed.
+"""OpenAI's released dVAE, encoder.pkl and decoder.pkl, loaded as our DVAE without running any code in the files.
 
-The files are modules whole, as `torch.save` pickles them: programs that name classes and functions to call. Here no
-name is looked up: each of those in the tables below stands for something inert, and any other is refused.
-
-Knows the files and the names in them. Knows nothing of OpenAI's classes, which need not be installed.
+Each file is a whole pickled module. `torch.load(weights_only=True)` reads it with inert stubs in place of the module
+classes, so OpenAI's package need not be installed.
 """
 
-import io
-import itertools
-import pickle
 import pickletools
 import reprlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor, nn
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.models.dvae import DVAE, Block, Conv, Decoder, DVAEConfig, Encoder
+from lightning_dalle.models.dvae import DVAE, Conv, Decoder, DVAEConfig, Encoder, ResBlock
 
 ENCODER, DECODER = "dall_e.encoder.Encoder", "dall_e.decoder.Decoder"
-RECORDS: dict[str, type[nn.Module] | None] = {
+MODULES: dict[str, type[nn.Module]] = {
     ENCODER: Encoder,
-    "dall_e.encoder.EncoderBlock": Block,
+    "dall_e.encoder.EncoderBlock": ResBlock,
     DECODER: Decoder,
-    "dall_e.decoder.DecoderBlock": Block,
+    "dall_e.decoder.DecoderBlock": ResBlock,
     "dall_e.utils.Conv2d": Conv,
-    "torch.device": None,
     "torch.nn.modules.activation.ReLU": nn.ReLU,
     "torch.nn.modules.container.Sequential": nn.Sequential,
     "torch.nn.modules.linear.Identity": nn.Identity,
     "torch.nn.modules.pooling.MaxPool2d": nn.MaxPool2d,
     "torch.nn.modules.upsampling.Upsample": nn.Upsample,
 }
-"""Classes whose objects are read as records of their state, and what they are in our dVAE."""
+"""Our class for each class of module in the files."""
+OTHER_NAMES = {
+    "builtins.set",
+    "collections.OrderedDict",
+    "torch.FloatStorage",
+    "torch.HalfStorage",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_tensor_v2",
+    "torch.device",
+}
+"""Names in the files besides the classes of modules; `torch.load(weights_only=True)` allows these and many more."""
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    ResBlock: ("post_gain",),
     nn.ReLU: ("inplace",),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     nn.Upsample: ("size", "scale_factor", "mode", "align_corners"),
 }
-"""What a layer without weights computes by."""
-STORAGES = {"torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16}
-RENAMED = {"w": "weight", "b": "bias"}
-"""Parameters of OpenAI's convolutions. The names of its groups and blocks are ours."""
-LONGEST_PLACE = 64
-"""In characters; ours are shorter. A long name with many modules below it would be repeated in the place of each."""
+"""Attributes that decide what a module computes, besides its weights."""
+WEIGHT_NAMES = {"w": "weight", "b": "bias"}
+"""Our name for each parameter of OpenAI's convolutions."""
 
 
-class Record:
-    """An object of a file, without its class: what it was made of is dropped, its state are its attributes."""
+class Stub:
+    """Inert object in place of a module: its constructor ignores all arguments, and its state becomes attributes."""
 
-    def __init__(self, *made_of: object) -> None:
+    def __init__(self, *arguments: object) -> None:
         pass
 
 
-class Storage(NamedTuple):
-    """The numbers of a storage. Like all tuples, it cannot be written on: BUILD on a tensor would give it any size."""
-
-    numbers: Tensor
-
-
-class Cut(NamedTuple):
-    """What a tensor is made of. Whether it is what its names say is seen when it is made."""
-
-    storage: Storage
-    start: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def made(self) -> Tensor:
-        return self.storage.numbers.as_strided(self.size, self.stride, self.start)
-
-
-class Unpickler(pickle.Unpickler):
-    """Puts inert things where a file names classes and functions.
-
-    They are made anew for each file: the instruction BUILD may write on whatever lies on the stack, be it a class or a
-    function, and what it writes is gone with them.
-    """
-
-    def __init__(self, archive: ZipFile, path: Path) -> None:
-        (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-        program = archive.read(name)
-        _check_memo(program)
-        super().__init__(io.BytesIO(program))
-        self.archive, self.path, self.folder = archive, path, name.removesuffix("data.pkl") + "data/"
-        self.storages: dict[tuple[str, torch.dtype], Storage] = {}
-        self.admitted: dict[str, Any] = {
-            **{name: type(name, (Record,), {}) for name in RECORDS},
-            **STORAGES,
-            "torch._utils._rebuild_tensor_v2": lambda *made_of: Cut(*made_of[:4]),
-            "torch._utils._rebuild_parameter": lambda data, *_: data,
-            "collections.OrderedDict": OrderedDict,
-            "builtins.set": set,
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's name, in the protocol of torch.save
-        if full not in self.admitted:
-            raise UserError(f"{self.path} names {full!r}, which is no part of OpenAI's dVAE: nothing in it was run")
-        return self.admitted[full]
-
-    def persistent_load(self, pid: Any) -> Storage:
-        """The numbers of a storage: ("storage", type, name, device, length)."""
-        kind, *rest = pid if isinstance(pid, tuple) else (pid,)
-        if kind != "storage":
-            raise UserError(f"{self.path} refers to something outside it as {reprlib.repr(kind)}, which is no storage")
-        dtype, key, _, _ = rest
-        if (key, dtype) not in self.storages:  # once, however often it is named
-            content = bytearray(self.archive.read(self.folder + key))
-            self.storages[key, dtype] = Storage(torch.frombuffer(content, dtype=dtype))
-        return self.storages[key, dtype]
-
-
-def _check_memo(program: bytes) -> None:
-    """Raises a ValueError if the memo is written beyond as many entries as the program has bytes: pickle makes room up
-    to the entry that is named."""
-    for instruction, argument, _ in pickletools.genops(program):
-        if "PUT" in instruction.name and int(argument or 0) > len(program):  # PUT, BINPUT and LONG_BINPUT
-            raise ValueError(f"entry {argument} of the memo is written by a program of {len(program)} bytes")
+STUBS = [(type(name, (Stub,), {}), name) for name in MODULES]
+"""Stub class for each class of module, with the name that it replaces."""
 
 
 def load_openai_dvae(encoder: Path, decoder: Path, image_size: int = 256) -> DVAE:
-    """OpenAI's dVAE in our modules, in eval mode on the CPU, in fp32.
+    """Return OpenAI's dVAE as ours, in eval mode on the CPU, in fp32.
 
     Args:
-        encoder: encoder.pkl, a pickled dall_e.encoder.Encoder in torch's zip format.
-        decoder: decoder.pkl, likewise a dall_e.decoder.Decoder.
-        image_size: of the images that it will encode, in pixels, a multiple of 8: its layers take any.
+        encoder: OpenAI's encoder.pkl, a pickled dall_e.encoder.Encoder in the zip format of torch.save.
+        decoder: OpenAI's decoder.pkl, a pickled dall_e.decoder.Decoder in the same format.
+        image_size: size in pixels of the images to encode, a multiple of 8; the layers accept any.
 
     Raises:
-        UserError: if a file is not there, is no such module, or names anything else than what such a module is made of.
+        UserError: if a file is missing, is not such a module, or contains names that such a module does not have.
     """
-    DVAEConfig(image_size=image_size)  # of what is refused from here on the files are the reason
-    modules: list[tuple[str, Record]] = []
-    for part, path, name in (("encoder", encoder, ENCODER), ("decoder", decoder, DECODER)):
+    DVAEConfig(image_size=image_size)  # so that an error below is the fault of the files
+    halves = []
+    for path, name in ((encoder, ENCODER), (decoder, DECODER)):
         try:
-            modules += _modules(_read(path, name), part)
+            halves.append(_read(path, name))
         except UserError:
             raise
-        except Exception as error:  # of bytes that are no such module the unpickler raises anything
-            raise UserError(f"{path} is not a pickled {name} that can be read: {error!r}") from error
+        except Exception as error:  # torch.load raises any exception on bytes that are not such a module
+            reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+            raise UserError(f"{path} is not a pickled {name} that can be read: {reason:.200}") from error
     try:
-        return _dvae(modules, image_size)
-    except Exception as error:  # a record may hold anything in place of a tensor or a number
+        return _build(*halves, image_size)
+    except Exception as error:  # a stub may have any object in place of a tensor or a number
         raise UserError(f"{encoder} and {decoder} are not the two halves of a dVAE of OpenAI's: {error}") from error
 
 
-def _read(path: Path, name: str) -> Record:
-    """The record of the module in a file, which should be of the class that is named."""
+def _read(path: Path, name: str) -> Stub:
+    """Return the stub of the module in a file, whose class must be `name`."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if not is_zipfile(path):
-        raise UserError(f"{path} is not in the zip format of torch.save since 1.6, in which OpenAI's files are")
+        raise UserError(
+            f"{path} is not in the zip format that torch.save writes since torch 1.6, as OpenAI's files are"
+        )
     with ZipFile(path) as archive:
-        parts = archive.infolist()
-        size, whole = sum(part.file_size for part in parts), path.stat().st_size
-        if size > whole or any(part.compress_type != ZIP_STORED for part in parts):
-            raise UserError(f"{path} is packed, {size} bytes in {whole}, but torch.save stores all parts as they are")
-        record = Unpickler(archive, path).load()
-    if type(record).__name__ != name:
-        raise UserError(f"{path} should hold a {name}, but holds a {type(record).__name__}")
-    return record
+        members = archive.infolist()
+        unpacked, size = sum(member.file_size for member in members), path.stat().st_size
+        if unpacked > size or any(member.compress_type != ZIP_STORED for member in members):
+            raise UserError(f"{path} is compressed, {unpacked} bytes in {size}, but torch.save does not compress files")
+        programs = [archive.read(member) for member in members if member.filename.endswith("/data.pkl")]
+    for program in programs:
+        for found in _global_names(program):
+            if found not in MODULES and found not in OTHER_NAMES:
+                raise UserError(f"{path} names {found!r}, which is not part of OpenAI's dVAE; no code in it was run")
+    with torch.serialization.safe_globals(STUBS):
+        module = torch.load(path, map_location="cpu", weights_only=True)
+    if type(module).__name__ != name:
+        raise UserError(f"{path} must contain a {name}, but contains a {type(module).__name__}")
+    return module
 
 
-def _modules(record: Record, place: str) -> Iterator[tuple[str, Record]]:
-    """Each module with its place in the dVAE, in order. One that is in two places, or within itself, is refused."""
-    seen: set[int] = set()
-    left = [(place, record)]
-    while left:
-        place, record = left.pop()
-        if id(record) in seen:
-            raise ValueError(f"{place} is a module that is elsewhere, too")
-        seen.add(id(record))
-        if len(place) > LONGEST_PLACE:
-            raise ValueError(f"a module is at {place[:LONGEST_PLACE]!r}..., deeper than any of a dVAE")
-        yield place, record
-        left += [(place + "." + name, child) for name, child in reversed(vars(record)["_modules"].items())]
+def _global_names(program: bytes) -> Iterator[str]:
+    """Yield the classes and functions that a pickle names, in order.
+
+    `torch.load` refuses them too, but it cannot name those of newer pickle protocols, and it allows more than needed.
+    """
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops(program):
+        if opcode.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".", 1).replace("__builtin__", "builtins")
+        elif opcode.name == "STACK_GLOBAL":
+            yield ".".join(strings[-2:])
+        elif isinstance(argument, str):
+            strings.append(argument)
 
 
-def _dvae(modules: list[tuple[str, Record]], image_size: int) -> DVAE:
-    """The dVAE of the shape that the weights have."""
-    weights: dict[str, Tensor] = {}
-    gains: set[float] = set()
-    for place, record in modules:
-        for key, cut in vars(record)["_parameters"].items():
-            if key not in RENAMED:
-                raise ValueError(f"{place} has a parameter {reprlib.repr(key)}, which is none of a dVAE")
-            weights[f"{place}.{RENAMED[key]}"] = cut.made()
-        if _ours(record) is Block:
-            gains.add(float(vars(record)["post_gain"]))
-    held = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights.values()}
-    if (claimed := sum(weight.nbytes for weight in weights.values())) > sum(held.values()):
-        raise ValueError(f"their weights are {claimed} bytes, but cut from storages of {sum(held.values())}")
-    if len(gains) != 1:
-        raise ValueError(f"the gain of their blocks is {gains or 'not given'}, not the same in all")
-    first = "encoder.blocks.group_1.block_"
+def _build(encoder: Stub, decoder: Stub, image_size: int) -> DVAE:
+    """Return the dVAE whose shape is inferred from the weights of its two halves."""
+    blocks = vars(_find(encoder, "blocks.group_1"))["_modules"]
     config = DVAEConfig(
         image_size=image_size,
-        codebook_size=len(weights["encoder.blocks.output.conv.bias"]),
-        n_block=sum(name.startswith(first) and name.endswith("conv_1.bias") for name in weights),
-        n_hid=len(weights["encoder.blocks.input.bias"]),
-        n_init=len(weights["decoder.blocks.input.bias"]),
-        block_gain=gains.pop(),
+        codebook_size=len(vars(_find(encoder, "blocks.output.conv"))["_parameters"]["b"]),
+        n_block=sum(name.startswith("block_") for name in blocks),
+        n_hid=len(vars(_find(encoder, "blocks.input"))["_parameters"]["b"]),
+        n_init=len(vars(_find(decoder, "blocks.input"))["_parameters"]["b"]),
+        block_gain=float(vars(_find(encoder, "blocks.group_1.block_1"))["post_gain"]),
     )
     with torch.device("meta"):
         dvae = DVAE(config)
-    _check_structure(modules, dvae)
-    owned = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}  # two may share a storage
-    dvae.load_state_dict(owned, assign=True)
+    weights = dict([*_weights(encoder, dvae.encoder, "encoder"), *_weights(decoder, dvae.decoder, "decoder")])
+    stored = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights.values()}
+    if (size := sum(weight.nbytes for weight in weights.values())) > sum(stored.values()):
+        raise ValueError(f"their weights have {size} bytes, but are views of only {sum(stored.values())}")
+    # Copies, since weights may be views of one storage.
+    copies = {name: weight.detach().to(torch.float32, copy=True) for name, weight in weights.items()}
+    dvae.load_state_dict(copies, assign=True)
     return dvae.eval()
 
 
-def _ours(record: Record) -> type[nn.Module] | None:
-    return RECORDS.get(type(record).__name__)
+def _find(module: Stub, path: str) -> Stub:
+    for name in path.split("."):
+        module = vars(module)["_modules"].get(name)
+        if not isinstance(module, Stub):
+            raise ValueError(f"there is no module {path} in a half")
+    return module
 
 
-def _check_structure(modules: list[tuple[str, Record]], dvae: DVAE) -> None:
-    """Raises a ValueError if the modules are others, or in another order, than those of our dVAE: weights alone do not
-    tell, since layers without any compute, too."""
-    _, *expected = dvae.named_modules()  # the first is the whole
-    for theirs, ours in itertools.zip_longest(modules, expected):
-        if theirs is None or ours is None or (theirs[0], _ours(theirs[1])) != (ours[0], type(ours[1])):
-            found, due = (
-                "nothing" if each is None else f"{type(each[1]).__name__} at {each[0]!r}" for each in (theirs, ours)
-            )
-            raise ValueError(f"they hold {found} where a dVAE has {due}")
-        place, module = ours
-        state = vars(theirs[1])
-        due_values = {name: getattr(module, name) for name in SETTINGS.get(type(module), ())}
-        if isinstance(module, Encoder | Decoder) and "group_count" in state:  # of the class, unless a file has its own
-            due_values["group_count"] = dvae.config.n_group
-        for name, value in due_values.items():
-            if state.get(name) != value:
-                raise ValueError(f"{name} of {place} is {reprlib.repr(state.get(name))}, but {value!r} in a dVAE")
+def _weights(stub: Stub, module: nn.Module, place: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a stub under our names.
+
+    Raises:
+        ValueError: if the stub or one below it has another class, other submodules or other settings than our module.
+    """
+    if MODULES.get(type(stub).__name__) is not type(module):
+        raise ValueError(f"{place} is a {type(stub).__name__}, but a {type(module).__name__} in a dVAE")
+    state, children = vars(stub), dict(module.named_children())
+    if list(state["_modules"]) != list(children):  # their order decides what a Sequential computes
+        raise ValueError(f"{place} consists of {reprlib.repr(list(state['_modules']))}, but {list(children)} in a dVAE")
+    settings = {name: getattr(module, name) for name in SETTINGS.get(type(module), ())}
+    if "group_count" in state:  # only if the instance differs from its class
+        settings["group_count"] = DVAEConfig.n_group
+    for name, value in settings.items():
+        if state.get(name) != value:
+            raise ValueError(f"{name} of {place} is {reprlib.repr(state.get(name))}, but {value!r} in a dVAE")
+    for name, weight in state["_parameters"].items():
+        if name not in WEIGHT_NAMES:
+            raise ValueError(f"{place} has a parameter {reprlib.repr(name)}, which no dVAE has")
+        yield f"{place}.{WEIGHT_NAMES[name]}", weight
+    for name, child in children.items():
+        yield from _weights(state["_modules"][name], child, f"{place}.{name}")

@@ -1,7 +1,4 @@
-"""Curves that a person looks at.
-
-Knows numbers and matplotlib. Knows nothing of how they were measured.
-"""
+"""Matplotlib figures of evaluation results and of gradient scales."""
 
 from typing import Any
 
@@ -9,47 +6,47 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 
-def sweep(measured: dict[str, dict[str, Any]], label: str) -> Figure:
-    """FID beside the Inception Score over what was varied, as in the paper's Fig. 9.
+def plot_sweep(measured: dict[str, dict[str, Any]], label: str) -> Figure:
+    """Plot FID and Inception Score over a varied number, as in the paper's Fig. 9.
 
     Args:
-        measured: by the varied number, the figures of `evaluation.fidelity`.
-        label: what was varied.
+        measured: figures of `evaluation.fidelity` by the varied number.
+        label: name of the varied number.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, measure, title in zip(axes, ("fid", "inception_score"), ("FID", "Inception Score"), strict=True):
-        points = [(float(x), values[measure]) for x, values in measured.items()]
-        known = [
-            (x, value["value"], value.get("deviation") or 0.0) for x, value in points if value["value"] is not None
-        ]
-        if known:
-            axis.errorbar(*zip(*known, strict=True), marker="o", capsize=3)
+        values = [(float(x), figures[measure]) for x, figures in measured.items()]
+        points = [(x, value["value"], value.get("std") or 0.0) for x, value in values if value["value"] is not None]
+        if points:
+            axis.errorbar(*zip(*points, strict=True), marker="o", capsize=3)
         else:
             axis.text(0.5, 0.5, "not measured:\nthese Inception weights\nlack the last layer", ha="center", va="center")
         axis.set(xlabel=label, title=title)
     return figure
 
 
-def scores(measured: dict[str, dict[str, Any]]) -> Figure:
-    """The scorer's mean over the number of candidates that it chose among, with its 95 % interval."""
+def plot_scores(measured: dict[str, dict[str, Any]]) -> Figure:
+    """Plot the mean score of the best candidate over the number of candidates, with its 95 % confidence interval."""
     figure = Figure(figsize=(4, 3.2), layout="constrained")
     axis = figure.subplots()
-    points = [(int(size), values["score"]) for size, values in measured.items()]
-    middle = [score["value"] for _, score in points]
-    spans = [score["interval_95"] or (score["value"],) * 2 for _, score in points]
-    around = [[value - low for value, (low, _) in zip(middle, spans, strict=True)],
-              [high - value for value, (_, high) in zip(middle, spans, strict=True)]]  # fmt: skip
-    axis.errorbar([size for size, _ in points], middle, around, marker="o", capsize=3)
+    scores = {int(num_candidates): values["score"] for num_candidates, values in measured.items()}
+    means = [score["value"] for score in scores.values()]
+    intervals = [score["ci95"] or (score["value"],) * 2 for score in scores.values()]
+    errors = [
+        [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
+        [high - mean for mean, (_, high) in zip(means, intervals, strict=True)],
+    ]
+    axis.errorbar(list(scores), means, errors, marker="o", capsize=3)
     axis.set(xlabel="candidates", title="score of the best", xscale="log")
     return figure
 
 
-def gradient_scales(curves: dict[int, list[float]]) -> Figure:
-    """The scale of each resblock over the updates, from dark violet for the first to yellow, as in the paper's Fig. 12.
+def plot_gradient_scales(curves: dict[int, list[float]]) -> Figure:
+    """Plot the gradient scale of each resblock over the updates, dark violet for the first, as in the paper's Fig. 12.
 
     Args:
-        curves: by update, the base-2 logarithms of the scales in the order of the resblocks.
+        curves: base-2 logarithms of the scales, in the order of the resblocks, by update.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()

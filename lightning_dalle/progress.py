@@ -1,4 +1,4 @@
-"""Progress bars of long commands."""
+"""Progress bar of long commands."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from rich.progress import Progress, TimeElapsedColumn
 
 OnProgress = Callable[[int, int], None]
-"""Called with the number of items done and the total."""
+"""Callback that takes the number of items done and the total number."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Show nothing; the default of functions that report progress."""
+    """Show no progress; the default of functions that take an OnProgress."""
 
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[OnProgress]:
-    """Show a progress bar with the time elapsed and remaining; yields the function that updates it."""
+    """Show a progress bar with elapsed and remaining time, and yield the function that updates it."""
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     with Progress(*columns) as bar:
         task = bar.add_task(description, total=None)

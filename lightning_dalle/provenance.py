@@ -1,4 +1,4 @@
-"""Provenance that is recorded beside every result."""
+"""Git commit of the code, which is recorded with every result."""
 
 import shutil
 import subprocess

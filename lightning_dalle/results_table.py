@@ -1,82 +1,108 @@
-"""Results as a table for people.
+"""JSON results of evaluations, read from files and shown as one Markdown table."""
 
-Knows the JSON that evaluations write.
-"""
-
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-HEAD = ("result", "what", "images", "FID", "KID x 1000", "Inception Score", "precision", "recall", "more")
+from lightning_dalle.errors import UserError
+
+FORMAT = 2
+"""Version of the JSON results, written at their top level as `format`; results of format 1 lack the key."""
+
+HEADER = ("result", "what", "images", "FID", "KID x 1000", "Inception Score", "precision", "recall", "more")
 
 
-def markdown(lines: Iterable[tuple[str, ...]], cautions: Iterable[str] = ()) -> str:
-    """Lines under the head, as Markdown; below them what is to be known of their figures."""
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD), *lines))
-    return "\n\n".join([table, "\n".join(f"- {caution}" for caution in cautions)]).rstrip()
+def read_result(file: Path) -> dict[str, Any]:
+    """Read a result, and check that `markdown_table` can show it.
+
+    Raises:
+        UserError: if the file is missing, is not a result, or has another format version.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no result at {file}")
+    try:
+        result: dict[str, Any] = json.loads(file.read_text())
+        if (found := result.get("format", 1)) != FORMAT:
+            raise UserError(
+                f"{file} is in result format {found}, but this version reads format {FORMAT}; measure again"
+            )
+        _ = markdown_table({file.stem: result}), result["commit"]
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is not a result of test, evaluate or reproduce: {error!r}") from error
+    return result
 
 
-def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """A result as lines of the table, without the name of its file."""
+def markdown_table(results: Mapping[str, dict[str, Any]]) -> str:
+    """Return results by name as one Markdown table, with their warnings as a list below it."""
+    rows = [(name, *row) for name, result in results.items() for row in _rows(result)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, ("---",) * len(HEADER), *rows))
+    warnings = [f"- {name}: {warning}" for name, result in results.items() for warning in _warnings(result)]
+    return "\n\n".join([table, "\n".join(warnings)]).rstrip()
+
+
+def _rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of a result, without the name in the first column."""
     kind = result["kind"]
     name = result["protocol"]["name"] if "protocol" in result else "openmoji"
     if kind == "recipe":
         dvae, composition = result["reconstruction"]["dvae"], result["composition"]
         more = (
             f"PSNR {dvae['psnr_db']['value']:.2f} dB, perplexity {dvae['codebook_perplexity']:.0f}, "
-            f"retrieved {percent(dvae['retrieval'])}; compositions right {percent(composition['right_emoji'])}, "
-            f"skin tone {percent(composition['right_skin_tone'])}"
+            f"retrieved {_percent(dvae['retrieval'])}; compositions right {_percent(composition['right_emoji'])}, "
+            f"skin tone {_percent(composition['right_skin_tone'])}"
         )
-        yield line("the recipe's report", composition.get("fidelity"), more)
+        yield _row("the recipe's report", composition.get("fidelity"), more)
     elif kind == "zero_shot":
-        for size, measured in result["by_candidates"].items():
+        for num_candidates, measured in result["by_candidates"].items():
             for radius, figures in measured["by_blur_radius"].items():
-                score = "" if measured["score"] is None else f"score {number(measured['score'])}"
-                yield line(f"{name}, best of {size}, blur {radius}", figures, score)
+                score = "" if measured["score"] is None else f"score {_number(measured['score'])}"
+                yield _row(f"{name}, best of {num_candidates}, blur {radius}", figures, score)
     elif kind in ("reconstruction", "folders"):
         more = ""
         if kind == "reconstruction":
-            more = f"PSNR {result['psnr_db']['value']:.2f} dB, SSIM {number(result['ssim'])}"
+            more = f"PSNR {result['psnr_db']['value']:.2f} dB, SSIM {_number(result['ssim'])}"
         for radius, figures in result["by_blur_radius"].items():
-            yield line(f"{name}, {kind}, blur {radius}", figures, more)
+            yield _row(f"{name}, {kind}, blur {radius}", figures, more)
     else:
         raise KeyError(f"kind {kind}")
 
 
-def cautions(result: dict[str, Any]) -> list[str]:
-    """What is to be known of a result's figures, each once."""
-    sets = (result, *result.get("by_candidates", {}).values())
-    figures = [measured for each in sets for measured in each.get("by_blur_radius", {}).values()]
+def _warnings(result: dict[str, Any]) -> list[str]:
+    """Return the distinct warnings about a result's FIDs, for example that few images bias it."""
+    parts = (result, *result.get("by_candidates", {}).values())
+    figures = [measured for part in parts for measured in part.get("by_blur_radius", {}).values()]
     if result["kind"] == "recipe":
         figures.append(result["composition"].get("fidelity"))
-    found = (measured["fid"].get("caution") for measured in figures if measured is not None)
-    return list(dict.fromkeys(caution for caution in found if caution))
+    warnings = (measured["fid"].get("warning") for measured in figures if measured is not None)
+    return list(dict.fromkeys(warning for warning in warnings if warning))
 
 
-def line(what: str, figures: dict[str, Any] | None, more: str) -> tuple[str, ...]:
-    """One line: measures with their deviation or interval."""
+def _row(what: str, figures: dict[str, Any] | None, more: str) -> tuple[str, ...]:
     if figures is None:
         return (what, *[""] * 6, more)
     images = " against ".join(str(count) for count in figures["images"].values())
-    kid = {name: 1000 * value for name, value in figures["kid"].items() if name in ("value", "deviation")}
+    kid = {name: 1000 * value for name, value in figures["kid"].items() if name in ("value", "std")}
     measures = (figures["fid"], kid, figures["inception_score"], figures["precision"], figures["recall"])
-    return (what, images, *(number(measure) for measure in measures), more)
+    return (what, images, *(_number(measure) for measure in measures), more)
 
 
-def number(measure: dict[str, Any]) -> str:
-    """A measure with what says how sure it is."""
+def _number(measure: dict[str, Any]) -> str:
+    """Return a measure with its standard deviation or 95 % confidence interval; empty if it was not measured."""
     value = measure["value"]
     if value is None:
         return ""
     text = f"{value:.2f}"
-    if measure.get("deviation") is not None:
-        text += f" ± {measure['deviation']:.2f}"
-    if measure.get("interval_95") is not None:
-        low, high = measure["interval_95"]
+    if measure.get("std") is not None:
+        text += f" ± {measure['std']:.2f}"
+    if measure.get("ci95") is not None:
+        low, high = measure["ci95"]
         text += f" ({low:.2f} to {high:.2f})"
     return text
 
 
-def percent(share: dict[str, Any]) -> str:
-    """A share with its interval."""
-    low, high = share["interval_95"]
-    return f"{100 * share['value']:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
+def _percent(fraction: dict[str, Any]) -> str:
+    low, high = fraction["ci95"]
+    return f"{100 * fraction['value']:.1f} % ({100 * low:.0f} to {100 * high:.0f})"

@@ -1,4 +1,4 @@
-"""What `export` writes is opened by others, and says what it is."""
+"""`export`: the written models equal those of the run, the model card is complete, and mistakes write nothing."""
 
 import json
 from pathlib import Path
@@ -21,15 +21,17 @@ def release(tiny_run: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
-def test_its_pictures_and_scores_are_the_run_s(release: Path, tiny_run: dict[str, Path]) -> None:
+def test_images_and_scores_equal_those_of_the_run(release: Path, tiny_run: dict[str, Path]) -> None:
     ours, theirs = (TextToImage.from_pretrained(path) for path in (tiny_run["dvae"].parent, release))
-    for one, other in zip(*(draw("red apple", num_candidates=3, top=2) for draw in (ours, theirs)), strict=True):
+    for one, other in zip(
+        *(pipeline("red apple", num_candidates=3, num_kept=2) for pipeline in (ours, theirs)), strict=True
+    ):
         assert one.image.tobytes() == other.image.tobytes()
         assert one[1:] == other[1:]
     assert theirs.attribution == ours.attribution
 
 
-def test_every_model_of_it_opens_alone(release: Path, tiny_run: dict[str, Path]) -> None:
+def test_every_exported_model_can_be_loaded(release: Path, tiny_run: dict[str, Path]) -> None:
     checkpoint = tiny_run["dalle"].with_suffix("") / "checkpoints" / "last.ckpt"
     dalle = load_dalle(release / "dalle.safetensors")
     assert weights_digest(dalle.dalle, dalle.dvae) == weights_digest(*load_dalle(checkpoint)[:2])
@@ -37,27 +39,27 @@ def test_every_model_of_it_opens_alone(release: Path, tiny_run: dict[str, Path])
     assert not load_clip(release / "clip.safetensors").training
 
 
-def test_its_tokenizer_opens_in_hugging_faces(release: Path) -> None:
+def test_hugging_face_tokenizers_opens_the_tokenizer(release: Path) -> None:
     from tokenizers import Tokenizer
 
     ours: CaptionTokenizer = load_dalle(release / "dalle.safetensors").tokenizer
     assert Tokenizer.from_file(str(release / "tokenizer.json")).encode("Red apple").ids == ours.encode("Red apple")
 
 
-def test_nothing_of_the_training_is_in_it(release: Path) -> None:
+def test_training_state_is_not_exported(release: Path) -> None:
     names = load_file(release / "dalle.safetensors")
     assert {name.partition(".")[0] for name in names} == {"dalle", "dvae"}
 
 
-def test_its_card_says_what_it_was_trained_on_and_how_it_was_measured(release: Path) -> None:
+def test_the_card_describes_data_and_attribution(release: Path) -> None:
     card = (release / "README.md").read_text()
     assert "class_path: lightning_dalle.data.sources.openmoji.OpenMoji" in card
     assert "CC BY-SA 4.0" in card
-    assert "Nothing has been measured of it." in card  # the tiny run has no report
+    assert "This model was not evaluated." in card  # the tiny run has no report
     assert json.loads((release / "config.json").read_text())["dvae"]["image_size"] == 32
 
 
-def test_its_card_has_the_figures_and_their_protocols(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+def test_the_card_contains_results_and_protocols(tiny_run: dict[str, Path], tmp_path: Path) -> None:
     result = Path("evals/results/openmoji_quickstart.json")
     main(["export", "--checkpoint", str(tiny_run["dalle"].with_suffix("") / "checkpoints" / "last.ckpt"), "--out",
           str(tmp_path / "out"), "--results", json.dumps([str(result)])])  # fmt: skip
@@ -68,13 +70,15 @@ def test_its_card_has_the_figures_and_their_protocols(tiny_run: dict[str, Path],
     assert not (tmp_path / "out" / "clip.safetensors").exists()
 
 
-def test_nothing_is_written_over_or_in_vain(tiny_run: dict[str, Path], tmp_path: Path, capsys: object) -> None:
+def test_existing_folders_and_other_checkpoints_are_refused(
+    tiny_run: dict[str, Path], tmp_path: Path, capsys: object
+) -> None:
     from lightning_dalle.commands.export import export
 
     run = tiny_run["dvae"].parent
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match=r"already exists; choose another --out"):
         export(run, tmp_path)
-    with pytest.raises(UserError, match=r"a DALL-E checkpoint is needed, but .* is a dVAE's checkpoint"):
+    with pytest.raises(UserError, match=r"a DALL-E checkpoint is needed, but .* contains only a dVAE"):
         export(tiny_run["dvae"].with_suffix("") / "checkpoints" / "last.ckpt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -85,14 +89,18 @@ RESULT = json.loads(Path("evals/results/openmoji_quickstart.json").read_text())
 @pytest.mark.parametrize(
     ("results", "out", "message"),
     [
-        (["a/report.json", "b/report.json"], "out", r"two --results are called report, .*b/report\.json the second"),
-        (["uncommitted.json"], "out", r"uncommitted\.json is no result of lightning_dalle: KeyError\('commit'\)"),
-        ([], "a/report.json/out", r"the folder .*report\.json is to be written into, but cannot be made"),
-        ([], "/proc/out", r"the folder /proc/out.* is to be written into, but cannot be made"),
-        ([], "a/report.json/x/out", r"the folder .*report\.json/x is to be written into, but cannot be made"),
+        (
+            ["a/report.json", "b/report.json"],
+            "out",
+            r"two --results are called report, the second is .*b/report\.json; rename one of them",
+        ),
+        (["uncommitted.json"], "out", r"uncommitted\.json is not a result of .*: KeyError\('commit'\)"),
+        ([], "a/report.json/out", r"cannot create the output folder .*report\.json \("),
+        ([], "/proc/out", r"cannot create the output folder /proc/out.* \("),
+        ([], "a/report.json/x/out", r"cannot create the output folder .*report\.json/x \("),
     ],
 )
-def test_a_mistake_leaves_no_half_release(
+def test_a_mistake_writes_nothing(
     dalle_checkpoint: Path, tmp_path: Path, results: list[str], out: str, message: str
 ) -> None:
     from lightning_dalle.commands.export import export
@@ -110,7 +118,7 @@ def test_a_mistake_leaves_no_half_release(
     assert {path.name for path in folder.iterdir()} == {"a", "b", "uncommitted.json"}
 
 
-def test_a_config_without_data_tells_nothing_of_them(dalle_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_data_config_is_reported_in_the_card(dalle_checkpoint: Path, tmp_path: Path) -> None:
     from lightning_dalle.commands.export import export
 
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -118,13 +126,13 @@ def test_a_config_without_data_tells_nothing_of_them(dalle_checkpoint: Path, tmp
     checkpoint.write_bytes(dalle_checkpoint.read_bytes())
     (tmp_path / "run" / "config.yaml").write_text("seed_everything: 1\n")
     export(checkpoint, tmp_path / "out")
-    assert "what data it is of is not known here" in (tmp_path / "out" / "README.md").read_text()
+    assert "The training data is unknown" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
+def test_other_safetensors_files_are_refused(tmp_path: Path) -> None:
     save_file({"dvae.x": torch.zeros(1)}, tmp_path / "theirs.safetensors")
-    with pytest.raises(UserError, match="lightning_dalle did not write it"):
+    with pytest.raises(UserError, match=r"theirs\.safetensors lacks the key lightning_dalle, so"):
         load_dvae(tmp_path / "theirs.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(UserError, match="is not a safetensors file that can be opened"):
+    with pytest.raises(UserError, match=r"cannot read .*broken\.safetensors as a safetensors file"):
         load_dvae(tmp_path / "broken.safetensors")

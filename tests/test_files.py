@@ -1,14 +1,48 @@
-"""What is written down is whole and has a number wherever it says so."""
+"""Files: atomic writes, JSON without NaN, hashes and YAML errors."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.files import write_json
+from lightning_dalle.files import atomic_write, make_folder, read_yaml, sha256, write_json
 
 
-def test_a_figure_that_is_no_number_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not written, since a figure in it is no number"):
+def test_json_with_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*result\.json: one of its numbers is NaN or infinite"):
         write_json(tmp_path / "result.json", {"fid": {"value": float("nan")}})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_write(file) as partial:
+        partial.write_text(f"half {1 / 0}")
+    assert file.read_text() == "old"
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot create the output folder .*/file/out \(.*\); choose another --out"):
+        make_folder(tmp_path / "file" / "out")
+
+
+def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    assert sha256(tmp_path / "file") == hashlib.sha256(b"content").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- 1", r"the config .*\.yaml must be a YAML mapping of keys, but is \[1\]"),
+        (b"a: [", r"cannot read the config .*\.yaml: while parsing"),
+        (b"\xff\xfe\x00", r"cannot read the config .*\.yaml: "),
+    ],
+)
+def test_a_config_that_is_not_a_mapping_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_yaml(tmp_path / "config.yaml")

@@ -1,7 +1,4 @@
-"""`convert`: OpenAI's released dVAE as a file of ours.
-
-Knows files.
-"""
+"""`convert`: write OpenAI's released dVAE as a safetensors file of ours."""
 
 from pathlib import Path
 
@@ -10,31 +7,32 @@ from lightning_dalle.files import make_folder
 
 
 def convert(encoder: Path, decoder: Path, out: Path = Path("openai_dvae.safetensors"), image_size: int = 256) -> None:
-    """Write OpenAI's dVAE as one safetensors file, which goes wherever the checkpoint of a dVAE goes.
+    """Write OpenAI's dVAE as one safetensors file, which can be used in place of any dVAE checkpoint.
 
-    Nothing in OpenAI's files is executed, and they are refused if they hold anything but a dVAE of its classes.
+    No code in OpenAI's files is run, and files that contain anything but a dVAE of OpenAI's classes are refused.
 
     Args:
         encoder: OpenAI's encoder.pkl.
         decoder: OpenAI's decoder.pkl.
-        out: the file to write; it must not be there yet.
-        image_size: of the images that it will encode, in pixels, a multiple of 8.
+        out: safetensors file to write; it must not exist.
+        image_size: size in pixels of the images to encode, a multiple of 8.
     """
     if out.exists():
-        raise UserError(f"{out} is there already; choose another --out")
+        raise UserError(f"{out} already exists; choose another --out")
     if out.suffix != ".safetensors":
-        raise UserError(f"a safetensors file is written, but --out is {out}")
+        raise UserError(f"--out is {out}, but must end in .safetensors")
 
     from safetensors import SafetensorError
 
-    from lightning_dalle.checkpoints import dvae_record, write_safetensors
+    from lightning_dalle.checkpoints import dvae_metadata, write_safetensors
     from lightning_dalle.openai_dvae import load_openai_dvae
 
     dvae = load_openai_dvae(encoder, decoder, image_size)
     weights = {f"dvae.{name}": tensor for name, tensor in dvae.state_dict().items()}
     make_folder(out.parent)
     try:
-        write_safetensors(out, {"state_dict": weights, **dvae_record(dvae)})
+        write_safetensors(out, {"state_dict": weights, **dvae_metadata(dvae)})
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
-    print(f"{out} holds a dVAE of {dvae.config.codebook_size} codes on a grid of {dvae.config.grid}x{dvae.config.grid}")
+        raise UserError(f"cannot write {out}: {error}; choose another --out") from error
+    config = dvae.config
+    print(f"wrote {out}: a dVAE with {config.codebook_size} codes on a grid of {config.grid}x{config.grid}")
