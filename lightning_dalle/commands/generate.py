@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.files import make_folder, write_json
-from lightning_dalle.inference.config import GenerationConfig, check_candidates
+from lightning_dalle.inference.config import GenerationConfig, check_candidates, check_prompts
 
 GRID_COLUMNS, MAX_GRID_ROWS = 8, 64
 """Size of the overview, which is held in memory: it shows the first images of a long file of prompts."""
@@ -45,6 +45,7 @@ def generate(
     """
     config = GenerationConfig(num_candidates=num_candidates, **options)
     texts = _read_prompts(prompts, prompt_file)
+    slugs = ["".join(char if char.isalnum() else "_" for char in text.lower())[:40] for text in texts]
     if image is not None and not image.is_file():
         raise UserError(f"there is no image at {image}")
     if (rows is not None or paste) and image is None:
@@ -54,8 +55,7 @@ def generate(
     if not checkpoint.exists():
         raise UserError(f"there is no checkpoint at {checkpoint}")
     files = [
-        [out / f"{p:04d}_{_slug(prompt)}_{rank:04d}.png" for rank in range(config.num_kept)]
-        for p, prompt in enumerate(texts)
+        [out / f"{i:04d}_{slug}_{rank:04d}.png" for rank in range(config.num_kept)] for i, slug in enumerate(slugs)
     ]
     pngs = [file for files_of_prompt in files for file in files_of_prompt]
     overview = out.parent / f"{out.name}.png"  # outside the folder, so that `evaluate` can read the folder
@@ -63,6 +63,7 @@ def generate(
         if file.exists():
             raise UserError(f"{file} already exists: choose another --out than {out}")
 
+    from lightning_dalle.data.images.decoding import UnreadableImage, decode_pil
     from lightning_dalle.hardware import resolve_device
     from lightning_dalle.images import captioned_grid, save_png
     from lightning_dalle.inference.pipeline import TextToImage
@@ -73,8 +74,13 @@ def generate(
     if clip is not None:
         pipeline.scorer = load_scorer(clip)
     check_candidates(num_candidates, config.num_kept, pipeline.scorer is not None)
-    image_prompt = None if image is None else pipeline.image_prompt(_read_image(image), rows, paste)
-    rows_kept = None if image_prompt is None else len(image_prompt.codes) // pipeline.dalle.config.grid
+    image_prompt = rows_kept = None
+    if image is not None:
+        try:
+            image_prompt = pipeline.image_prompt(decode_pil({"bytes": None, "path": str(image)}), rows, paste)
+        except UnreadableImage as error:
+            raise UserError(f"cannot read {image} as an image ({error}): give another --image") from error
+        rows_kept = len(image_prompt.codes) // pipeline.dalle.config.grid
     pipeline.to(resolve_device(device))
     make_folder(out)
     grid: list[list[Any]] = []
@@ -109,36 +115,15 @@ def generate(
 
 
 def _read_prompts(prompts: list[str] | str | None, prompt_file: Path | None) -> list[str]:
-    """Return the prompts given, none of them empty."""
-    if isinstance(prompts, str):
-        prompts = [prompts]
     if (prompts is None) == (prompt_file is None):
         raise UserError("give either --prompts or --prompt_file, and not both")
+    texts = [prompts] if isinstance(prompts, str) else list(prompts or [])
     if prompt_file is not None:
-        if not prompt_file.is_file():
-            raise UserError(f"there is no prompt file at {prompt_file}")
         try:
-            lines = prompt_file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"the prompt file {prompt_file} is not UTF-8 text: {error}") from error
-        prompts = [line for line in lines if line.strip()]
-    assert prompts is not None
-    if not prompts:
+            texts = [line for line in prompt_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the prompt file {prompt_file} as UTF-8 text: {error}") from error
+    if not texts:
         raise UserError(f"there is no prompt in {prompt_file or '--prompts'}: give at least one")
-    for i, prompt in enumerate(prompts):
-        if not prompt.strip():
-            raise UserError(f"prompt {i + 1} of {len(prompts)} is empty: give it text, or remove it")
-    return prompts
-
-
-def _slug(prompt: str) -> str:
-    return "".join(char if char.isalnum() else "_" for char in prompt.lower())[:40]
-
-
-def _read_image(path: Path) -> Any:
-    from lightning_dalle.data.images.decoding import UnreadableImage, decode_pil
-
-    try:
-        return decode_pil({"bytes": None, "path": str(path)})
-    except UnreadableImage as error:
-        raise UserError(f"cannot read {path} as an image ({error}): give another --image") from error
+    check_prompts(texts)
+    return texts

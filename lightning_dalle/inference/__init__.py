@@ -1,1 +1,1 @@
-"""From captions to pictures with trained models."""
+"""Generation of images from prompts with trained models."""

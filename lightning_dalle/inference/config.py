@@ -56,6 +56,13 @@ class GenerationConfig:
         return self.num_candidates if self.top is None else self.top
 
 
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise a UserError if a prompt is empty."""
+    for i, prompt in enumerate(prompts):
+        if not prompt.strip():
+            raise UserError(f"prompt {i + 1} of {len(prompts)} is empty: give it text, or remove it")
+
+
 def check_candidates(candidates: int | Sequence[int], top: int = 1, has_scorer: bool = True) -> None:
     """Raise a UserError if the best `top` images cannot be chosen among a number of candidates.
 

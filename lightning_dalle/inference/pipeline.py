@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from lightning_dalle.checkpoints import check_compatible, load_dalle, load_dvae
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
 from lightning_dalle.images import to_pil
-from lightning_dalle.inference.config import GenerationConfig, SamplingConfig, check_candidates
+from lightning_dalle.inference.config import GenerationConfig, SamplingConfig, check_candidates, check_prompts
 from lightning_dalle.inference.rerank import rerank, score_candidates
 from lightning_dalle.inference.sampling import sample_codes, to_native_bf16
 from lightning_dalle.inference.scorers import CLIPScorer, Scorer
@@ -53,27 +53,17 @@ class ImagePrompt(NamedTuple):
     """Whether `pixels` replace their reconstruction by the dVAE in the generated images."""
 
 
+@dataclass(eq=False)
 class TextToImage:
-    """DALL-E, its dVAE and tokenizer, in eval mode on one device, and a scorer that ranks candidates.
+    """DALL-E, its dVAE and tokenizer, in eval mode on one device, and a scorer that ranks candidates."""
 
-    Args:
-        dalle: transformer over text tokens and image codes.
-        dvae: decoder of the codes that the transformer was trained on.
-        tokenizer: tokenizer that the transformer was trained with.
-        attribution: credit line that the licence of the training images requires on generated images.
-        scorer: model that ranks candidates; None leaves them in the order of their seeds.
-    """
-
-    def __init__(
-        self,
-        dalle: DALLE,
-        dvae: DVAE,
-        tokenizer: CaptionTokenizer,
-        attribution: str | None = None,
-        scorer: Scorer | None = None,
-    ) -> None:
-        self.dalle, self.dvae, self.tokenizer = dalle, dvae, tokenizer
-        self.attribution, self.scorer = attribution, scorer
+    dalle: DALLE
+    dvae: DVAE
+    tokenizer: CaptionTokenizer
+    attribution: str | None = None
+    """Credit line that the licence of the training images requires on generated images."""
+    scorer: Scorer | None = None
+    """Scorer that ranks candidates; None leaves them in the order of their seeds."""
 
     @classmethod
     def from_pretrained(cls, path: Path | str, dvae: Path | None = None) -> "TextToImage":
@@ -112,9 +102,7 @@ class TextToImage:
         Raises:
             UserError: if a prompt is empty.
         """
-        for i, prompt in enumerate(prompts):
-            if not prompt.strip():
-                raise UserError(f"prompt {i + 1} of {len(prompts)} is empty: give it text, or remove it")
+        check_prompts(prompts)
         ids = [self.tokenizer.pad(self.tokenizer.encode(prompt))[0] for prompt in prompts]
         return torch.tensor(ids, device=self.device)
 
