@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from PIL.Image import Image
 
-    from lightning_dalle.data.images.matching import DuplicatePair
+    from lightning_dalle.data.images.duplicates import DuplicatePair
 
 PAIRS_PER_SIDE = 24
 """Pairs in borderline.png on either side of the threshold."""
@@ -59,7 +59,7 @@ def overlap(
     from datasets import Dataset
 
     from lightning_dalle.data.filters.exclusions import Exclusion, write_exclusions
-    from lightning_dalle.data.images.matching import pairs_with_reference, pairs_within
+    from lightning_dalle.data.images.duplicates import pairs_with_reference, pairs_within
     from lightning_dalle.data.loading.streaming import ShardReader
     from lightning_dalle.images import save_png
 
@@ -139,7 +139,7 @@ def reference_records(reference: str, split: str) -> "Sequence[Mapping[str, Any]
 
 def pair_grid(pairs: "Sequence[DuplicatePair]", threshold: float) -> "Image":
     """Render pairs in order of distance, each with the training image on the left."""
-    from lightning_dalle.data.images.matching import PREVIEW_SIDE
+    from lightning_dalle.data.images.duplicates import PREVIEW_SIDE
     from lightning_dalle.images import captioned_grid
 
     pairs = sorted(pairs, key=lambda pair: pair.distance)

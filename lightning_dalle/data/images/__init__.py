@@ -1,1 +1,1 @@
-"""Images: decoding of any file, transforms and near-duplicates."""
+"""Images: decoding, transforms and near-duplicates."""

@@ -8,23 +8,31 @@ similar luminance. The descriptor's length is ignored: a change of brightness sc
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
+from datasets import Dataset
 from jaxtyping import Float
 from PIL import Image
+from rich.progress import track
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from lightning_dalle.progress import OnProgress, no_progress
+from lightning_dalle.data.images.decoding import UnreadableImage, decode_pil
+from lightning_dalle.errors import UserError
+from lightning_dalle.progress import OnProgress, no_progress, progress_bar
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a crop, in pixels of a thumbnail."""
 
 SIDE = 64
+"""Side of a thumbnail in pixels."""
 COARSE, FINE = 8, 32
+"""Sides in pixels at which descriptors find candidates and align them."""
 _INTERVALS = [(first / 20, 1 - last / 20) for first in range(3) for last in range(3 - first)]
 """Intervals of a side that remain when up to a tenth is cropped, in steps of a twentieth."""
 FULL: Box = (0.0, 0.0, float(SIDE), float(SIDE))
@@ -37,6 +45,9 @@ NUM_CANDIDATES = 3
 """Maximum number of candidates that an image is aligned with."""
 MIN_SIMILARITY = 0.6
 """Minimum cosine similarity of a candidate at 8x8 pixels. Copies of photos reach 0.92; 1 of 1,000 other pairs 0.65."""
+
+PREVIEW_SIDE = 160
+"""Side in pixels of the preview of a streamed image."""
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
@@ -77,15 +88,6 @@ def align_crop(copy: Image.Image, original: Image.Image, box: Box) -> float:
                 if similarity > best:
                     best, box, moved = similarity, shifted, True
     return 1 - best
-
-
-class NearestImage(NamedTuple):
-    """Nearest image of an index."""
-
-    index: int
-    """Index of the image."""
-    distance: float
-    """Distance to the image, as in `align_crop`."""
 
 
 class CropMatch(NamedTuple):
@@ -134,16 +136,16 @@ class DuplicateIndex:
         return list(found.values())
 
 
-def find_reference(thumb: Image.Image, references: DuplicateIndex) -> NearestImage | None:
-    """Return the reference image that a training image is most likely a copy of, or None without candidates.
+def find_reference(thumb: Image.Image, references: DuplicateIndex) -> tuple[int, float] | None:
+    """Return index and distance of the reference image nearest to a training image, or None without candidates.
 
     Args:
         thumb: thumbnail of the training image.
         references: index of the reference images by all `CROPS`.
     """
     candidates = references.candidates(thumb, [FULL])[:NUM_CANDIDATES]
-    nearest = (NearestImage(i, align_crop(thumb, references.thumbnails[i], box)) for i, box, _ in candidates)
-    return min(nearest, key=lambda image: image.distance, default=None)
+    distances = ((i, align_crop(thumb, references.thumbnails[i], box)) for i, box, _ in candidates)
+    return min(distances, key=lambda pair: pair[1], default=None)
 
 
 def find_within(images: DuplicateIndex, on_progress: OnProgress = no_progress) -> dict[tuple[int, int], float]:
@@ -177,3 +179,110 @@ def cluster_duplicates(count: int, pairs: Sequence[tuple[int, int]]) -> list[int
     _, clusters = connected_components(graph, directed=False)
     _, firsts = np.unique(clusters, return_index=True)
     return firsts[clusters].tolist()
+
+
+class DuplicatePair(NamedTuple):
+    """Training image and the image that it most resembles."""
+
+    distance: float
+    """Distance of the two images: 0 if equal, 1 if unrelated."""
+    id: str
+    """Id of the training record."""
+    match: str
+    """Id of the record that it resembles."""
+    open: Callable[[], Image.Image]
+    """Function that returns the training image."""
+    open_match: Callable[[], Image.Image]
+    """Function that returns the image that it resembles."""
+
+
+class _Entry(NamedTuple):
+    """Readable record of an index."""
+
+    row: int
+    id: str
+    thumb: Image.Image
+
+
+def pairs_with_reference(
+    records: Iterable[Mapping[str, Any]],
+    reference: Dataset | Sequence[Mapping[str, Any]],
+    counts: Mapping[str, Counter[str]],
+) -> Iterator[DuplicatePair]:
+    """Yield each training image that resembles a reference image, together with the most similar one.
+
+    Args:
+        records: training records with an undecoded image and an id; they are read once, and may be streamed.
+        reference: reference records with an undecoded image and an id.
+        counts: counters for "train" and "reference", of images that were read and of reasons for unreadable ones.
+    """
+    entries = _read_all(reference, "reference", counts["reference"])
+    index = DuplicateIndex([entry.thumb for entry in entries], CROPS)
+    for _, id, image in _read(records, "Comparing", counts["train"]):
+        nearest = find_reference(thumbnail(image), index)
+        if nearest is not None:
+            index_of_match, distance = nearest
+            original = entries[index_of_match]
+            preview = image.resize((PREVIEW_SIDE, PREVIEW_SIDE))  # a stream cannot be read again
+            yield DuplicatePair(distance, id, original.id, preview.copy, partial(_open_row, reference, original.row))
+
+
+def pairs_within(rows: Dataset, threshold: float, counts: Mapping[str, Counter[str]]) -> Iterator[DuplicatePair]:
+    """Yield each image that duplicates an earlier one, with its nearest duplicate; then pairs above the threshold.
+
+    Args:
+        rows: training records with an undecoded image and an id.
+        threshold: largest distance of a near-duplicate.
+        counts: counter for "train", of images that were read and of reasons for unreadable ones.
+    """
+    entries = _read_all(rows, "train", counts["train"])
+    with progress_bar("Comparing") as on_progress:
+        distances = find_within(DuplicateIndex([entry.thumb for entry in entries], [FULL]), on_progress)
+
+    def pair(distance: float, first: int, second: int) -> DuplicatePair:
+        one, other = entries[first], entries[second]
+        return DuplicatePair(
+            distance, one.id, other.id, partial(_open_row, rows, one.row), partial(_open_row, rows, other.row)
+        )
+
+    duplicates = [indices for indices, distance in distances.items() if distance <= threshold]
+    nearest: dict[int, tuple[float, int]] = {}
+    for earlier, later in duplicates:
+        for one, other in ((earlier, later), (later, earlier)):
+            nearest[one] = min((distances[earlier, later], other), nearest.get(one, (1.0, other)))
+    for index, first in enumerate(cluster_duplicates(len(entries), duplicates)):
+        if index != first:
+            distance, other = nearest[index]
+            yield pair(distance, index, other)
+    for (earlier, later), distance in distances.items():
+        if distance > threshold:
+            yield pair(distance, later, earlier)
+
+
+def _read_all(records: Any, name: str, counts: Counter[str]) -> list[_Entry]:
+    images = _read(records, f"Reading images ({name})", counts)
+    entries = [_Entry(row, id, thumbnail(image)) for row, id, image in images]
+    if not entries:
+        raise UserError(
+            f"cannot compare images: none of the {len(records)} images ({name}) can be read: {dict(counts)}"
+        )
+    return entries
+
+
+def _read(
+    records: Iterable[Mapping[str, Any]], description: str, counts: Counter[str]
+) -> Iterator[tuple[int, str, Image.Image]]:
+    """Yield row, id and image of each readable record; count the others by reason."""
+    total = len(records) if isinstance(records, Sized) else None
+    for row, record in enumerate(track(records, description, total)):
+        try:
+            image = decode_pil(record["image"])
+        except UnreadableImage as error:
+            counts[error.reason] += 1
+            continue
+        counts["read"] += 1
+        yield row, record["id"], image
+
+
+def _open_row(records: Any, row: int) -> Image.Image:
+    return decode_pil(records[row]["image"])

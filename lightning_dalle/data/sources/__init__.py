@@ -1,1 +1,1 @@
-"""Sources: where records come from."""
+"""Sources of captioned images and of encoded images."""

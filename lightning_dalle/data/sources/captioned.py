@@ -1,6 +1,5 @@
 """Captioned images of any format: a dataset of the Hugging Face hub, a local folder or file, or URLs of tars."""
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatas
 from lightning_dalle.data.loading.streaming import CHUNK_SIZE
 from lightning_dalle.data.sources import formats
 from lightning_dalle.data.sources.columns import CAPTIONS_AND_ID, IMAGE, RECORD, Columns, fields_of
+from lightning_dalle.data.sources.source import stable_hash
 from lightning_dalle.errors import UserError
 from lightning_dalle.files import file_fingerprint
 
@@ -165,7 +165,7 @@ class CaptionedImages:
         if isinstance(rows, IterableDataset):
             return {split: rows.filter(partial(_is_in, split), input_columns="id") for split in ("train", "val")}
         ids = rows["id"][:]
-        val = [i for i, id in enumerate(ids) if _is_in("val", id)] or [ids.index(min(ids, key=_hash))]
+        val = [i for i, id in enumerate(ids) if _is_in("val", id)] or [ids.index(min(ids, key=stable_hash))]
         train = sorted(set(range(len(ids))) - set(val))
         log.warning("%s has no split for val: %d of its %d records are used", self.path, len(val), len(ids))
         return {"train": rows.select(train), "val": rows.select(val)}
@@ -201,11 +201,7 @@ def _read_records(shards: list[Any], read: Read, columns: Columns, fingerprint: 
 
 
 def _is_in(split: str, id: str) -> bool:
-    return (_hash(id) % VAL_DIVISOR == 0) == (split == "val")
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return (stable_hash(id) % VAL_DIVISOR == 0) == (split == "val")
 
 
 def _have_image(rows: Dataset) -> list[bool]:

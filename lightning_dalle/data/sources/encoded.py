@@ -174,12 +174,8 @@ class EncodedImages:
         Raises:
             UserError: if the image size differs, or shards are missing or disagree.
         """
+        self._require("image_size", image_size, "data")
         encoding, folder = self.encoding, Path(self.path).expanduser()
-        if image_size != encoding.image_size:
-            raise UserError(
-                f"the images of {self.path} were encoded with image_size={encoding.image_size}, but the data's "
-                f"image_size is {image_size}; change it, or encode again"
-            )
         files: dict[str, list[str]] = {}
         for shard in encoding.shards:
             files.setdefault(shard.split, []).append(str(folder / shard.name))
@@ -195,37 +191,24 @@ class EncodedImages:
 
     def check_settings(self, augmentation: Augmentation | None, filters: Sequence[Filter], seed: int) -> None:
         """Raise a UserError if augmentation, filters or, with an augmentation, the seed differ from the encoding's."""
-        settings = {"augmentation": repr(augmentation), "filters": repr(list(filters))}
+        self._require("augmentation", repr(augmentation), "data")
+        self._require("filters", repr(list(filters)), "data")
         if augmentation is not None:
-            settings["seed"] = str(seed)
-        for name, value in settings.items():
-            encoded_with = str(getattr(self.encoding, name))
-            if value != encoded_with:
-                raise UserError(
-                    f"the images of {self.path} were encoded with {name}={encoded_with}, but the data's {name} is "
-                    f"{value}; change it, or encode again"
-                )
+            self._require("seed", seed, "data")
 
     def check_dvae(self, weights: str, grid: int, codebook_size: int, checkpoint: Path | None) -> None:
-        """Raise a UserError if the codes were made by another dVAE.
+        """Raise a UserError if the codes were not made by the dVAE of a checkpoint, given the hash of its weights."""
+        self._require("grid", grid, f"dVAE in {checkpoint}")
+        self._require("codebook_size", codebook_size, f"dVAE in {checkpoint}")
+        self._require("dvae", weights, f"dVAE in {checkpoint}")
 
-        Args:
-            weights: hash of the dVAE's weights.
-            grid: codes per side of an image.
-            codebook_size: number of codes in the codebook.
-            checkpoint: checkpoint of the dVAE, for the message.
-        """
-        encoding = self.encoding
-        for name, value, encoded_with in (
-            ("grid", grid, encoding.grid),
-            ("codebook_size", codebook_size, encoding.codebook_size),
-            ("weights", weights, encoding.dvae),
-        ):
-            if value != encoded_with:
-                raise UserError(
-                    f"the codes in {self.path} were made by a dVAE with {name}={encoded_with!s:.16}, but the dVAE in "
-                    f"{checkpoint} has {name}={value!s:.16}; use the dVAE that encoded them, or encode again"
-                )
+    def _require(self, name: str, value: object, owner: str) -> None:
+        encoded_with = getattr(self.encoding, name)
+        if value != encoded_with:
+            raise UserError(
+                f"the images of {self.path} were encoded with {name}={encoded_with}, but the {owner} has "
+                f"{name}={value}; change it, or encode again"
+            )
 
 
 def require_images(source: object) -> None:

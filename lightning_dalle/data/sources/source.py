@@ -1,5 +1,6 @@
-"""Interface of all sources of captioned images."""
+"""Interface of all sources of captioned images, and the hash that assigns records to splits."""
 
+import hashlib
 from typing import Protocol, runtime_checkable
 
 from datasets import DatasetDict, IterableDatasetDict
@@ -16,3 +17,8 @@ class Source(Protocol):
         size; a source that renders its images may use `image_size`, in pixels. Images of streamed splits are undecoded.
         """
         ...
+
+
+def stable_hash(text: str) -> int:
+    """Return a 64-bit hash that is equal on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
