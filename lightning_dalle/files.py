@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,10 +38,16 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, for a file or a folder, and rename it to `path` on success."""
+    """Yield a temporary path next to `path`, for a file or a folder; rename it to `path` on success, else remove it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    yield partial
-    partial.rename(path)
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

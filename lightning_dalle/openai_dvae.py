@@ -74,7 +74,7 @@ def load_openai_dvae(encoder: Path, decoder: Path, image_size: int = 256) -> DVA
         UserError: if a file is missing, is not such a module, or contains names that such a module does not have.
     """
     DVAEConfig(image_size=image_size)  # so that an error below is the fault of the files
-    halves = []
+    halves: list[Stub] = []
     for path, name in ((encoder, ENCODER), (decoder, DECODER)):
         try:
             halves.append(_read(path, name))
@@ -84,7 +84,7 @@ def load_openai_dvae(encoder: Path, decoder: Path, image_size: int = 256) -> DVA
             reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
             raise UserError(f"{path} is not a pickled {name} that can be read: {reason:.200}") from error
     try:
-        return _build(*halves, image_size)
+        return _build(halves[0], halves[1], image_size)
     except Exception as error:  # a stub may have any object in place of a tensor or a number
         raise UserError(f"{encoder} and {decoder} are not the two halves of a dVAE of OpenAI's: {error}") from error
 
@@ -108,7 +108,7 @@ def _read(path: Path, name: str) -> Stub:
             if found not in MODULES and found not in OTHER_NAMES:
                 raise UserError(f"{path} names {found!r}, which is not part of OpenAI's dVAE; no code in it was run")
     with torch.serialization.safe_globals(STUBS):
-        module = torch.load(path, map_location="cpu", weights_only=True)
+        module: Stub = torch.load(path, map_location="cpu", weights_only=True)
     if type(module).__name__ != name:
         raise UserError(f"{path} must contain a {name}, but contains a {type(module).__name__}")
     return module

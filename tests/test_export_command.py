@@ -24,7 +24,7 @@ def release(tiny_run: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 def test_images_and_scores_equal_those_of_the_run(release: Path, tiny_run: dict[str, Path]) -> None:
     ours, theirs = (TextToImage.from_pretrained(path) for path in (tiny_run["dvae"].parent, release))
     for one, other in zip(
-        *(pipeline("red apple", num_candidates=3, num_kept=2) for pipeline in (ours, theirs)), strict=True
+        *(pipeline("red apple", num_candidates=3, top=2) for pipeline in (ours, theirs)), strict=True
     ):
         assert one.image.tobytes() == other.image.tobytes()
         assert one[1:] == other[1:]

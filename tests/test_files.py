@@ -20,7 +20,15 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     file.write_text("old")
     with pytest.raises(ZeroDivisionError), atomic_write(file) as partial:
         partial.write_text(f"half {1 / 0}")
-    assert file.read_text() == "old"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file.txt", "old")]
+
+
+def test_a_folder_is_written_atomically(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "out") as partial:
+        partial.mkdir()
+        (partial / "file").touch()
+        assert not (tmp_path / "out").exists()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["out", "out/file"]
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:

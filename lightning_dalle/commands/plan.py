@@ -228,7 +228,7 @@ def _bytes_of_precision(merged: MergedConfig) -> "Bytes":
     elif "NativeBF16" in classes:
         precision = "bf16-mixed"
     if precision not in PRECISIONS:
-        raise UserError(f"plan knows no precision {precision} ({merged.files}); use one of {', '.join(PRECISIONS)}")
+        raise UserError(f"the precision of {merged.files} is {precision}; plan supports {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
 
 
