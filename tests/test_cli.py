@@ -34,7 +34,7 @@ def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("gnerate", "unknown command 'gnerate'"),
         ("data reprot", "unknown command 'data reprot'; choose from data report, data overlap"),
         ("generate --chekpoint x", "chekpoint"),
-        ("reproduce --prompts 1", "required: run_dir, stages"),
+        ("reproduce --run_dir x", "required: stages, protocol.name"),
         ("evaluate --images x", "required: reference, protocol.name"),
         ("convert --encodr x", "encodr"),
         ("fit --config nowhere.yaml", "cannot read the config nowhere.yaml"),

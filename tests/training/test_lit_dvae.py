@@ -12,7 +12,7 @@ def test_schedules_span_max_steps_of_each_fit() -> None:
     module = LitDVAE(
         DVAEConfig(image_size=16, codebook_size=4, n_group=2, n_block=1, n_hid=4, n_init=4),
         learning_rate=CosineAnneal(start=1e-3, end=1e-5),
-        temperature=CosineAnneal(start=1.0, end=0.25, share=0.5),
+        temperature=CosineAnneal(start=1.0, end=0.25, fraction=0.5),
         kl_weight=CosineAnneal(start=0.0, end=2.0, num_steps=8),
     )
     for steps in (100, 40):

@@ -76,7 +76,7 @@ def test_halve_on_plateau_resumes_its_state(tiny_run: dict[str, Path], tmp_path:
     main([*fit, "--ckpt_path", str(last)])
     resumed = load(last)
     assert resumed["plateau"] == unbroken["plateau"]
-    assert resumed["plateau"]["halved"] == 3
+    assert resumed["plateau"]["num_reductions"] == 3
     assert resumed["lr_schedulers"] == unbroken["lr_schedulers"]
     assert resumed["lr_schedulers"][0]["_last_lr"][1] == pytest.approx(
         1e-9 / 4
@@ -202,7 +202,9 @@ def recipe(tiny_run: dict[str, Path], folder: Path) -> list[str]:
         "clip": ["--config", str(tiny_run["clip"]), "--trainer.max_steps", "60",
                  "--model.reconstruction_augment.dvae_checkpoint", "{run_dir}/dvae/checkpoints/last.ckpt"],
     }  # fmt: skip
-    settings = {"run_dir": str(folder / "run"), "stages": stages, "prompts": 8}
+    settings = {"run_dir": str(folder / "run"), "stages": stages}
+    settings["protocol"] = yaml.safe_load(Path("configs/protocols/openmoji.yaml").read_text())
+    settings["protocol"]["generation"]["captions"]["count"] = 8
     settings["reranking"] = {"prompts": 4, "candidates": [1, 3]}
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -239,11 +241,11 @@ def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stage
     assert not (run / "report.json").exists()
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "dvae: finished already" in done.stdout
-    assert "dalle: finished already" in done.stdout
+    assert "dvae: already finished" in done.stdout
+    assert "dalle: already finished" in done.stdout
     assert (run / "dvae/checkpoints/last.ckpt").stat().st_mtime_ns == dvae
     assert load(run / "dalle/checkpoints/last.ckpt")["global_step"] == 60
-    assert "clip: finished already" in done.stdout
+    assert "clip: already finished" in done.stdout
     finished = {stage: json.loads((run / stage / "finished.json").read_text()) for stage in ("dvae", "dalle", "clip")}
     assert all(record["resumed"] for record in finished.values())
     assert finished["dalle"]["after"] == finished["clip"]["after"] == finished["dvae"]["checkpoint"]
@@ -265,14 +267,14 @@ def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stage
     }  # fmt: skip
     assert report["clip"]["image_to_text_r1"]["of"] == 200
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "report: finished already" in again.stdout
+    assert "report: already finished" in again.stdout
 
     recipe_file = tmp_path / "recipe.yaml"
     recipe_file.write_text(recipe_file.read_text().replace("'60'", "'61'", 1))
     changed = subprocess.run(command, capture_output=True, text=True)
     assert changed.returncode == 2
-    assert "the stage dvae in" in changed.stderr
-    assert "begun with other settings than the recipe has now (fit)" in changed.stderr
+    assert f"cannot resume the stage dvae in {run}: it was started with other settings" in changed.stderr
+    assert "than the recipe has now (fit); choose another --run_dir, or delete" in changed.stderr
 
     # The settings of a stage include the hash of its dVAE; its finished.json includes the hash of its checkpoint.
     settings = json.loads((run / "dalle/finished.json").read_text())
@@ -280,12 +282,12 @@ def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stage
         run_stage("dalle", settings["fit"], run, "another dVAE")
     (run / "dalle/started.json").rename(run / "dalle/elsewhere.json")
     (run / "dalle/finished.json").rename(run / "dalle/elsewhere_too.json")
-    with pytest.raises(UserError, match="made by something else than this recipe"):
+    with pytest.raises(UserError, match=r"last\.ckpt was not made by this recipe; choose another --run_dir"):
         run_stage("dalle", settings["fit"], run, settings["after"])
     (run / "dalle/elsewhere.json").rename(run / "dalle/started.json")
     (run / "dalle/elsewhere_too.json").rename(run / "dalle/finished.json")
     (run / "dalle/checkpoints/last.ckpt").write_bytes(b"overwritten")
-    with pytest.raises(UserError, match="tells of another checkpoint"):
+    with pytest.raises(UserError, match=r"last\.ckpt is missing or is not the checkpoint that .* records; delete"):
         run_stage("dalle", settings["fit"], run, settings["after"])
 
 
