@@ -66,11 +66,7 @@ def report(
 
 
 def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageDataModule":
-    """Build the datamodule of a fit's config, without the model and the Trainer.
-
-    Raises:
-        UserError: if the config cannot be read, or has an unknown key or a wrong value under `data`.
-    """
+    """Build the datamodule of a fit's config, without the model and the Trainer."""
     settings = read_yaml(config)
     settings = settings.get("data", settings)
 

@@ -169,12 +169,11 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         """Return the loader of the training split, or one loader per split of `set_predict_indices`."""
         if self._predict_indices is None:
             return self._loader("train")
-        return [
-            self._loader_of(
-                self.dataset(split, augmentation=self.augmentation if split == "train" else None), FixedSampler(indices)
-            )
-            for split, indices in self._predict_indices().items()
-        ]
+        loaders = []
+        for split, indices in self._predict_indices().items():
+            dataset = self.dataset(split, augmentation=self.augmentation if split == "train" else None)
+            loaders.append(self._loader_of(dataset, FixedSampler(indices)))
+        return loaders
 
     def on_after_batch_transfer(self, batch: Batch | EncodedBatch, dataloader_idx: int) -> Batch | EncodedBatch:
         """Convert images to float in [0, 1], on their device."""
@@ -186,11 +185,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def split(self, name: str) -> Dataset | IterableDataset:
-        """Return the records of a split.
-
-        Raises:
-            UserError: if the source has no such split.
-        """
+        """Return the records of a split; raise a UserError if the source has no such split."""
         assert self.splits is not None, "setup() comes first"
         if name not in self.splits:
             raise UserError(f"this run needs the split {name}, but data.source has only {', '.join(self.splits)}")
@@ -204,7 +199,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
 
     def _load(self) -> DatasetDict | IterableDatasetDict:
         if isinstance(self.source, EncodedImages):
-            self.source.check_made_with(self.augmentation, self.filters, self.seed)
+            self.source.check_settings(self.augmentation, self.filters, self.seed)
         found = self.source.load(self.image_size)
         if isinstance(found, IterableDatasetDict):
             self.pipeline.require_caption_counts()
@@ -231,20 +226,14 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         rows = self.split(split)
         bpe_dropout, augmentation = (self.bpe_dropout, self.augmentation) if is_training else (0.0, None)
         rank, world_size = self._rank_and_world_size()
+        options: dict[str, Any] = {"num_replicas": world_size, "rank": rank, "seed": self.seed}
         if isinstance(rows, IterableDataset):
-            stream = StreamedDataset(
-                *self._parts(split),
-                self._transform(bpe_dropout, augmentation),
-                self.pipeline,
-                self._epoch_length_of_rank(world_size) if is_training else None,
-                rank=rank,
-                world_size=world_size,
-                seed=self.seed,
-                buffer_size=self.shuffle_buffer,
-            )
+            transform = self._transform(bpe_dropout, augmentation)
+            length = self._epoch_length_of_rank(world_size) if is_training else None
+            parts, weights = self._parts(split)
+            stream = StreamedDataset(parts, weights, transform, self.pipeline, length, self.shuffle_buffer, **options)
             return self._loader_of(stream, None, drop_last=is_training)
         dataset = self.dataset(split, bpe_dropout, augmentation)
-        options: dict[str, Any] = {"num_replicas": world_size, "rank": rank, "seed": self.seed}
         sampler: ResumableSampler
         if not is_training:
             sampler = EvalSampler(dataset, shuffle=False, **options)
@@ -279,10 +268,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _epoch_length_of_rank(self, world_size: int) -> int:
-        """Return the number of streamed examples of an epoch on one rank.
-
-        Every worker yields the same number of batches, so that each epoch begins with the same worker.
-        """
+        # Every worker yields the same number of batches, so that each epoch begins with the same worker.
         num_workers = max(self.num_workers, 1)
         batches_per_worker = self.epoch_length // (self.batch_size * world_size * num_workers)
         if not batches_per_worker:
@@ -295,7 +281,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
     def _parts(self, split: str) -> tuple[list[IterableDataset], list[float]]:
         """Return a streamed split of every source, and the weights of the sources."""
         if isinstance(self.source, Mixture):
-            return self.source.parts(split, self.image_size), self.source.weights
+            return self.source.streams(split, self.image_size), self.source.weights
         return [self.split(split)], [1.0]
 
     def state_dict(self) -> dict[str, Any]:

@@ -47,21 +47,13 @@ class Excluded:
         try:
             with self.file.open(newline="") as opened:
                 ids = dict.fromkeys(line["id"] for line in csv.DictReader(opened, dialect="excel-tab"))
-        except OSError as error:
-            raise UserError(f"cannot read the exclusion list {self.file}: {error}") from error
-        except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(
-                f"the exclusion list {self.file} must be tab-separated text with a column id, but reading it gave "
-                f"{error!r}"
+                f"cannot read the exclusion list {self.file} ({error!r}); it must be tab-separated with a column id"
             ) from error
         object.__setattr__(self, "ids", ids)
 
     def rejects_record(self, record: Mapping[str, Any]) -> bool:
-        """Return whether the record's id is on the list.
-
-        Raises:
-            UserError: if the record has no id.
-        """
         if "id" not in record:
             raise UserError(
                 f"the exclusion list {self.file} needs records with an id, but this source has only the columns "

@@ -36,20 +36,17 @@ class NotEnglish:
         words = _WORD.findall(caption.lower())
         if not words or (len(words) < self.min_words and all(map(str.isascii, words))):
             return False
-        return english_probability(words) < self.min_probability and known_fraction(words) < self.min_known
+        if english_probability(words) >= self.min_probability:
+            return False
+        from simplemma import is_known
+
+        return sum(is_known(word, lang="en") for word in words) / len(words) < self.min_known
 
 
 def english_probability(words: Sequence[str]) -> float:
     """Return the identifier's probability that lower-case words are English."""
     found = _identifier().detect(" ".join(words), model="lite", k=176)
     return next((float(language["score"]) for language in found if language["lang"] == "en"), 0.0)
-
-
-def known_fraction(words: Sequence[str]) -> float:
-    """Return the fraction of lower-case words that are in the English dictionary."""
-    from simplemma import is_known
-
-    return sum(is_known(word, lang="en") for word in words) / len(words)
 
 
 @cache

@@ -29,7 +29,6 @@ CACHE_VERSION = 2
 """Part of the cache key of decisions. Increase it when the same filters decide differently."""
 
 DECISION = Features(captions=List(Value("string")), reason=Value("string"))
-
 MIN_ROWS_FOR_WORKERS = 10_000
 """Fewest rows for which starting worker processes saves time."""
 
@@ -69,9 +68,7 @@ class FilterPipeline:
     def check(self, record: Record, decode: bool = False) -> Record | Rejection:
         """Return the record with the captions that pass, or its rejection.
 
-        Args:
-            record: record to check. Image filters read the header of its image only.
-            decode: whether to decode the image too, and reject it if that fails.
+        Image filters read the header of the image only; `decode` also rejects images that cannot be decoded.
         """
         captions = caption_list(record["captions"])
         if not captions:
@@ -99,11 +96,7 @@ class FilterPipeline:
         """Filter the rows of a split; every image is decoded once, so that training finds all of them readable.
 
         Decisions are cached by the rows, the filters, and size and time of image files. Images that the network failed
-        to deliver are requested again in every call.
-
-        Args:
-            rows: rows with the columns image (undecoded) and captions.
-            num_workers: number of processes for a large split.
+        to deliver are requested again in every call. Large splits use `num_workers` processes.
         """
         pipeline = self._resolved(rows)
         decisions = rows.map(
@@ -142,17 +135,15 @@ class FilterPipeline:
 
         The cache key then contains the counts; a file name would not change with its content.
         """
-        counted: Counter[str] | None = None
-        filters: list[Filter] = []
-        for found in self.filters:
+
+        def resolved(found: Filter) -> Filter:
             if not isinstance(found, DuplicateCaptions):
-                filters.append(found)
-            elif found.file is not None:
-                filters.append(found.caption_counts)
-            else:
-                counted = count_captions(map(caption_list, rows["captions"])) if counted is None else counted
-                filters.append(CaptionCounts.above(found.max_count, counted))
-        return FilterPipeline(filters)
+                return found
+            if found.file is not None:
+                return found.caption_counts
+            return CaptionCounts.above(found.max_count, count_captions(map(caption_list, rows["captions"])))
+
+        return FilterPipeline([resolved(found) for found in self.filters])
 
 
 def record_name(record: Record, index: int) -> str:

@@ -128,7 +128,7 @@ def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class AspectRatio:
-    """Filter of wide or tall images (paper, appendix C: width / height outside [1/2, 2])."""
+    """Filter of wide and tall images (paper, appendix C: width / height outside [1/2, 2])."""
 
     reason: ClassVar[str] = "aspect ratio"
 
@@ -171,11 +171,7 @@ class DuplicateCaptions:
 
     @cached_property
     def caption_counts(self) -> "CaptionCounts":
-        """Caption counts of `file`.
-
-        Raises:
-            UserError: if there is no file, it cannot be read, or it omits captions that this filter would reject.
-        """
+        """Caption counts of `file`; a UserError if they cannot be read or omit captions that this filter rejects."""
         if self.file is None:
             raise UserError(
                 "the filter DuplicateCaptions cannot count streamed data: run `data report --caption_counts FILE` and "

@@ -41,17 +41,13 @@ class Batch(NamedTuple):
 
 
 class EncodedBatch(NamedTuple):
-    """Batch of codes and captions: the input of the transformer when the images were encoded before training."""
+    """Batch with codes in place of images: the input of the transformer when images were encoded before training."""
 
     codes: Int[Tensor, "b g g"]
     text_tokens: Int[Tensor, "b t"]
-    """Padded token ids of the captions."""
     is_truncated: Bool[Tensor, " b"]
-    """Whether each caption was longer than text_len."""
     captions: list[str]
-    """Captions as text."""
     ids: list[str]
-    """Ids of the records."""
 
 
 class Example(NamedTuple):
@@ -72,7 +68,7 @@ EncodedExample = tuple[Tensor, list[int], bool, str, str]
 
 @dataclass(frozen=True)
 class ExampleTransform:
-    """Transform from records to examples. The sample index seeds all its randomness."""
+    """Transform from records to examples, with all randomness seeded by the sample index."""
 
     image_size: int
     tokenizer: CaptionTokenizer
@@ -81,11 +77,7 @@ class ExampleTransform:
     seed: int
 
     def __call__(self, record: Mapping[str, Any], index: SampleIndex) -> Example:
-        """Return the example of a record whose image is undecoded.
-
-        Raises:
-            UnreadableImage: if the image cannot be decoded.
-        """
+        """Return the example of a record; raise an UnreadableImage if its image cannot be decoded."""
         image = decode_image(record["image"])
         if self.augmentation is not None:
             image = self.augmentation(image, self.image_size, index.image_rng(self.seed))
@@ -168,19 +160,8 @@ class EncodedDataset(torch.utils.data.Dataset[EncodedExample]):
 class StreamedDataset(torch.utils.data.IterableDataset[Example]):
     """Streamed records as examples; rejected records are skipped and counted in the next example.
 
-    With `length` set, an iteration continues where the previous one stopped, also after a resume. Without it, an
-    iteration reads every record once, in the stored order.
-
-    Args:
-        parts: streamed split of each source.
-        weights: weight of each source.
-        transform: transform from records to examples.
-        filters: filters of the records.
-        length: number of examples of one iteration over all workers of this rank, a multiple of their number.
-        rank: rank of this process.
-        world_size: number of processes.
-        seed: seed of the order of the records.
-        buffer_size: number of records in the shuffle buffer of each worker.
+    An iteration has `length` examples over all workers of this rank, a multiple of their number. It continues where the
+    previous one stopped, also after a resume. If `length` is None, it has every record once, in the stored order.
     """
 
     collate = staticmethod(collate)
@@ -192,14 +173,13 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
         transform: ExampleTransform,
         filters: FilterPipeline,
         length: int | None,
-        *,
-        rank: int,
-        world_size: int,
-        seed: int,
         buffer_size: int,
+        rank: int,
+        num_replicas: int,
+        seed: int,
     ) -> None:
         self.parts, self.weights, self.transform, self.filters, self.length = parts, weights, transform, filters, length
-        self.rank, self.world_size, self.seed, self.buffer_size = rank, world_size, seed, buffer_size
+        self.buffer_size, self.rank, self.num_replicas, self.seed = buffer_size, rank, num_replicas, seed
         self.state: dict[str, Any] = {}
         self.was_resumed = False
 
@@ -211,7 +191,7 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
     def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
         num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        reader, num_readers = self.rank * num_workers + worker_id, self.world_size * num_workers
+        reader, num_readers = self.rank * num_workers + worker_id, self.num_replicas * num_workers
         if self.length is None:
             yield from self._one_pass([ShardReader(part, reader, num_readers, None, 1) for part in self.parts])
             return

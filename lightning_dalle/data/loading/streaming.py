@@ -38,14 +38,6 @@ class StreamPosition(NamedTuple):
     """Number of the buffer's records already yielded."""
 
 
-class ShardSlice(NamedTuple):
-    """Part of a shard that one reader reads: every `step`-th record from `first` on."""
-
-    shard: int
-    first: int
-    step: int
-
-
 class ShardReader:
     """One of several readers that share a streamed split: in every pass each record goes to exactly one reader.
 
@@ -115,9 +107,10 @@ class ShardReader:
                 if number % step == first:
                     yield index, number, row if row.get("id") else {**row, "id": f"{shard}-{number}"}
 
-    def _slices(self, epoch: int) -> list[ShardSlice]:
+    def _slices(self, epoch: int) -> list[tuple[int, int, int]]:
+        """Return this reader's (shard, first record, step) in a pass."""
         step = math.ceil(self.num_readers / self.rows.num_shards)
-        slices = [ShardSlice(shard, first, step) for first in range(step) for shard in range(self.rows.num_shards)]
+        slices = [(shard, first, step) for first in range(step) for shard in range(self.rows.num_shards)]
         if self.seed is not None:
             random.Random(f"{self.seed} {epoch}").shuffle(slices)
         return slices[self.index :: self.num_readers]
@@ -180,11 +173,7 @@ class StatefulStreamLoader(StatefulDataLoader[Any]):
         return {"ranks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of this rank; it takes effect with the next iteration.
-
-        Raises:
-            UserError: if the number of ranks differs.
-        """
+        """Restore the state of this rank; raise a UserError if the number of ranks differs."""
         states = state_dict["ranks"]
         is_initialized = distributed.is_initialized()
         rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_initialized else (0, 1)

@@ -36,15 +36,7 @@ def read_tokenizer(path: Path, vocab_size: int, text_len: int) -> CaptionTokeniz
 def streamed_captions(
     parts: Sequence[IterableDataset], weights: Sequence[float], filters: FilterPipeline, seed: int, buffer_size: int
 ) -> Iterator[str]:
-    """Yield captions that pass the filters, from each source in the order of its first pass.
-
-    Args:
-        parts: streamed split of each source.
-        weights: weight of each source, to which its number of captions is proportional.
-        filters: filters of the records.
-        seed: seed of the order of the records.
-        buffer_size: number of records in the shuffle buffer.
-    """
+    """Yield the first captions of each source that pass the filters, as many as its weight asks for."""
     for part, weight in zip(parts, weights, strict=True):
         records = map(filters.check, ShardReader(part, 0, 1, seed, buffer_size).one_pass())
         kept = (record for record in records if not isinstance(record, Rejection))
