@@ -54,8 +54,8 @@ def dvae_loss(
 
     Args:
         images: images in [0, 1].
-        logits: codebook logits of the encoder.
-        pixels: reconstruction of the images.
+        logits: codebook logits.
+        pixels: reconstruction.
         kl_weight: weight of the KL divergence, beta in the paper.
         codebook_entropy_weight: weight of `codebook_entropy`; 0 in the paper.
         mse_weight: weight of the squared error of the reconstruction in [0, 1]; 0 in the paper. The logit-Laplace

@@ -86,3 +86,11 @@ def test_state_is_restored() -> None:
     for each in (rate, other):
         each.step(3.0)
     assert rate(0) == other(0) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"), [("warmup_steps", -1, 0), ("max_reductions", -1, 0), ("patience", 0, 1)]
+)
+def test_a_value_below_its_minimum_is_refused(name: str, value: int, least: int) -> None:
+    with pytest.raises(UserError, match=f"{name} is {value}, but must be at least {least}"):
+        HalveOnPlateau(peak=1.0, **{name: value})

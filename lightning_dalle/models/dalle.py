@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_dalle.models.attention.patterns import Pattern, layer_kinds
 from lightning_dalle.models.kv_cache import KVCaches
-from lightning_dalle.models.transformer import NormalInit, Transformer, TransformerConfig, normal_init
+from lightning_dalle.models.transformer import NormalInit, Transformer, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,13 @@ class DALLE(nn.Module):
         self.image_head = nn.Linear(d, config.codebook_size)
         self.reset_parameters()
 
-    def reset_parameters(self, init: NormalInit = normal_init) -> None:
+    def reset_parameters(self, init: NormalInit = nn.init.normal_) -> None:
         """Initialize all weights; the model has no buffers."""
         self.transformer.reset_parameters(init)
-        init(self.start, 0.02)
+        init(self.start, std=0.02)
         for module in self.children():
             if isinstance(module, nn.Embedding | nn.Linear):
-                init(module.weight, 0.02)
+                init(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 

@@ -51,82 +51,53 @@ class CacheLayout:
         self.bias = self.mask_bias.index_select(0, position)  # (1, t + w)
 
 
-class KVBuffer:
-    """Keys or values of one layer: the slots of the text, then those of the image.
-
-    Args:
-        layout: slots of the layer.
-        prefilled: keys or values of the positions read so far, at least of the whole text.
-    """
-
-    def __init__(self, layout: CacheLayout, prefilled: Float[Tensor, "b h s d"]) -> None:
-        self.layout = layout
-        text_len = layout.pattern.text_len
-        text, image = prefilled[:, :, :text_len], prefilled[:, :, text_len:]
-        self.data = torch.cat([text, text.new_zeros(*text.shape[:2], layout.cache_len, text.shape[3])], dim=2)
-        self._prefill_image(image)
-
-    def _prefill_image(self, image: Float[Tensor, "b h n d"]) -> None:
-        last = image[:, :, -self.layout.cache_len :]
-        n = image.shape[2]
-        self.data[:, :, self.layout.slots[n - last.shape[2] : n, 0]] = last
-
-    def add(self, new: Float[Tensor, "b h 1 d"]) -> Float[Tensor, "b h s d"]:
-        """Store the keys or values of the current position; return all slots."""
-        return self.data.index_copy_(2, self.layout.slot, new)
-
-    def reorder(self, index: Int[Tensor, " m"]) -> None:
-        """Replace the batch by the sequences of these indices."""
-        self.data = self.data[index]
-
-
-class ColumnKVBuffer(KVBuffer):
-    """Buffer of the whole image, since every column is read again; each step copies the current column to the slots."""
-
-    def _prefill_image(self, image: Float[Tensor, "b h n d"]) -> None:
-        b, h, n, d = image.shape
-        self.image = image.new_zeros(b, h, self.layout.pattern.image_len, d)
-        self.image[:, :, :n] = image
-
-    def add(self, new: Float[Tensor, "b h 1 d"]) -> Float[Tensor, "b h s d"]:
-        self.image.index_copy_(2, self.layout.position, new)
-        self.data[:, :, self.layout.pattern.text_len :] = self.image.index_select(2, self.layout.held_positions)
-        return self.data
-
-    def reorder(self, index: Int[Tensor, " m"]) -> None:
-        super().reorder(index)
-        self.image = self.image[index]
-
-
 class KVCache:
-    """Key/value cache of one attention layer.
+    """Key/value cache of one attention layer: the slots of the text, then those of the image.
+
+    A column-major layer stores the whole image, since every column is read again, and copies the current column to its
+    slots at each step.
 
     Args:
         layout: slots of the layer.
     """
 
     def __init__(self, layout: CacheLayout) -> None:
-        self.layout = layout
-        self.is_filled = False
+        self.layout, self.is_filled = layout, False
 
     def prefill(self, k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"]) -> None:
-        """Store the keys and values of the first s positions."""
-        dtype = self.layout.mask_bias.dtype
-        buffer = ColumnKVBuffer if self.layout.pattern.image.column_major else KVBuffer
-        self.keys, self.values = buffer(self.layout, k.to(dtype)), buffer(self.layout, v.to(dtype))
+        """Store the keys and values of the first s positions, at least those of the text."""
+        layout = self.layout
+        text, image = self._stack(k, v).tensor_split([layout.pattern.text_len], dim=3)
+        _, b, h, n, d = image.shape
+        self.slots = torch.cat([text, text.new_zeros(2, b, h, layout.cache_len, d)], dim=3)
+        if layout.pattern.image.column_major:
+            self.image = image.new_zeros(2, b, h, layout.pattern.image_len, d)
+            self.image[:, :, :, :n] = image
+        else:
+            first = max(n - layout.cache_len, 0)
+            self.slots[:, :, :, layout.slots[first:n, 0]] = image[:, :, :, first:]
         self.is_filled = True
 
     def update(
         self, k: Float[Tensor, "b h 1 d"], v: Float[Tensor, "b h 1 d"]
     ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "1 s"]]:
         """Store one more position; return the cached keys and values, and their additive mask."""
-        dtype = self.layout.mask_bias.dtype
-        return self.keys.add(k.to(dtype)), self.values.add(v.to(dtype)), self.layout.bias
+        layout = self.layout
+        if layout.pattern.image.column_major:
+            self.image.index_copy_(3, layout.position, self._stack(k, v))
+            self.slots[:, :, :, layout.pattern.text_len :] = self.image.index_select(3, layout.held_positions)
+        else:
+            self.slots.index_copy_(3, layout.slot, self._stack(k, v))
+        return self.slots[0], self.slots[1], layout.bias
 
     def reorder(self, index: Int[Tensor, " m"]) -> None:
         """Replace the batch by the sequences of these indices."""
-        self.keys.reorder(index)
-        self.values.reorder(index)
+        self.slots = self.slots.index_select(1, index)
+        if self.layout.pattern.image.column_major:
+            self.image = self.image.index_select(1, index)
+
+    def _stack(self, k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]) -> Float[Tensor, "2 b h n d"]:
+        return torch.stack([k, v]).to(self.layout.mask_bias.dtype)
 
 
 class KVCaches:

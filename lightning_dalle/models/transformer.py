@@ -98,13 +98,8 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_2(x))
 
 
-NormalInit = Callable[[Tensor, float], object]
-"""Function that fills a parameter from a normal distribution with mean 0 and the given standard deviation."""
-
-
-def normal_init(parameter: Tensor, std: float) -> None:
-    """Fill a parameter in one call of torch's default generator."""
-    nn.init.normal_(parameter, std=std)
+NormalInit = Callable[..., object]
+"""Function of a parameter and `std` that fills it from a normal distribution with mean 0."""
 
 
 class Transformer(nn.Module):
@@ -116,7 +111,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, pattern) for pattern in patterns)
         self.norm = nn.LayerNorm(config.n_embd)
 
-    def reset_parameters(self, init: NormalInit = normal_init) -> None:
+    def reset_parameters(self, init: NormalInit = nn.init.normal_) -> None:
         """Initialize matrices from normal distributions, gains to 1 and biases to 0."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -124,9 +119,9 @@ class Transformer(nn.Module):
             elif parameter.ndim == 1:
                 nn.init.ones_(parameter)
             elif name.endswith("project.weight"):  # residual projections scaled by their number (Child et al. 2019)
-                init(parameter, 0.02 / (2 * len(self.blocks)) ** 0.5)
+                init(parameter, std=0.02 / (2 * len(self.blocks)) ** 0.5)
             else:
-                init(parameter, 0.02)
+                init(parameter, std=0.02)
 
     def forward(self, x: Float[Tensor, "b n d"], caches: KVCaches | None = None) -> Float[Tensor, "b n d"]:
         """Return hidden states of a whole sequence or, with caches, of the n positions that follow the cached ones."""

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from lightning_dalle.errors import UserError
 from lightning_dalle.models.attention.patterns import Kind, Pattern, layer_kinds
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.transformer import SelfAttention, TransformerConfig
@@ -71,3 +72,10 @@ def test_the_papers_transformer_has_12_billion_parameters() -> None:
     with torch.device("meta"):
         count = sum(p.numel() for p in DALLE(config).transformer.blocks.parameters() if p.ndim > 1)
     assert count == 12 * 3968**2 * 64
+
+
+def test_an_invalid_transformer_shape_is_refused() -> None:
+    with pytest.raises(UserError, match=r"n_embd \(10\) must be a multiple of n_head \(3\)"):
+        TransformerConfig(n_embd=10, n_head=3)
+    with pytest.raises(UserError, match=r"conv_kernel \(4\) must be odd"):
+        TransformerConfig(conv_kernel=4)
