@@ -45,11 +45,12 @@ from benchmarks.peer_training import (
 from benchmarks.recording import RESULTS, record
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.sources.openmoji import OpenMoji
-from lightning_dalle.evaluation.openmoji import Emoji, measure_dalle, measure_dvae
+from lightning_dalle.evaluation.openmoji import Emoji, measure_dvae
+from lightning_dalle.evaluation.protocol import Captions
 from lightning_dalle.files import write_json
 from lightning_dalle.hardware import describe_hardware, has_native_bf16
-from lightning_dalle.images import captioned_grid, save, texts_of, to_pil
-from lightning_dalle.inference.config import SamplingOptions
+from lightning_dalle.images import captioned_grid, save_png, read_png_texts, to_pil
+from lightning_dalle.inference.config import SamplingConfig
 from lightning_dalle.inference.pipeline import Request, TextToImage
 
 MINUTES = {"dvae": 5.0, "dalle": 9.0}
@@ -68,7 +69,7 @@ class Data:
         module.setup("fit")
         self.tokenizer = module.tokenizer
         self.emoji = Emoji(module.image_size)
-        train_split = self.emoji.of("train")
+        train_split = self.emoji.indices("train")
         self.images: Float[Tensor, "n 3 h w"] = self.emoji.images[train_split]
         self.text = self.peers_text([self.emoji.captions[i] for i in train_split])
 
@@ -88,10 +89,10 @@ class PeersPictures(TextToImage):
     def __init__(self, dalle: Any, data: Data) -> None:
         self.peer, self.data = dalle, data
 
-    def draw(self, requests: list[Request], options: SamplingOptions, **kwargs: Any) -> Iterator[Tensor]:  # type: ignore[override]
+    def sample_images(self, requests: list[Request], sampling: SamplingConfig, **kwargs: Any) -> Iterator[Tensor]:  # type: ignore[override]
         torch.manual_seed(requests[0].seed)
         for text in self.data.peers_text([request.prompt for request in requests]).split(50):
-            yield from peer.to_unit(peer.cached_images(self.peer, text, options.temperature))
+            yield from peer.to_unit(peer.cached_images(self.peer, text, sampling.temperature))
 
 
 def rates(folder: Path, data: Data, steps: int = CALIBRATION_STEPS) -> dict[str, float]:
@@ -151,16 +152,19 @@ def peers_figures(vae: Any, dalle: Any, data: Data, of_run: Path, prompts: int) 
     pictures = PeersPictures(quick.eval(), data)
     by_temperature: dict[str, dict[str, Any]] = {}
     samples: dict[str, list[Image.Image]] = {}
+    prompted = data.emoji.choose("compositions", Captions(one_per_image=True, count=prompts))
+    requests = [Request(data.emoji.captions[i], seed) for seed, i in enumerate(prompted)]
     for temperature in TEMPERATURES:
         name = str(temperature)
-        by_temperature[name], asked, samples[name] = measure_dalle(
-            pictures, data.emoji, prompts, SamplingOptions(temperature=temperature)
-        )
+        images = torch.stack(list(pictures.sample_images(requests, SamplingConfig(temperature=temperature)))).cpu()
+        protocol = {"prompts": prompts, "samples_per_caption": 1, "temperature": temperature}
+        by_temperature[name] = {"protocol": protocol, **data.emoji.accuracy(images, prompted)}
+        samples[name] = [to_pil(image) for image in images]
     best = max(by_temperature, key=lambda name: by_temperature[name]["right_emoji"]["hits"])
     (of_run / "samples").mkdir(parents=True, exist_ok=True)
-    for number, (i, sample) in enumerate(zip(asked, samples[best], strict=True)):
+    for number, (i, sample) in enumerate(zip(prompted, samples[best], strict=True)):
         caption = {"caption": data.emoji.captions[i]}
-        save(sample, of_run / "samples" / f"{number:06d}.png", OpenMoji.attribution, caption)
+        save_png(sample, of_run / "samples" / f"{number:06d}.png", OpenMoji.attribution, caption)
     return {
         "reconstruction": measure_dvae(peer.PeersDVAE(vae), data.emoji),
         "composition": by_temperature[best],
@@ -193,8 +197,8 @@ def chart(figures: dict[str, dict[str, Any]]) -> Figure:
         values = [of_one["composition"][measure] for measure in SHARES]
         middle = [100 * value["value"] for value in values]
         around = [
-            [m - 100 * value["interval_95"][0] for m, value in zip(middle, values, strict=True)],
-            [100 * value["interval_95"][1] - m for m, value in zip(middle, values, strict=True)],
+            [m - 100 * value["ci95"][0] for m, value in zip(middle, values, strict=True)],
+            [100 * value["ci95"][1] - m for m, value in zip(middle, values, strict=True)],
         ]
         at = [group + (place - (len(figures) - 1) / 2) * width for group in range(len(SHARES))]
         bars = shares_axis.bar(at, middle, width, yerr=around, capsize=3, label=name)
@@ -213,7 +217,7 @@ def chart(figures: dict[str, dict[str, Any]]) -> Figure:
 def side_by_side(folders: list[Path], emoji: Emoji, count: int = 24) -> Image.Image:
     """Samples of the same captions, each system's from left to right, and on the right the real emoji."""
     files = [file.name for file in sorted(folders[0].glob("*.png"))[:count]]
-    captions = [texts_of(folders[0] / file)["caption"] for file in files]
+    captions = [read_png_texts(folders[0] / file)["caption"] for file in files]
     rows = [
         [*(Image.open(folder / file) for folder in folders), to_pil(emoji.images[emoji.captions.index(caption)])]
         for file, caption in zip(files, captions, strict=True)
@@ -235,7 +239,7 @@ def main(run_dir: Path, factors: list[float], folder: Path = FOLDER, results: Pa
     record("quality", result, results)
     chart(figures).savefig(results / "quality.png", dpi=150)
     folders = [run_dir / "samples", *(folder / f"{factor:g}x" / "samples" for factor in factors)]
-    save(side_by_side(folders, data.emoji), results / "quality_samples.png", OpenMoji.attribution)
+    save_png(side_by_side(folders, data.emoji), results / "quality_samples.png", OpenMoji.attribution)
 
 
 if __name__ == "__main__":

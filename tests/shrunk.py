@@ -1,4 +1,4 @@
-"""Configs of the repo made small enough for a test, and a scorer that needs no weights."""
+"""Configs of the repo, shrunk for tests, and a scorer without weights."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import yaml
 
 
 class Redness:
-    """The redder, the better."""
+    """Scorer that prefers red images."""
 
     def score(self, images: torch.Tensor, caption: str) -> torch.Tensor:
         return images[:, 0].mean((1, 2))
@@ -22,14 +22,22 @@ SMALL = {
 
 
 def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any) -> Path:
-    """A config of the repo with other numbers and paths, and nothing else changed."""
+    """Write a config of the repo with smaller numbers and other paths, and return its file.
+
+    Args:
+        path: config of the repo.
+        folder: folder of the run and of the new config.
+        data: path of the data.
+        weights: Inception weights.
+        **protocol: keys of the evaluation's protocol to replace.
+    """
     config = yaml.safe_load(path.read_text())
     trainer, model = config["trainer"], config["model"]
     trainer |= {"accelerator": "cpu", "enable_progress_bar": False}
     trainer["logger"]["init_args"]["save_dir"] = str(folder)
     for callback in trainer["callbacks"]:
         arguments = callback.get("init_args", {})
-        if callback["class_path"].startswith("lightning_dalle.training.callbacks.evaluation."):
+        if callback["class_path"].endswith("Evaluation"):
             if isinstance(arguments["protocol"], str):
                 arguments["protocol"] = yaml.safe_load((path.parent / arguments["protocol"]).read_text())
             arguments["protocol"] |= protocol
@@ -44,7 +52,7 @@ def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any)
     if "max_steps" in trainer:
         trainer |= {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 1, "log_every_n_steps": 1}
         model["init_args"]["config"] = SMALL[model["class_path"].rsplit(".", 1)[-1]]
-        for reader in (model["init_args"], model["init_args"].get("stand_ins", {})):
+        for reader in (model["init_args"], model["init_args"].get("reconstruction_augment", {})):
             if "dvae_checkpoint" in reader:
                 reader["dvae_checkpoint"] = str(folder / "dvae" / "checkpoints" / "last.ckpt")
         for schedule in ("learning_rate", "temperature", "kl_weight"):
@@ -58,14 +66,14 @@ def shrunk(path: Path, folder: Path, data: Path, weights: Path, **protocol: Any)
 
 
 def add_scorer(config: Path, **arguments: Any) -> None:
-    """Gives the evaluation of a config a scorer that needs no weights, and other arguments."""
+    """Add a scorer without weights and other arguments to the evaluation of a config."""
     settings = yaml.safe_load(config.read_text())
     arguments["scorer"] = {"class_path": "shrunk.Redness"}
     settings["trainer"]["callbacks"][0]["init_args"] |= arguments
     config.write_text(yaml.safe_dump(settings))
 
 
-def pictures(data: Path, **splits: str) -> dict[str, Any]:
-    """A source in a config."""
-    kind = "lightning_dalle.data.sources.captioned.CaptionedPictures"
+def source_config(data: Path, **splits: str) -> dict[str, Any]:
+    """Return the config keys of a source."""
+    kind = "lightning_dalle.data.sources.captioned.CaptionedImages"
     return {"class_path": kind, "init_args": {"path": str(data), "splits": splits}}

@@ -1,7 +1,4 @@
-"""`reproduce`: a recipe's stages of training in order, then its report.
-
-Knows stages, their files, and what of a run is finished.
-"""
+"""`reproduce`: trains the stages of a recipe in order, then measures them and writes a report."""
 
 import itertools
 import json
@@ -11,89 +8,94 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation.protocol import Protocol, RerankingProtocol
 from lightning_dalle.files import sha256, write_json
-from lightning_dalle.inference.config import Reranking, SamplingOptions
 from lightning_dalle.provenance import commit
+from lightning_dalle.results_table import FORMAT
 
 
 def reproduce(
     run_dir: Path,
     stages: dict[str, list[str]],
-    prompts: int = 200,
-    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
-    reranking: Reranking | None = None,
+    protocol: Protocol,
+    reranking: RerankingProtocol | None = None,
 ) -> None:
-    """Run a recipe's stages on OpenMoji through `fit`, then measure; goes on where an earlier run was interrupted.
+    """Train the stages of a recipe on OpenMoji with `fit`, then measure them; a run that was interrupted resumes.
 
     Args:
-        run_dir: folder of the whole run: a folder for each stage, samples.png and report.json.
-        stages: for dvae, dalle and, to rerank, clip, in this order, the arguments of `fit`; {run_dir} in them stands
-            for the folder.
-        prompts: held-out compositions that are drawn and measured, one sample each.
-        sampling: how the samples are drawn.
-        reranking: how the best of many candidates is measured; needs a stage clip.
+        run_dir: folder of the run: a folder for each stage, samples/, samples.png and report.json.
+        stages: arguments of `fit` for dvae, dalle and, for reranking, clip, in this order; {run_dir} in them is
+            replaced by the folder.
+        protocol: captions, sampling and measures of the report; a YAML file of configs/protocols or its keys.
+        reranking: settings of the report's reranking; requires a stage clip.
     """
     if list(stages) not in (["dvae", "dalle"], ["dvae", "dalle", "clip"]):
         raise UserError(
-            f"a recipe has the stages dvae, dalle and perhaps clip, but this one has {', '.join(stages) or 'none'}"
+            f"the recipe has the stages {', '.join(stages) or 'none'}, but must have dvae, dalle and optionally clip, "
+            "in this order"
         )
     if reranking is not None and "clip" not in stages:
-        raise UserError("candidates are to be reranked, but the recipe has no stage clip")
-    if prompts < 1:
-        raise UserError(f"prompts is {prompts}, but at least 1 composition must be drawn")
+        raise UserError("the recipe has `reranking`, but no stage clip: add the stage, or remove `reranking`")
+    generation = protocol.generation
+    if generation.split != "compositions" or generation.candidates != (1,) or generation.captions.csv is not None:
+        raise UserError(
+            f"the report's protocol {protocol.name} has split {generation.split}, candidates "
+            f"{list(generation.candidates)} and captions.csv {generation.captions.csv}, but must have compositions, "
+            "[1] and none"
+        )
     fits = {name: [word.replace("{run_dir}", str(run_dir)) for word in words] for name, words in stages.items()}
     for fit in fits.values():
-        _digests(fit)  # a config that is not there is told before the first stage is trained
+        _config_hashes(fit)  # reports a missing config before the first stage is trained
     finished: dict[str, Any] = {}
     for name, fit in fits.items():
-        after = None if name == "dvae" else finished["dvae"]["checkpoint"]
-        finished[name] = run_stage(name, fit, run_dir, after)
+        dvae_sha256 = None if name == "dvae" else finished["dvae"]["checkpoint"]
+        finished[name] = run_stage(name, fit, run_dir, dvae_sha256)
     report_file = run_dir / "report.json"
-    recipe = {
-        "stages": finished,
-        "prompts": prompts,
-        "sampling": asdict(sampling),
-        "reranking": None if reranking is None else json.loads(json.dumps(asdict(reranking))),
-    }
+    settings = {"protocol": asdict(protocol), "reranking": None if reranking is None else asdict(reranking)}
+    recipe = {"stages": finished, **json.loads(json.dumps(settings, default=str))}
     if report_file.exists() and json.loads(report_file.read_text())["recipe"] == recipe:
-        print(f"report: finished already, see {report_file}")
+        print(f"report: already finished, see {report_file}")
         return
+    result = _measure(run_dir, protocol, reranking, has_clip="clip" in stages)
+    write_json(report_file, {"format": FORMAT, "kind": "recipe", "recipe": recipe, **result})
+    print(json.dumps({name: result[name] for name in ("reconstruction", "composition", "clip")}, indent=2, default=str))
+    print(f"finished: look at {run_dir / 'samples.png'}, {report_file} and tensorboard --logdir {run_dir}")
 
+
+def _measure(run_dir: Path, protocol: Protocol, reranking: RerankingProtocol | None, has_clip: bool) -> dict[str, Any]:
+    """Return the figures of a trained recipe, and save its samples."""
     from lightning_dalle.checkpoints import load_dvae
     from lightning_dalle.evaluation import openmoji
     from lightning_dalle.hardware import describe_hardware, resolve_device
-    from lightning_dalle.images import save
+    from lightning_dalle.images import save_png
     from lightning_dalle.inference.pipeline import TextToImage
-    from lightning_dalle.inference.scorers import TrainedCLIP
+    from lightning_dalle.inference.scorers import CLIPScorer
     from lightning_dalle.progress import progress_bar
 
     begun = time.time()
-    checkpoints = {name: run_dir / name / "checkpoints" / "last.ckpt" for name in stages}
+    checkpoint = "{}/checkpoints/last.ckpt"
     device = resolve_device("auto")
-    dvae = load_dvae(checkpoints["dvae"]).to(device)
+    dvae = load_dvae(run_dir / checkpoint.format("dvae")).to(device)
     emoji = openmoji.Emoji(dvae.config.image_size)
     reconstruction = openmoji.measure_dvae(dvae, emoji)
-    with progress_bar("Drawing held-out compositions") as on_progress:
-        pipeline = TextToImage.from_pretrained(checkpoints["dalle"]).to(device)
-        composition, asked, samples = openmoji.measure_dalle(pipeline, emoji, prompts, sampling, on_progress)
-    save(openmoji.sheet(emoji, asked, samples), run_dir / "samples.png", pipeline.attribution)
-    (run_dir / "samples").mkdir(exist_ok=True)
-    for n, (i, sample) in enumerate(zip(asked, samples, strict=True)):
-        texts = {"caption": emoji.captions[i], "seed": str(n)}
-        save(sample, run_dir / "samples" / f"{n:06d}.png", pipeline.attribution, texts)
+    samples_dir = run_dir / "samples"
+    for stale in samples_dir.glob("*.png"):  # of an interrupted report, perhaps of other weights
+        stale.unlink()
+    pipeline = TextToImage.from_pretrained(run_dir / checkpoint.format("dalle")).to(device)
+    with progress_bar("Sampling held-out compositions") as on_progress:
+        composition, prompted, samples = openmoji.measure_dalle(pipeline, emoji, protocol, samples_dir, on_progress)
+    save_png(openmoji.image_grid(emoji, prompted, samples), run_dir / "samples.png", pipeline.attribution)
     clip = None
-    if "clip" in stages:
-        pipeline.scorer = TrainedCLIP(checkpoints["clip"]).to(device)
+    if has_clip:
+        pipeline.scorer = CLIPScorer.from_checkpoint(run_dir / checkpoint.format("clip")).to(device)
         clip = openmoji.measure_clip(pipeline.scorer.clip, emoji)
     if reranking is not None:
-        with progress_bar("Drawing candidates") as on_progress:
+        with progress_bar("Sampling candidates") as on_progress:
             composition["reranked"] = openmoji.measure_reranking(pipeline, emoji, reranking, on_progress)
     before_fidelity = time.time()
-    with progress_bar("Reading pictures for FID") as on_progress:
-        composition["fidelity"] = openmoji.measure_fidelity(samples, emoji, asked, on_progress)
-    result = {
-        "kind": "recipe",
-        "recipe": recipe,
+    with progress_bar("Reading images for FID") as on_progress:
+        composition["fidelity"] = openmoji.measure_fidelity(samples_dir, emoji, protocol, device, on_progress)
+    return {
         "reconstruction": reconstruction,
         "composition": composition,
         "clip": clip,
@@ -103,56 +105,49 @@ def reproduce(
         "seconds_of_fidelity": round(time.time() - before_fidelity, 1),
         "attribution": pipeline.attribution,
     }
-    write_json(report_file, result)
-    print(json.dumps({"reconstruction": reconstruction, "composition": composition, "clip": clip}, indent=2))
-    print(f"finished: look at {run_dir / 'samples.png'}, {report_file} and tensorboard --logdir {run_dir}")
 
 
 def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> dict[str, Any]:
-    """Fits one stage unless it is finished.
+    """Train one stage unless it is finished, and return the content of its finished.json.
 
     Args:
-        name: of the stage and of its folder.
+        name: name of the stage and of its folder.
         fit: arguments of `fit`.
         run_dir: folder of the run.
-        after: hash of the checkpoint of the dVAE, on which this one is built.
-
-    Returns:
-        what finished.json holds: the settings, the hash of the checkpoint, and the seconds spent on it.
+        after: SHA-256 of the dVAE's checkpoint that this stage uses.
     """
     folder = run_dir / name
     started, finished, last = folder / "started.json", folder / "finished.json", folder / "checkpoints" / "last.ckpt"
-    settings = {"fit": fit, "configs": _digests(fit), "after": after}
+    settings = {"fit": fit, "configs": _config_hashes(fit), "after": after}
     if started.exists():
         earlier = json.loads(started.read_text())
         if earlier != settings:
             changed = ", ".join(key for key in settings if earlier.get(key) != settings[key])
             raise UserError(
-                f"the stage {name} in {run_dir} was begun with other settings than the recipe has now ({changed}); "
-                f"choose another --run_dir, or delete {folder} to train it again"
+                f"cannot resume the stage {name} in {run_dir}: it was started with other settings than the recipe has "
+                f"now ({changed}); choose another --run_dir, or delete {folder} to train it again"
             )
     if finished.exists():
         record: dict[str, Any] = json.loads(finished.read_text())
         if not last.exists() or sha256(last) != record["checkpoint"]:
             raise UserError(
-                f"{finished} tells of another checkpoint than {last}; delete {folder} to train the stage again"
+                f"{last} is missing or is not the checkpoint that {finished} records; delete {folder} to train the "
+                "stage again"
             )
-        print(f"{name}: finished already in {record['seconds']:.0f} s")
+        print(f"{name}: already finished in {record['seconds']:.0f} s")
         return record
     if last.exists() and not started.exists():
-        raise UserError(
-            f"{last} was made by something else than this recipe; choose another --run_dir, or delete {folder}"
-        )
+        raise UserError(f"{last} was not made by this recipe; choose another --run_dir, or delete {folder}")
     resume = ["--ckpt_path", str(last)] if last.exists() else []
-    print(f"{name}: {'going on from ' + str(last) if resume else 'training'}", flush=True)
+    print(f"{name}: {'resuming from ' + str(last) if resume else 'training'}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(started, settings)
 
-    from lightning_dalle.lightning_cli import lightning
+    from lightning_dalle.lightning_cli import run_lightning
 
     logger = "--trainer.logger.init_args."
     begun = time.time()
-    lightning(["fit", *fit, f"{logger}save_dir", str(run_dir), f"{logger}version", name, *resume])
+    run_lightning(["fit", *fit, f"{logger}save_dir", str(run_dir), f"{logger}version", name, *resume])
     record = {
         **settings,
         "checkpoint": sha256(last),
@@ -163,10 +158,9 @@ def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> di
     return record
 
 
-def _digests(fit: list[str]) -> dict[str, str]:
-    """Hashes of the config files that a stage reads."""
+def _config_hashes(fit: list[str]) -> dict[str, str]:
     files = [Path(value) for option, value in itertools.pairwise(fit) if option == "--config"]
     for file in files:
         if not file.is_file():
-            raise UserError(f"the recipe names the config {file}, but there is no such file")
+            raise UserError(f"the recipe names the config {file}, but there is no such file: correct the path")
     return {str(file): sha256(file) for file in files}

@@ -1,16 +1,12 @@
-"""Pictures of a folder or of a dataset to Inception features: made comparable, blurred, and never all in memory as
-pixels.
-
-Knows files, pixels and Inception. Knows nothing of models or of what is measured with the features.
-"""
+"""Inception features of the images of a folder or dataset, preprocessed, blurred and read in batches."""
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,34 +17,45 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from lightning_dalle.data.images.decoding import Unreadable, content, read_picture, rgb
+from lightning_dalle.data.images.decoding import (
+    IMAGE_EXTENSIONS,
+    UnreadableImage,
+    decode_pil,
+    find_images,
+    read_bytes,
+    to_rgb,
+)
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.inception import Features, Inception
-from lightning_dalle.evaluation.protocol import Preparation
+from lightning_dalle.evaluation.protocol import ImagePreprocessing
+from lightning_dalle.files import atomic_write
+from lightning_dalle.progress import OnProgress, no_progress
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+CACHE_VERSION = 2
+"""Version of decoding and preprocessing; raise it when they change, so that cached features are computed again."""
 
-RECIPE = 2
-"""Of how pictures are opened and prepared; another one makes features that were kept unfit."""
+BATCH_SIZE = 32
+"""Default number of images in a batch. The last bits of features depend on it, so one checkpoint gets the same FID
+everywhere only if it is not changed."""
 
 
-def prepare(picture: Image.Image, preparation: Preparation) -> UInt8[Tensor, "3 h w"]:
-    """One picture as an image in 0 to 255."""
-    image: Tensor = v2.functional.pil_to_tensor(rgb(picture))
-    if preparation.resize == "clean-fid":
-        # In floats, as clean-fid does: of bytes torchvision's weights are integers, and edges come out levels apart.
-        resized = v2.functional.resize(image.float(), [299, 299], InterpolationMode.BICUBIC, antialias=True)
+def preprocess(image: Image.Image, preprocessing: ImagePreprocessing) -> UInt8[Tensor, "3 h w"]:
+    """Return an image as RGB of the size that the preprocessing asks for."""
+    pixels: Tensor = v2.functional.pil_to_tensor(to_rgb(image))
+    if preprocessing.resize == "clean-fid":
+        # In float, as clean-fid does: torchvision resizes uint8 with integer weights, which moves edges by some levels.
+        resized = v2.functional.resize(pixels.float(), [299, 299], InterpolationMode.BICUBIC, antialias=True)
         return resized.clamp(0, 255).round().byte()
-    if preparation.image_size is None:
-        return image
-    smaller = v2.functional.resize(image, [preparation.image_size], InterpolationMode.BILINEAR, antialias=True)
-    return v2.functional.center_crop(smaller, [preparation.image_size])
+    if preprocessing.image_size is None:
+        return pixels
+    smaller = v2.functional.resize(pixels, [preprocessing.image_size], InterpolationMode.BILINEAR, antialias=True)
+    return v2.functional.center_crop(smaller, [preprocessing.image_size])
 
 
 def blur(images: Num[Tensor, "b 3 h w"], radius: int) -> Num[Tensor, "b 3 h w"]:
-    """Images under a Gaussian whose deviation is the radius in pixels, cut off at four (paper, Fig. 9a and b).
+    """Blur images with a Gaussian of standard deviation `radius` pixels (paper, Fig. 9a and b).
 
-    The paper does not say how its filter is cut off.
+    The paper does not say where its filter ends; this one ends at four standard deviations.
 
     Raises:
         UserError: if the images are too small for the filter.
@@ -57,69 +64,80 @@ def blur(images: Num[Tensor, "b 3 h w"], radius: int) -> Num[Tensor, "b 3 h w"]:
         return images
     reach = math.ceil(4 * radius)
     if min(images.shape[-2:]) <= reach:
-        raise UserError(f"images of {images.shape[-1]}x{images.shape[-2]} are too small for a blur of radius {radius}")
+        raise UserError(
+            f"images of {images.shape[-1]}x{images.shape[-2]} are too small for a blur of radius {radius}: "
+            "remove it from the protocol's blur_radii"
+        )
     return v2.functional.gaussian_blur(images, [2 * reach + 1, 2 * reach + 1], [float(radius), float(radius)])
 
 
-class Pictures(NamedTuple):
-    """Pictures that can be opened one by one."""
+class ImageList(NamedTuple):
+    """Named images that are decoded one by one."""
 
     origin: str
-    """Where they are from, for messages."""
+    """Folder or dataset, for messages."""
     names: list[str]
-    open: Callable[[int], Image.Image]
-    """The picture of a name, by its index; raises `Unreadable`."""
+    """Name of each image."""
+    decode: Callable[[int], Image.Image]
+    """Function that decodes the image at an index; raises `UnreadableImage`."""
     digest: str
     """Hash of all names and contents."""
+    ignored: Mapping[str, int] = MappingProxyType({})
+    """Number of files that are not images, by suffix."""
 
 
-class ImageSet(NamedTuple):
-    """Pictures seen by Inception."""
+class FeatureSet(NamedTuple):
+    """Inception features of a list of images."""
 
     names: list[str]
-    """Of those that could be read, in order."""
+    """Names of the images that could be read, in order."""
     skipped: dict[str, str]
-    """Why each of the others could not be."""
+    """Reason why an image could not be read, by its name."""
     features: dict[int, Features]
-    """By blur radius, a row for each name."""
+    """Features by blur radius, with a row for each name."""
     sizes: list[str]
-    """Of the images, each once, as 64x32."""
+    """Distinct sizes of the images, such as 64x32."""
+
+    def counts(self) -> dict[str, Any]:
+        """Return how many images were read and skipped, with the reason for the first ten."""
+        first = dict(list(self.skipped.items())[:10])
+        return {"images": len(self.names), "skipped": len(self.skipped), "first_skipped": first}
 
 
-class Processes(NamedTuple):
-    """Those that share the work; they meet at the barrier, and see the same files."""
+class DistributedContext(NamedTuple):
+    """Rank and world size of processes that divide the work and share a file system."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     barrier: Callable[[], None] = lambda: None
+    """Function that waits for all processes."""
+
+    def indices(self, count: int) -> range:
+        """Return which of `count` items this process works on."""
+        return range(self.rank, count, self.world_size)
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """All pictures below a folder, sorted.
+def images_in_folder(folder: Path) -> ImageList:
+    """List all images below a folder, named by their relative path.
 
     Raises:
-        UserError: if there is no folder, or no picture in it.
+        UserError: if the folder does not exist or contains no image.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder of pictures at {folder}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+        raise UserError(f"there is no folder of images at {folder}: correct the path")
+    paths, ignored = find_images(folder)
     if not paths:
-        raise UserError(f"{folder} holds no picture ({', '.join(sorted(EXTENSIONS))})")
-    return paths
-
-
-def folder_pictures(folder: Path) -> Pictures:
-    """Those below a folder, named relative to it."""
-    paths = pictures_in(folder)
+        files = f"{ignored.total()} other files" if ignored else "no file"
+        raise UserError(f"{folder} contains no image, but {files}; images end in {', '.join(sorted(IMAGE_EXTENSIONS))}")
     names = [str(path.relative_to(folder)) for path in paths]
     images = [{"bytes": None, "path": str(path)} for path in paths]
-    return Pictures(str(folder), names, lambda i: read_picture(images[i]), _digest(names, images))
+    return ImageList(str(folder), names, lambda i: decode_pil(images[i]), _digest(names, images), dict(ignored))
 
 
-def names_of(rows: Dataset) -> list[str]:
-    """What the picture of each row is called: its id, in a mixture after its source's number, or else the row's number.
+def image_names(rows: Dataset) -> list[str]:
+    """Return the name of each row's image: source/id in a mixture, else the id, else the row number.
 
-    Rows of one name show the same picture.
+    Rows with equal names show the same image.
     """
     if "id" not in rows.column_names:
         return [str(i) for i in range(len(rows))]
@@ -129,136 +147,132 @@ def names_of(rows: Dataset) -> list[str]:
     return [f"{source}/{id}" for source, id in zip(rows["source"][:], ids, strict=True)]
 
 
-def dataset_pictures(rows: Dataset, origin: str) -> Pictures:
-    """Those of a dataset with the column image, a row for each."""
-    names = names_of(rows)
+def images_in_dataset(rows: Dataset, origin: str) -> ImageList:
+    """List the images of a dataset's column `image`, one for each row."""
+    names = image_names(rows)
     encoded = rows.select_columns("image").cast_column("image", EncodedImage(decode=False))
     digest = _digest(names, (row["image"] for row in encoded))
-    return Pictures(origin, names, lambda i: read_picture(encoded[i]["image"]), digest)
+    return ImageList(origin, names, lambda i: decode_pil(encoded[i]["image"]), digest)
 
 
-def read_pictures(
-    pictures: Pictures,
+def extract_features(
+    images: ImageList,
     inception: Inception,
-    preparation: Preparation,
+    preprocessing: ImagePreprocessing,
     radii: Iterable[int] = (0,),
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     cache_dir: Path | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    processes: Processes = Processes(),  # noqa: B008 (immutable)
-) -> ImageSet:
-    """Features of pictures; those that cannot be read are passed over and named.
+    on_progress: OnProgress = no_progress,
+    context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
+) -> FeatureSet:
+    """Return the features of images; unreadable images are skipped and named.
 
-    Several processes each read their own share, each picture once, and all return the whole.
+    Several processes divide the images among them, and each returns the features of all.
 
     Args:
-        pictures: to be read.
-        inception: the network, on the device to use.
-        preparation: how pictures become images.
-        radii: of the blurs, in pixels; 0 is none.
-        batch_size: images at once.
-        cache_dir: where the features are kept, by a hash of all they depend on; needed if there are several processes.
-        on_progress: told how many pictures of how many are done.
-        processes: that share the work.
+        images: images to read.
+        inception: network, on the device to use.
+        preprocessing: resizing of the images.
+        radii: blur radii in pixels; 0 is none.
+        batch_size: number of images in a batch.
+        cache_dir: folder where features are kept under a hash of everything they depend on; required for several
+            context.
+        on_progress: called with the number of images read.
+        context: processes that divide the work.
 
     Raises:
-        UserError: if no picture can be read, or their sizes differ and `preparation` does not change that.
+        UserError: if no image can be read, or their sizes differ after preprocessing.
     """
     radii = list(radii)
     key = {
-        "recipe": RECIPE, "contents": pictures.digest, "inception": inception.sha256, "radii": radii,
-        **asdict(preparation),
+        "recipe": CACHE_VERSION, "contents": images.digest, "inception": inception.sha256, "radii": radii,
+        **asdict(preprocessing),
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
-    def read(rank: int) -> ImageSet:
+    def read(rank: int) -> FeatureSet:
+        indices = DistributedContext(rank, context.world_size).indices(len(images.names))
         if cache_dir is None:
-            return _read_share(pictures, rank, processes.world, inception, preparation, radii, batch_size, on_progress)
-        file = cache_dir / f"{name}.{rank}of{processes.world}.pt"
+            return _extract(images, indices, inception, preprocessing, radii, batch_size, on_progress)
+        file = cache_dir / f"{name}.{rank}of{context.world_size}.pt"
         if file.is_file():
-            on_progress(len(pictures.names), len(pictures.names))
-            return _unpack(torch.load(file, weights_only=True))
-        made = _read_share(pictures, rank, processes.world, inception, preparation, radii, batch_size, on_progress)
+            on_progress(len(images.names), len(images.names))
+            stored = torch.load(file, weights_only=True)
+            return FeatureSet(**stored | {"features": {r: Features(*f) for r, f in stored["features"].items()}})
+        part = _extract(images, indices, inception, preprocessing, radii, batch_size, on_progress)
         cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        torch.save({**made._asdict(), "features": {r: tuple(f) for r, f in made.features.items()}}, partial)
-        partial.rename(file)  # there whole or not at all
-        return made
+        with atomic_write(file) as partial:
+            torch.save({**part._asdict(), "features": {r: tuple(f) for r, f in part.features.items()}}, partial)
+        return part
 
-    mine = read(processes.rank)
-    processes.barrier()
-    shares = [mine if rank == processes.rank else read(rank) for rank in range(processes.world)]
-    skipped = {name: reason for share in shares for name, reason in share.skipped.items()}
-    if not any(share.names for share in shares):
-        first = next(iter(skipped.items()))
-        raise UserError(f"none of the {len(skipped)} pictures in {pictures.origin} can be read; {first[0]}: {first[1]}")
-    sizes = sorted({size for share in shares for size in share.sizes})
-    _check_sizes(sizes, pictures.origin)  # again, since those of one process may all differ from those of another
-    # Back in the order of the pictures: the Inception Score is split by it.
-    names = [name for share in shares for name in share.names]
-    place = {name: i for i, name in enumerate(pictures.names)}
-    order = sorted(range(len(names)), key=lambda i: place[names[i]])
-    joined = {radius: Features.join([share.features[radius] for share in shares if share.names]) for radius in radii}
-    return ImageSet([names[i] for i in order], skipped, {radius: f.take(order) for radius, f in joined.items()}, sizes)
+    own = read(context.rank)
+    context.barrier()
+    parts = [own if rank == context.rank else read(rank) for rank in range(context.world_size)]
+    skipped = {name: reason for part in parts for name, reason in part.skipped.items()}
+    parts = [part for part in parts if part.names]
+    if not parts:
+        name, reason = next(iter(skipped.items()))
+        raise UserError(
+            f"none of the {len(skipped)} images in {images.origin} can be read, the first ({name}): {reason}"
+        )
+    sizes = sorted({size for part in parts for size in part.sizes})
+    _check_sizes(sizes, images.origin)  # again: sizes may differ only between processes
+    # Restores the order of the images, since the Inception Score is split by it.
+    names = [name for part in parts for name in part.names]
+    position = {name: i for i, name in enumerate(images.names)}
+    order = sorted(range(len(names)), key=lambda i: position[names[i]])
+    features = {radius: Features.join([part.features[radius] for part in parts]).take(order) for radius in radii}
+    return FeatureSet([names[i] for i in order], skipped, features, sizes)
 
 
-def _read_share(
-    pictures: Pictures,
-    rank: int,
-    count: int,
+def _extract(
+    images: ImageList,
+    indices: range,
     inception: Inception,
-    preparation: Preparation,
+    preprocessing: ImagePreprocessing,
     radii: list[int],
     batch_size: int,
-    on_progress: Callable[[int, int], None],
-) -> ImageSet:
-    """Every count-th picture, from the rank-th on."""
+    on_progress: OnProgress,
+) -> FeatureSet:
     names: list[str] = []
     skipped: dict[str, str] = {}
     sizes: dict[str, None] = {}
     parts: dict[int, list[Features]] = {radius: [] for radius in radii}
     device = next(inception.parameters()).device
-    indices = range(rank, len(pictures.names), count)
     for start in range(0, len(indices), batch_size):
-        images = []
+        batch = []
         for i in indices[start : start + batch_size]:
-            name = pictures.names[i]
+            name = images.names[i]
             try:
-                images.append(prepare(pictures.open(i), preparation))
-            except Unreadable as error:
+                batch.append(preprocess(images.decode(i), preprocessing))
+            except UnreadableImage as error:
                 skipped[name] = error.reason
                 continue
             names.append(name)
-            sizes[f"{images[-1].shape[-1]}x{images[-1].shape[-2]}"] = None
-        _check_sizes(list(sizes), pictures.origin)
-        if images:
-            batch = torch.stack(images).to(device)
+            sizes[f"{batch[-1].shape[-1]}x{batch[-1].shape[-2]}"] = None
+        _check_sizes(list(sizes), images.origin)
+        if batch:
+            stacked = torch.stack(batch).to(device)
             for radius in radii:
-                parts[radius].append(inception.features(blur(batch, radius)))
+                parts[radius].append(inception.features(blur(stacked, radius)))
         on_progress(min(start + batch_size, len(indices)), len(indices))
-    return ImageSet(
-        names, skipped, {radius: Features.join(part) for radius, part in parts.items() if part}, list(sizes)
-    )
+    features = {radius: Features.join(part) for radius, part in parts.items() if part}
+    return FeatureSet(names, skipped, features, list(sizes))
 
 
 def _check_sizes(sizes: list[str], origin: str) -> None:
     if len(sizes) > 1:
         raise UserError(
-            f"the pictures in {origin} differ in size ({' and '.join(sizes[:3])}): give an image_size to bring them to"
+            f"images in {origin} differ in size ({' and '.join(sizes[:3])}): set preprocessing.image_size"
         )
-
-
-def _unpack(stored: dict[str, Any]) -> ImageSet:
-    features = {radius: Features(*tensors) for radius, tensors in stored["features"].items()}
-    return ImageSet(stored["names"], stored["skipped"], features, stored["sizes"])
 
 
 def _digest(names: Iterable[str], images: Iterable[Mapping[str, Any] | None]) -> str:
     digest = hashlib.sha256()
     for name, image in zip(names, images, strict=True):
         try:
-            encoded = content(image)
-        except Unreadable as error:
+            encoded = read_bytes(image)
+        except UnreadableImage as error:
             encoded = error.reason.encode()
         digest.update(name.encode() + b"\0" + hashlib.sha256(encoded).digest())
     return digest.hexdigest()

@@ -1,8 +1,4 @@
-"""How alike two sets of images are, by torch-fidelity's own formulas on Inception features: FID, KID, precision and
-recall, and the Inception Score.
-
-Knows features. Knows nothing of images, files or models.
-"""
+"""FID, KID, precision, recall and the Inception Score of Inception features, by torch-fidelity's own formulas."""
 
 import math
 import statistics
@@ -17,62 +13,62 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.inception import Features
-from lightning_dalle.evaluation.protocol import FidelityOptions
-from lightning_dalle.evaluation.statistics import share_of
+from lightning_dalle.evaluation.protocol import FidelityConfig
+from lightning_dalle.evaluation.statistics import proportion_of
 
 
-def fidelity(generated: Features, reference: Features, options: FidelityOptions) -> dict[str, Any]:
-    """FID, KID, precision, recall and, where there are logits, the Inception Score of the generated images.
+def fidelity(generated: Features, reference: Features, config: FidelityConfig) -> dict[str, Any]:
+    """Return FID, KID, precision, recall and, if there are logits, the Inception Score of the generated images.
 
-    Each with what says how sure it is: KID's deviation between draws, that of the Inception Score between splits, that
-    of FID under a bootstrap and a caution where there are too few images, intervals of 95 % (Wilson) of the shares.
+    Each has its uncertainty: the standard deviation of FID over bootstrap resamples, of KID over subsets and of the
+    Inception Score over splits; Wilson's 95 % interval of precision and recall. Few images add a warning to FID.
 
     Raises:
-        UserError: if there are fewer than four images on a side, too few for KID's draws, or too few for k neighbours.
+        UserError: if one side has fewer images than four or than neighbours + 1, or if FID is NaN or infinite.
     """
     counts = {"generated": len(generated.pool), "reference": len(reference.pool)}
-    fewest = max(4, options.neighbours + 1)  # of fewer, KID's draws would be of one image, and no number
+    fewest = max(4, config.neighbours + 1)  # with fewer, a subset of KID has one image and no variance
     for side, count in counts.items():
         if count < fewest:
             raise UserError(f"there are {count} {side} images, but the measures need at least {fewest}")
-    frechet = _frechet(generated.pool, reference.pool)
-    if not math.isfinite(frechet):
-        raise UserError(f"FID of {counts['generated']} against {counts['reference']} images is {frechet}: look at them")
-    subset = min(options.kid_subset_size, *(count // 2 for count in counts.values()))  # of all, draws would not differ
-    kernel = kid_features_to_metric(
+    fid = _fid(generated.pool, reference.pool)
+    if not math.isfinite(fid):
+        raise UserError(
+            f"FID of {counts['generated']} generated against {counts['reference']} reference images is {fid}: "
+            "look at both sets of images"
+        )
+    subset = min(config.kid_subset_size, *(count // 2 for count in counts.values()))
+    kid = kid_features_to_metric(
         generated.pool,
         reference.pool,
-        kid_subsets=options.kid_subsets,
+        kid_subsets=config.kid_subsets,
         kid_subset_size=subset,
-        rng_seed=options.seed,
+        rng_seed=config.seed,
         verbose=False,
     )
-    neighbours = prc_features_to_metric(
-        generated.pool, reference.pool, prc_neighborhood=options.neighbours, save_cpu_ram=True, verbose=False
+    prc = prc_features_to_metric(
+        generated.pool, reference.pool, prc_neighborhood=config.neighbours, save_cpu_ram=True, verbose=False
     )
-    measured = {
+    return {
         "images": counts,
         "fid": {
-            "value": frechet,
-            "deviation": _frechet_deviation(generated.pool, reference.pool, options),
-            "caution": _caution(counts),
+            "value": fid,
+            "std": _bootstrap_std(generated.pool, reference.pool, config),
+            "warning": _warning(counts),
         },
         "kid": {
-            "value": kernel["kernel_inception_distance_mean"],
-            "deviation": kernel["kernel_inception_distance_std"],
+            "value": kid["kernel_inception_distance_mean"],
+            "std": kid["kernel_inception_distance_std"],
             "subset_size": subset,
         },
-        "precision": share_of(round(neighbours["precision"] * counts["generated"]), counts["generated"]),
-        "recall": share_of(round(neighbours["recall"] * counts["reference"]), counts["reference"]),
+        "precision": proportion_of(round(prc["precision"] * counts["generated"]), counts["generated"]),
+        "recall": proportion_of(round(prc["recall"] * counts["reference"]), counts["reference"]),
+        "inception_score": _inception_score(generated, config),
     }
-    measured["inception_score"] = _inception_score(generated, options)
-    return measured
 
 
-def _frechet(generated: Tensor, reference: Tensor) -> float:
-    """FID. Fewer images than features leave most directions empty: it is then taken in a basis of the others, which
-    changes nothing but the time that the eigenvalues take, from many seconds to none.
-    """
+def _fid(generated: Tensor, reference: Tensor) -> float:
+    """Return FID, in the span of the images if they are fewer than features: the eigenvalues then take no time."""
     pools = [generated.double(), reference.double()]
     joined = torch.cat(pools)
     if len(joined) < joined.shape[1]:
@@ -83,35 +79,34 @@ def _frechet(generated: Tensor, reference: Tensor) -> float:
     return float(fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])
 
 
-def _frechet_deviation(generated: Tensor, reference: Tensor, options: FidelityOptions) -> float | None:
-    if options.bootstrap < 2:
+def _bootstrap_std(generated: Tensor, reference: Tensor, config: FidelityConfig) -> float | None:
+    if config.bootstrap < 2:
         return None
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(config.seed)
 
-    def redrawn(pool: Tensor) -> Tensor:
+    def resample(pool: Tensor) -> Tensor:
         return pool[torch.randint(len(pool), (len(pool),), generator=generator)]
 
-    draws = [_frechet(redrawn(generated), redrawn(reference)) for _ in range(options.bootstrap)]
-    return statistics.stdev(draws)
+    return statistics.stdev(_fid(resample(generated), resample(reference)) for _ in range(config.bootstrap))
 
 
-def _inception_score(generated: Features, options: FidelityOptions) -> dict[str, Any]:
+def _inception_score(generated: Features, config: FidelityConfig) -> dict[str, Any]:
     if generated.logits is None:
-        return {"value": None, "refused": "the Inception weights lack the last layer it needs"}
-    if len(generated.logits) < options.isc_splits:
+        return {"value": None, "reason": "the Inception weights lack the last layer, which this score needs"}
+    if len(generated.logits) < config.isc_splits:
         return {
-            "value": None, "refused": f"{len(generated.logits)} images cannot be split into {options.isc_splits} parts"
+            "value": None, "reason": f"{len(generated.logits)} images cannot be split into {config.isc_splits} parts"
         }  # fmt: skip
-    score = isc_features_to_metric(generated.logits, options.isc_splits, shuffle=True, rng_seed=options.seed)
+    score = isc_features_to_metric(generated.logits, config.isc_splits, shuffle=True, rng_seed=config.seed)
     return {
         "value": score["inception_score_mean"],
-        "deviation": score["inception_score_std"],
-        "splits": options.isc_splits,
+        "std": score["inception_score_std"],
+        "splits": config.isc_splits,
     }
 
 
-def _caution(counts: dict[str, int]) -> str | None:
-    """FID falls as images are added, on either side (Chong and Forsyth 2020)."""
+def _warning(counts: dict[str, int]) -> str | None:
+    """Return a warning if few images bias FID: it falls as images are added (Chong and Forsyth 2020)."""
     few = {side: count for side, count in counts.items() if count < 10_000}
     if not few:
         return None

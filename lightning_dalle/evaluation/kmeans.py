@@ -1,7 +1,4 @@
-"""The yardstick of a dVAE: a k-means codebook of flat patches with the same grid and the same number of codes.
-
-Knows pixels and scikit-learn. Knows nothing of networks.
-"""
+"""Baseline of a dVAE: a k-means codebook of flat patches with the same grid and the same number of codes."""
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +15,15 @@ def kmeans_reconstructions(
     max_patches: int = 100_000,
     seed: int = 0,
 ) -> Float[Tensor, "m 3 h w"]:
-    """Each patch of the images replaced by the nearest of the centres that k-means finds in the training patches.
+    """Replace each patch of the images by the nearest k-means center of the training patches.
 
     Args:
         train: images in [0, 1] that the codebook is fitted to.
         images: images in [0, 1] to reconstruct.
-        patch: side of a patch, in pixels; divides the images.
-        codebook_size: number of centres.
-        max_patches: training patches that k-means sees, drawn at random.
-        seed: of the draw and of the first centres.
+        patch: side of a patch in pixels; divides the images.
+        codebook_size: number of centers.
+        max_patches: number of random training patches that k-means is fitted to.
+        seed: seed of the random patches and of the first centers.
     """
     patches = _patches(train, patch)
     if len(patches) > max_patches:

@@ -1,7 +1,8 @@
-"""Measures that torchmetrics does not have: codebook use, pairs found again, the real picture nearest to a made one.
+"""Measures that torchmetrics lacks: codebook perplexity, retrieval of pairs, PSNR with an interval, nearest images."""
 
-Knows tensors. Knows nothing of models, files or logs.
-"""
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -9,14 +10,31 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_dalle.evaluation.statistics import mean
+
 
 def perplexity(counts: Int[Tensor, " k"]) -> Float[Tensor, ""]:
-    """How many codes, used alike, would have the entropy of these: from 1 (collapse) to k."""
+    """Return the exponential of the entropy of code counts: 1 for a collapsed codebook, k for even use."""
     return torch.special.entr(counts / counts.sum().clamp(min=1)).sum().exp()
 
 
-class CodebookUse(Metric):
-    """Counts codes; computes the perplexity of their distribution, from 1 (collapse) to the codebook size."""
+def psnr(squared_errors: Sequence[float]) -> dict[str, Any]:
+    """Return PSNR in dB with its 95 % interval, of the mean of the images' mean squared errors in [0, 1]."""
+
+    def decibel(error: float) -> float:
+        return -10 * math.log10(max(error, 1e-10))
+
+    error = mean(squared_errors)
+    low, high = error["ci95"] or (error["value"], error["value"])
+    return {
+        "value": decibel(error["value"]),
+        "ci95": [decibel(high), decibel(low)],
+        "of": "the mean squared error over all pixels of all images in [0, 1]",
+    }
+
+
+class CodebookPerplexity(Metric):
+    """Perplexity of all codes seen, from 1 (collapse) to the codebook size."""
 
     full_state_update = False
     counts: Tensor
@@ -32,14 +50,14 @@ class CodebookUse(Metric):
         return perplexity(self.counts)
 
     @property
-    def dead(self) -> Int[Tensor, ""]:
-        """Codes that were not used once."""
+    def num_unused(self) -> Int[Tensor, ""]:
+        """Number of codes that never occurred."""
         return (self.counts == 0).sum()
 
 
-class Retrieval(Metric):
-    """Which share of images finds its own caption among all, as the first or among the first five, and the other way
-    round. One that is as near as the own counts as nearer: a model that gives all the same finds nothing.
+class RetrievalRecall(Metric):
+    """Recall at 1 and 5 of images by their captions and of captions by their images. Ties count as misses, so a model
+    with equal embeddings retrieves nothing.
     """
 
     full_state_update = False
@@ -52,30 +70,30 @@ class Retrieval(Metric):
         self.add_state("texts", [], dist_reduce_fx="cat")
 
     def update(self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> None:
-        """Unit vectors of pairs."""
+        """Add the unit vectors of pairs."""
         self.images.append(images.float())
         self.texts.append(texts.float())
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
         images, texts = dim_zero_cat(self.images), dim_zero_cat(self.texts)
-        found: dict[str, Tensor] = {}
-        for name, asked, among in (("image_to_text", images, texts), ("text_to_image", texts, images)):
-            rank = torch.cat([_ranks(asked, among, start) for start in range(0, len(asked), 1024)])
-            found |= {f"{name}_r{k}": (rank <= k).float().mean() for k in (1, 5)}
-        return found
+        recall: dict[str, Tensor] = {}
+        for name, queries, keys in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+            ranks = torch.cat([_ranks(queries, keys, start) for start in range(0, len(queries), 1024)])
+            recall |= {f"{name}_r{k}": (ranks <= k).float().mean() for k in (1, 5)}
+        return recall
 
 
-def _ranks(asked: Float[Tensor, "n d"], among: Float[Tensor, "n d"], start: int) -> Int[Tensor, " m"]:
-    """How many are at least as near as the own one, itself counted, for a chunk of those that ask."""
-    cosines = asked[start : start + 1024] @ among.T  # (m, n)
+def _ranks(queries: Float[Tensor, "n d"], keys: Float[Tensor, "n d"], start: int) -> Int[Tensor, " m"]:
+    """Return the rank, from 1, of the matching key of each query in a chunk; ties rank before it."""
+    cosines = queries[start : start + 1024] @ keys.T  # (m, n)
     own = cosines.gather(1, torch.arange(start, start + len(cosines), device=cosines.device)[:, None])
     return (cosines >= own).sum(dim=1)
 
 
-class Nearest:
-    """Finds for each image the reference at the least Euclidean distance of pixels.
+class NearestImages:
+    """Search for the reference image at the least Euclidean distance in pixels.
 
-    By products in float64; in float32 near ties such as two skin tones could flip.
+    It multiplies in float64, since float32 could swap near ties such as two skin tones.
     """
 
     def __init__(self, references: Float[Tensor, "m 3 h w"]) -> None:
@@ -83,8 +101,9 @@ class Nearest:
         self.squares = torch.linalg.vector_norm(self.references, dim=1) ** 2
 
     def __call__(self, images: Float[Tensor, "n 3 h w"], chunk: int = 256) -> Int[Tensor, " n"]:
+        """Return the index of the nearest reference of each image."""
         return torch.cat([self._nearest(part.double()) for part in images.flatten(1).split(chunk)])
 
     def _nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-        """By squared distances without x's own square, which all of a row have in common."""
+        # The squared norm of x is left out: it is the same for all references.
         return torch.addmm(self.squares, x, self.references.T, alpha=-2).argmin(dim=1)

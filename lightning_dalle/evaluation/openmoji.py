@@ -1,12 +1,10 @@
-"""The openmoji protocol: does a dVAE keep emoji apart, and does a DALL-E compose what it never saw together?
-
-Knows the OpenMoji splits, models and measures. Knows nothing of training or of where the numbers go.
-"""
+"""Figures of OpenMoji models: what a dVAE preserves, and whether a DALL-E composes emoji held out of training."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,75 +15,96 @@ from torch import Tensor
 
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.data.sources.openmoji import OpenMoji
-from lightning_dalle.evaluation.features import Pictures, read_pictures
-from lightning_dalle.evaluation.fidelity import fidelity
-from lightning_dalle.evaluation.inception import Inception, weights_at_hand
+from lightning_dalle.evaluation.inception import Inception, find_local_weights
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
-from lightning_dalle.evaluation.metrics import CodebookUse, Nearest, Retrieval
-from lightning_dalle.evaluation.protocol import FidelityOptions, Preparation
-from lightning_dalle.evaluation.statistics import expected_best, mean, mean_of_shares, psnr, share, share_of
+from lightning_dalle.evaluation.metrics import CodebookPerplexity, NearestImages, RetrievalRecall, psnr
+from lightning_dalle.evaluation.protocol import Captions, Protocol, RerankingProtocol
+from lightning_dalle.evaluation.statistics import mean, mean_of_proportions, proportion, proportion_of
+from lightning_dalle.evaluation.zero_shot import (
+    choose_captions,
+    first_samples,
+    generate_samples,
+    measure_samples,
+    reference_index,
+)
 from lightning_dalle.images import captioned_grid, to_pil
-from lightning_dalle.inference.config import Reranking, SamplingOptions
 from lightning_dalle.inference.pipeline import Request, TextToImage
-from lightning_dalle.inference.rerank import scored
-from lightning_dalle.inference.scorers import identity
+from lightning_dalle.inference.rerank import expected_best_of_n, score_candidates
+from lightning_dalle.inference.scorers import fingerprint
 from lightning_dalle.models.clip import CLIP
 from lightning_dalle.models.dvae import DVAE
+from lightning_dalle.progress import OnProgress, no_progress
 
 
 class Emoji:
-    """All captioned emoji at one size: images in [0, 1] and, beside them, what each shows."""
+    """All captioned emoji of one size: images in [0, 1], captions, skin tones and splits."""
 
     def __init__(self, image_size: int) -> None:
-        splits = OpenMoji().load(image_size)
-        self.rows: Dataset = concatenate_datasets(list(splits.values()))
-        self.split_of = [name for name, split in splits.items() for _ in range(len(split))]
+        self.splits = OpenMoji().load(image_size)
+        self.rows: Dataset = concatenate_datasets(list(self.splits.values()))
+        self.split_of = [name for name, split in self.splits.items() for _ in range(len(split))]
         self.images: Float[Tensor, "n 3 h w"] = torch.stack(
-            [to_image(picture, image_size) for picture in self.rows["image"]]
+            [to_image(image, image_size) for image in self.rows["image"]]
         )
-        self.picture = self.rows["picture"][:]
+        self.image_hash = self.rows["image_hash"][:]
         self.tones = self.rows["tones"][:]
         self.captions = [captions[0] for captions in self.rows["captions"]]
 
     @cached_property
-    def nearest(self) -> Nearest:
-        """Of all of them."""
-        return Nearest(self.images)
+    def nearest(self) -> NearestImages:
+        """Search for the nearest of all emoji."""
+        return NearestImages(self.images)
 
-    def of(self, split: str) -> list[int]:
-        """Indices of a split's emoji."""
+    def indices(self, split: str) -> list[int]:
+        """Return the indices of a split's emoji."""
         return [i for i, name in enumerate(self.split_of) if name == split]
+
+    def choose(self, split: str, captions: Captions) -> list[int]:
+        """Return the indices of the emoji of a protocol's captions, in their order."""
+        rows, indices = self.splits[split], self.indices(split)
+        found = reference_index(rows, choose_captions(rows, captions))
+        return [indices[i] for i in found if i is not None]
+
+    def is_right(self, samples: Float[Tensor, "n 3 h w"], prompted: list[int]) -> dict[str, list[bool]]:
+        """Return whether each sample's nearest emoji is the prompted one, and whether it has its skin tone."""
+        pairs = list(zip(self.nearest(samples).tolist(), prompted, strict=True))
+        return {
+            "right_emoji": [self.image_hash[i] == self.image_hash[j] for i, j in pairs],
+            "right_skin_tone": [self.tones[i] == self.tones[j] for i, j in pairs],
+        }
+
+    def accuracy(self, samples: Float[Tensor, "n 3 h w"], prompted: list[int]) -> dict[str, Any]:
+        """Return the proportions of samples of the right emoji and of the right skin tone."""
+        return {name: proportion(hits) for name, hits in self.is_right(samples, prompted).items()}
 
 
 def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
-    """Reconstructions of `val` by argmax codes, beside a k-means codebook of the same grid and size.
+    """Return figures of reconstructions of `val` by argmax codes, beside a k-means codebook of the same size.
 
-    A reconstruction is retrieved if the nearest of all captioned emoji, in pixels, is its original (or shows the very
-    same picture). Those of `compositions` are judged as a DALL-E's pictures of them: what the dVAE alone gets wrong.
+    A reconstruction counts as retrieved if its nearest emoji in pixels has the same image as the original. The accuracy
+    of reconstructed `compositions` is the upper bound that the dVAE sets for a DALL-E.
     """
-    val, compositions = emoji.of("val"), emoji.of("compositions")
+    val, compositions = emoji.indices("val"), emoji.indices("compositions")
     originals = emoji.images[val]
     device = next(dvae.parameters()).device
 
-    def encoded_and_decoded(images: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
             codes = torch.cat([dvae.encode(part.to(device)) for part in images.split(64)])
             return codes, torch.cat([dvae.decode(part) for part in codes.split(64)]).cpu()
 
-    codes, made = encoded_and_decoded(originals)
-    use = CodebookUse(dvae.config.codebook_size)
-    use.update(codes.cpu())
-    patches = kmeans_reconstructions(
-        emoji.images[emoji.of("train")], originals, dvae.config.downsampling, dvae.config.codebook_size
-    )
-
     def quality(reconstructions: Tensor) -> dict[str, Any]:
-        found = emoji.nearest(reconstructions).tolist()
         return {
             "psnr_db": psnr((reconstructions - originals).square().mean((1, 2, 3)).tolist()),
-            "retrieval": share([emoji.picture[i] == emoji.picture[j] for i, j in zip(found, val, strict=True)]),
+            "retrieval": emoji.accuracy(reconstructions, val)["right_emoji"],
         }
 
+    codes, reconstructions = reconstruct(originals)
+    perplexity = CodebookPerplexity(dvae.config.codebook_size)
+    perplexity.update(codes.cpu())
+    patches = kmeans_reconstructions(
+        emoji.images[emoji.indices("train")], originals, dvae.config.downsampling, dvae.config.codebook_size
+    )
     return {
         "protocol": {
             "data": "OpenMoji, split val",
@@ -95,162 +114,132 @@ def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
             "codebook_size": dvae.config.codebook_size,
             "codes": "argmax",
             "psnr": "of the mean squared error over all pixels of all images in [0, 1]",
-            "retrieval": f"nearest in Euclidean distance of pixels among all {len(emoji.rows)} captioned emoji",
+            "retrieval": _nearest_of(emoji),
             "kmeans": "scikit-learn, fitted to 100,000 random training patches, 50 iterations",
         },
         "dvae": {
-            **quality(made),
-            "codebook_perplexity": round(float(use.compute()), 1),
-            "codes_used": dvae.config.codebook_size - int(use.dead),
-            "compositions": _shares_right(encoded_and_decoded(emoji.images[compositions])[1], compositions, emoji),
+            **quality(reconstructions),
+            "codebook_perplexity": round(float(perplexity.compute()), 1),
+            "codes_used": dvae.config.codebook_size - int(perplexity.num_unused),
+            "compositions": emoji.accuracy(reconstruct(emoji.images[compositions])[1], compositions),
         },
         "kmeans": quality(patches),
     }
 
 
 def measure_dalle(
-    pipeline: TextToImage,
-    emoji: Emoji,
-    num_prompts: int,
-    sampling: SamplingOptions,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    seed: int = 0,
+    pipeline: TextToImage, emoji: Emoji, protocol: Protocol, folder: Path, on_progress: OnProgress = no_progress
 ) -> tuple[dict[str, Any], list[int], list[Image.Image]]:
-    """Held-out compositions, one sample each: is the nearest real emoji the one asked for, and of its skin tone?
+    """Generate samples of the protocol's captions, and return the accuracy of their nearest emoji.
+
+    Args:
+        pipeline: model.
+        emoji: all emoji, of the model's image size.
+        protocol: captions and sampling; a single candidate for each caption.
+        folder: folder of the samples; existing ones are kept.
+        on_progress: called with the number of samples generated.
 
     Returns:
-        the numbers, the indices of the emoji asked for, and the samples.
+        figures, indices of the prompted emoji, and samples.
     """
-    asked = _asked(emoji, num_prompts, seed)
-    requests = [Request(emoji.captions[i], seed + n) for n, i in enumerate(asked)]
-    samples = torch.stack(list(pipeline.draw(requests, sampling, on_progress=on_progress))).cpu()
-    numbers = {
-        "protocol": {
-            "data": "OpenMoji, split compositions",
-            "prompts": len(asked),
-            "samples_per_prompt": 1,
-            "reranking": None,
-            "sampling": asdict(sampling),
-            "seed": seed,
-            "right": f"nearest in Euclidean distance of pixels among all {len(emoji.rows)} captioned emoji",
-        },
-        **_shares_right(samples, asked, emoji),
+    generation = protocol.generation
+    prompts = choose_captions(emoji.splits[generation.split], generation.captions)
+    generate_samples(pipeline, prompts, generation, {1: folder}, on_progress=on_progress)
+    chosen = emoji.choose(generation.split, generation.captions)
+    prompted = [i for i in chosen for _ in range(generation.samples_per_caption)]
+    samples = first_samples(folder, len(prompted))
+    images = torch.stack([to_image(sample, sample.width) for sample in samples])
+    figures = {
+        "protocol": {"data": "OpenMoji", **asdict(protocol), "right": _nearest_of(emoji)},
+        **emoji.accuracy(images, prompted),
     }
-    return numbers, asked, [to_pil(sample) for sample in samples]
+    return figures, prompted, samples
+
+
+def measure_fidelity(
+    folder: Path, emoji: Emoji, protocol: Protocol, device: torch.device, on_progress: OnProgress = no_progress
+) -> dict[str, Any] | None:
+    """Return FID and the other figures of `fidelity` for the samples of `measure_dalle`, without blur.
+
+    None if there are no local Inception weights: they are not downloaded for it.
+    """
+    weights = find_local_weights()
+    if weights is None:
+        return None
+    inception, rows = Inception(weights).to(device), emoji.splits[protocol.generation.split]
+    count, protocol = len(list(folder.glob("*.png"))), replace(protocol, blur_radii=(0,))
+    measured = measure_samples({1: folder}, count, rows, "OpenMoji", protocol, inception, on_progress=on_progress)
+    return {
+        **measured["by_candidates"]["1"]["by_blur_radius"]["0"],
+        "inception": {"file": weights.name, "sha256": inception.sha256},
+    }
 
 
 def measure_clip(clip: CLIP, emoji: Emoji, count: int = 200) -> dict[str, Any]:
-    """Do pictures of `val`, which it was not trained on, find their captions among as many, and captions theirs?"""
-    val = emoji.of("val")[:count]
-    found = Retrieval()
+    """Return recall at 1 and 5 among `count` images of `val` and their captions, in both directions."""
+    val = emoji.indices("val")[:count]
+    recall = RetrievalRecall()
     with torch.inference_mode():
-        found.update(
+        recall.update(
             clip.embed_images(emoji.images[val].to(clip.mean.device)),
             clip.embed_texts([emoji.captions[i] for i in val]),
         )
     return {
-        "protocol": {"data": "OpenMoji, split val", "pictures": len(val), "ties": "count against"},
-        **{name: share_of(round(float(value) * len(val)), len(val)) for name, value in found.compute().items()},
+        "protocol": {"data": "OpenMoji, split val", "images": len(val), "ties": "count against"},
+        **{name: proportion_of(round(float(value) * len(val)), len(val)) for name, value in recall.compute().items()},
     }
 
 
 def measure_reranking(
     pipeline: TextToImage,
     emoji: Emoji,
-    options: Reranking,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    protocol: RerankingProtocol,
+    on_progress: OnProgress = no_progress,
     seed: int = 0,
     batch_size: int = 512,
 ) -> dict[str, Any]:
-    """Is the best of so many candidates right, and what is its score (paper, Fig. 9c)?
+    """Return accuracy and score of the best of n candidates (paper, Fig. 9c).
 
-    Of each number of candidates the mean over all sets of so many of a prompt's, then over the prompts, whose spread
-    gives the interval.
+    Each figure averages over all n-subsets of a caption's candidates, then over the captions.
     """
-    asked = _asked(emoji, options.prompts, seed)
-    most = options.candidates[-1]
-    requests = [Request(emoji.captions[i], seed + n * most + j) for n, i in enumerate(asked) for j in range(most)]
-    images = pipeline.draw(requests, options.sampling, batch_size=batch_size, on_progress=on_progress)
-    expected: dict[int, dict[str, list[float]]] = {size: {} for size in options.candidates}
-    for i in asked:
-        candidates = list(scored(itertools.islice(images, most), emoji.captions[i], pipeline.scorer, batch_size))
+    prompted = emoji.choose("compositions", Captions(one_per_image=True, count=protocol.prompts, seed=seed))
+    most = protocol.candidates[-1]
+    requests = [Request(emoji.captions[i], seed + n * most + j) for n, i in enumerate(prompted) for j in range(most)]
+    images = pipeline.sample_images(requests, protocol.sampling, batch_size=batch_size, on_progress=on_progress)
+    expected: dict[int, dict[str, list[float]]] = {n: {} for n in protocol.candidates}
+    for i in prompted:
+        own = itertools.islice(images, most)
+        candidates = list(score_candidates(own, emoji.captions[i], pipeline.scorer, batch_size))
         scores = [candidate.score or 0.0 for candidate in candidates]
-        drawn = torch.stack([candidate.image for candidate in candidates]).cpu()
-        judged: dict[str, Sequence[float | bool]] = {**_right(drawn, [i] * most, emoji), "score": scores}
-        for size, figures in expected.items():
-            for name, values in judged.items():
-                figures.setdefault(name, []).append(expected_best(values, scores, size))
+        samples = torch.stack([candidate.image for candidate in candidates]).cpu()
+        measured: dict[str, Sequence[float | bool]] = {**emoji.is_right(samples, [i] * most), "score": scores}
+        for n, figures in expected.items():
+            for name, values in measured.items():
+                figures.setdefault(name, []).append(expected_best_of_n(values, scores, n))
     return {
         "protocol": {
             "data": "OpenMoji, split compositions",
-            "prompts": len(asked),
-            "ranked_by": identity(pipeline.scorer),
-            "best_of": f"mean over all sets of so many of the {most} candidates of a prompt",
-            "sampling": asdict(options.sampling),
+            "prompts": len(prompted),
+            "ranked_by": fingerprint(pipeline.scorer),
+            "best_of": f"mean over all n-subsets of the {most} candidates of a caption",
+            "sampling": asdict(protocol.sampling),
             "seed": seed,
         },
         "by_candidates": {
-            str(size): {
-                name: mean(values) if name == "score" else mean_of_shares(values, trials=most / size)
+            str(n): {
+                name: mean(values) if name == "score" else mean_of_proportions(values, trials=most / n)
                 for name, values in figures.items()
             }
-            for size, figures in expected.items()
+            for n, figures in expected.items()
         },
     }
 
 
-def _asked(emoji: Emoji, count: int, seed: int) -> list[int]:
-    """Held-out compositions, the first of an order that depends on the seed alone."""
-    held_out = emoji.of("compositions")
-    order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))[:count]
-    return [held_out[i] for i in order]
+def image_grid(emoji: Emoji, prompted: list[int], samples: list[Image.Image], most: int = 40) -> Image.Image:
+    """Return an image of captions, each with its sample on the left and the held-out emoji on the right."""
+    rows = [[sample, to_pil(emoji.images[i])] for i, sample in zip(prompted[:most], samples, strict=False)]
+    return captioned_grid(rows, [emoji.captions[i] for i in prompted[:most]], columns=8, side=80)
 
 
-def _right(samples: Float[Tensor, "n 3 h w"], asked: list[int], emoji: Emoji) -> dict[str, list[bool]]:
-    """Of each sample: is the nearest real emoji the one asked for, and of its skin tone?"""
-    found = list(zip(emoji.nearest(samples).tolist(), asked, strict=True))
-    return {
-        "right_emoji": [emoji.picture[i] == emoji.picture[j] for i, j in found],
-        "right_skin_tone": [emoji.tones[i] == emoji.tones[j] for i, j in found],
-    }
-
-
-def _shares_right(samples: Float[Tensor, "n 3 h w"], asked: list[int], emoji: Emoji) -> dict[str, Any]:
-    """How many of all."""
-    return {name: share(hits) for name, hits in _right(samples, asked, emoji).items()}
-
-
-def measure_fidelity(
-    samples: list[Image.Image],
-    emoji: Emoji,
-    asked: list[int],
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any] | None:
-    """FID and its kin of samples against the very emoji that were asked for, as they are, without blur.
-
-    None where Inception's weights are not at hand: nothing is downloaded for it.
-    """
-    weights = weights_at_hand()
-    if weights is None:
-        return None
-    inception = Inception(weights)
-    sides = (samples, [to_pil(emoji.images[i]) for i in asked])
-    features = []
-    for side, pictures in enumerate(sides):
-        named = Pictures("OpenMoji", [str(i) for i in range(len(pictures))], pictures.__getitem__, digest="")
-
-        def on_one(done: int, total: int, begun: int = side * len(samples)) -> None:
-            on_progress(begun + done, 2 * total)
-
-        read = read_pictures(named, inception, Preparation(image_size=None), on_progress=on_one)
-        features.append(read.features[0])
-    return {
-        **fidelity(features[0], features[1], FidelityOptions(bootstrap=20)),
-        "inception": {"file": weights.name, "sha256": inception.sha256},
-    }
-
-
-def sheet(emoji: Emoji, asked: list[int], samples: list[Image.Image], most: int = 40) -> Image.Image:
-    """Prompts with the sample on the left and the real emoji, never seen in training, on the right."""
-    rows = [[made, to_pil(emoji.images[i])] for i, made in zip(asked[:most], samples, strict=False)]
-    return captioned_grid(rows, [emoji.captions[i] for i in asked[:most]], columns=8, side=80)
+def _nearest_of(emoji: Emoji) -> str:
+    return f"nearest in Euclidean distance of pixels among all {len(emoji.images)} captioned emoji"

@@ -1,115 +1,139 @@
-"""What is measured, as values. Imports no torch, so that `evaluate --help` answers at once."""
+"""Settings that a measured figure depends on, without torch, so that `evaluate --help` answers at once."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.inference.config import SamplingOptions
+from lightning_dalle.inference.config import SamplingConfig, check_candidates
+
+
+def check_at_least(least: int, **values: int | None) -> None:
+    """Raise a UserError that names the first value below `least`; None passes."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}, but must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """How pictures of any size become images that can be compared, the same on both sides."""
+class ImagePreprocessing:
+    """Resizing of images before Inception, the same for generated and reference images."""
 
     image_size: int | None = 256
-    """Side of the images, in pixels; without one the pictures stay as they are, and must all be of one size."""
+    """Side of the images in pixels; null keeps every image as it is, and all must then have one size."""
     resize: Literal["torchvision", "clean-fid"] = "torchvision"
-    """torchvision: the shorter side to `image_size`, bilinear with antialias, then the middle square; Inception itself
-    resizes that to 299 as TensorFlow 1 did. clean-fid: the whole picture to 299 x 299, bicubic with antialias (Parmar
-    et al. 2022; here rounded to 8 bits), whatever `image_size` is."""
+    """Resizing method. torchvision: the shorter side to `image_size`, bilinear with antialias, then a center crop;
+    Inception itself resizes that to 299 as TensorFlow 1 did. clean-fid: the whole image to 299 x 299, bicubic with
+    antialias (Parmar et al. 2022; here rounded to 8 bits), for any `image_size`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityOptions:
-    """The choices that the measures leave open; the defaults are torch-fidelity's, and the field's."""
+class FidelityConfig:
+    """Settings of FID, KID, precision, recall and the Inception Score; the defaults are torch-fidelity's."""
 
     kid_subsets: int = 100
-    """Draws that KID is the mean of."""
+    """Number of random subsets that KID averages over."""
     kid_subset_size: int = 1000
-    """Images in a draw; at most half of either side, so that the draws differ."""
+    """Images in a subset; at most half of either side, so that the subsets differ."""
     isc_splits: int = 10
-    """Parts that the Inception Score is the mean of (Salimans et al. 2016)."""
+    """Number of parts that the Inception Score averages over (Salimans et al. 2016)."""
     neighbours: int = 3
-    """k of precision and recall (Kynkaanniemi et al. 2019)."""
+    """Neighbour index k of precision and recall (Kynkaanniemi et al. 2019)."""
     bootstrap: int = 0
-    """Times that both sides' images are drawn anew, with replacement, for the deviation of FID; 0 for none. Each takes
-    as long as FID itself: seconds, on a CPU up to a minute."""
+    """Number of bootstrap resamples of both sides for the standard deviation of FID; 0 for none. Each takes as long as
+    FID itself: seconds, on a CPU up to a minute."""
     seed: int = 2020
-    """Of KID's draws, the order in which the Inception Score splits, the bootstrap and the reference's choice."""
+    """Seed of KID's subsets, the Inception Score's split, the bootstrap and the choice of `reference_count` images."""
 
     def __post_init__(self) -> None:
-        least = {"kid_subsets": 1, "kid_subset_size": 2, "isc_splits": 1, "neighbours": 1, "bootstrap": 0}
-        for name, at_least in least.items():
-            if getattr(self, name) < at_least:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be at least {at_least}")
+        check_at_least(0, bootstrap=self.bootstrap)
+        check_at_least(1, kid_subsets=self.kid_subsets, isc_splits=self.isc_splits, neighbours=self.neighbours)
+        check_at_least(2, kid_subset_size=self.kid_subset_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Which captions of a split pictures are made of; the same for every model."""
+    """Choice of the captions of a split that images are generated for."""
 
-    list: Path | None = None
-    """A CSV with the columns image_id and prompt, such as the field's 30,000 of COCO; read in order."""
-    one_per_picture: bool = False
-    """One caption of each picture, rather than all."""
+    csv: Path | None = None
+    """CSV file with the columns image_id and prompt, such as the field's 30,000 of COCO; read in order."""
+    one_per_image: bool = False
+    """Whether to use one random caption of each image instead of all."""
     unique: bool = True
-    """A caption that several pictures share is taken once (the paper's choice for CUB)."""
+    """Whether to use a caption that several images share only once (the paper's choice for CUB)."""
     count: int | None = None
-    """At most so many, in a random order (30,000 for COCO in the paper); all if not given."""
+    """Number of captions to sample, in random order (30,000 for COCO in the paper); null for all, in order."""
     seed: int = 0
-    """Of the choice and the order."""
+    """Seed of the choice and the order."""
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise UserError(f"the captions' count is {self.count}, but must be at least 1")
+        check_at_least(1, **{"captions.count": self.count})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """How a model's pictures are made."""
+class GenerationProtocol:
+    """Captions, candidates and sampling of the generated images."""
 
     split: str = "val"
-    """Of the data; the reference pictures are this split's too."""
+    """Split of the data that captions and reference images are taken from."""
     captions: Captions = field(default_factory=Captions)
-    """What is drawn."""
+    """Choice of the captions."""
     samples_per_caption: int = 1
-    """Pictures kept of each caption, each the best of its own candidates."""
+    """Number of images kept of each caption, each the best of its own candidates."""
     candidates: tuple[int, ...] = (1,)
-    """Sizes of the sets that the best picture is taken from (Fig. 9c: 1 to 512). The sets are nested: the first 8 of
-    512 candidates are the set of 8."""
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    """How codes are drawn."""
+    """Increasing numbers of candidates, each of which the best is kept (Fig. 9c: 1 to 512). The sets are nested: the
+    best of 8 is chosen from the first 8 of the 512."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Settings that turn logits into codes."""
     seed: int = 0
-    """The first candidate's of the first caption; the next have the seeds after it."""
+    """Seed of the first candidate of the first caption; each further candidate's seed is one higher."""
 
     def __post_init__(self) -> None:
-        sizes = list(self.candidates)
-        if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 1:
-            raise UserError(f"candidates are {sizes}, but must be rising numbers from 1 on")
-        if self.samples_per_caption < 1:
-            raise UserError(f"samples_per_caption is {self.samples_per_caption}, but must be at least 1")
+        check_candidates(self.candidates)
+        check_at_least(1, samples_per_caption=self.samples_per_caption)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """All that a figure depends on besides the two sets of pictures; printed with every figure."""
+    """Everything that a figure depends on besides the two sets of images; written beside every figure."""
 
     name: str
-    """What results are filed under."""
-    preparation: Preparation = field(default_factory=Preparation)
-    """Of the pictures, on both sides."""
+    """Name in the files of results."""
+    preprocessing: ImagePreprocessing = field(default_factory=ImagePreprocessing)
+    """Resizing of images on both sides."""
     blur_radii: tuple[int, ...] = (0,)
-    """Deviations of the Gaussian that both sides are blurred with, in pixels; 0 is none (paper, Fig. 9a and b)."""
-    fidelity: FidelityOptions = field(default_factory=FidelityOptions)
-    """Of the measures."""
+    """Standard deviations in pixels of the Gaussian blur of both sides; 0 is none (Fig. 9a and b)."""
+    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
+    """Settings of the measures."""
+    reference: Literal["split", "captions"] = "split"
+    """Reference images. split: all images of the split. captions: the images of the chosen captions, in that order."""
     reference_count: int | None = None
-    """Reference pictures, drawn by the measures' seed; all of the split if not given."""
-    drawing: Drawing = field(default_factory=Drawing)
-    """Of a model's pictures; two folders are compared without it."""
+    """Number of random reference images of the split; null for all."""
+    generation: GenerationProtocol = field(default_factory=GenerationProtocol)
+    """Settings of a model's images; `evaluate`, which compares two folders, ignores them."""
 
     def __post_init__(self) -> None:
         if not self.blur_radii or min(self.blur_radii) < 0:
-            raise UserError(f"blur_radii are {list(self.blur_radii)}, but must be one or more whole numbers from 0 on")
-        if self.reference_count is not None and self.reference_count < 1:
-            raise UserError(f"reference_count is {self.reference_count}, but must be at least 1")
+            raise UserError(f"blur_radii is {list(self.blur_radii)}, but must list one or more integers from 0 on")
+        check_at_least(1, reference_count=self.reference_count)
+        if self.reference == "captions" and self.reference_count is not None:
+            raise UserError(
+                f"reference_count is {self.reference_count}, but `reference: captions` uses the image of each chosen "
+                "caption: remove one of the two keys"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankingProtocol:
+    """Settings that measure what the best of n candidates gains, for several n."""
+
+    prompts: int = 200
+    """Number of captions."""
+    candidates: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """Increasing numbers n; the last is the number of candidates sampled for each caption (Fig. 9c)."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Settings that turn logits into codes; a higher temperature than for single samples makes candidates differ."""
+
+    def __post_init__(self) -> None:
+        check_candidates(self.candidates)
+        check_at_least(1, prompts=self.prompts)

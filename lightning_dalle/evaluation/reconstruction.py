@@ -1,7 +1,4 @@
-"""What a dVAE keeps of real pictures.
-
-Knows a dVAE, pictures and measures. Knows nothing of training or of how results are shown.
-"""
+"""Figures of a dVAE's reconstructions of real images."""
 
 import math
 from collections.abc import Callable
@@ -13,119 +10,123 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lightning_dalle.data.images.decoding import Unreadable
+from lightning_dalle.data.images.decoding import UnreadableImage
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.features import ImageSet, Pictures, Processes, folder_pictures, read_pictures
+from lightning_dalle.evaluation.features import (
+    DistributedContext,
+    FeatureSet,
+    ImageList,
+    extract_features,
+    images_in_folder,
+)
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.inception import Inception
-from lightning_dalle.evaluation.metrics import perplexity
+from lightning_dalle.evaluation.metrics import perplexity, psnr
 from lightning_dalle.evaluation.protocol import Protocol
-from lightning_dalle.evaluation.statistics import mean, psnr
-from lightning_dalle.images import save, to_pil
+from lightning_dalle.evaluation.statistics import mean
+from lightning_dalle.images import save_png, to_pil
 from lightning_dalle.models.dvae import DVAE
+from lightning_dalle.progress import OnProgress, no_progress
 
 
 @torch.no_grad()
-def measure(
+def measure_reconstructions(
     dvae: DVAE,
-    originals: Pictures,
+    originals: ImageList,
     folder: Path,
     protocol: Protocol,
     inception: Inception,
     batch_size: int,
     cache_dir: Path,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    processes: Processes = Processes(),  # noqa: B008 (immutable)
+    on_progress: OnProgress = no_progress,
+    context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
 ) -> dict[str, Any]:
-    """PSNR, SSIM, LPIPS, codebook use, and FID and its kin of reconstructions by argmax codes against the originals.
-
-    Every process reconstructs its own share into the folder, and the first returns the figures of the whole.
+    """Return PSNR, SSIM, LPIPS, codebook perplexity and FID of reconstructions by argmax codes.
 
     Args:
-        dvae: in eval mode, on the device to use.
-        originals: real pictures; one that cannot be read is passed over and counted.
-        folder: where reconstructions are kept, as PNG; of these pictures and this dVAE alone.
-        protocol: how both sides are prepared and what is measured.
-        inception: the network, on the same device.
-        batch_size: images at once.
-        cache_dir: where features are kept.
-        on_progress: told how many pictures of how many are done, of this process's share.
-        processes: that share the work.
+        dvae: model in eval mode, on the device to use.
+        originals: real images; unreadable ones are skipped and counted.
+        folder: folder for the reconstructions as PNG, of these images and this dVAE only.
+        protocol: preprocessing and settings of the measures.
+        inception: network, on the same device.
+        batch_size: number of images reconstructed at once.
+        cache_dir: folder where features are kept.
+        on_progress: called with the number of images reconstructed by this process.
+        context: processes that divide the work; only rank 0 returns figures.
+
+    Raises:
+        UserError: if no image can be read, or a reconstruction contains NaN or infinite values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(dvae.parameters()).device
-    perceptual, why_not = _lpips(device)
-    shares: list[dict[str, Any]] = []
-    share: dict[str, Any] = {"mse": [], "ssim": [], "lpips": [], "codes": [], "skipped": {}}
-    indices = range(processes.rank, len(originals.names), processes.world)
+    lpips, why_no_lpips = _lpips(device)
+    own: dict[str, list[float]] = {"mse": [], "ssim": [], "lpips": []}
+    counts = torch.zeros(dvae.config.codebook_size, dtype=torch.long)
+    indices = context.indices(len(originals.names))
     for start in range(0, len(indices), batch_size):
-        some, names = [], []
+        read, names = [], []
         for i in indices[start : start + batch_size]:
             try:
-                some.append(to_image(originals.open(i), dvae.config.image_size))
+                read.append(to_image(originals.decode(i), dvae.config.image_size))
                 names.append(f"{i:06d}.png")
-            except Unreadable as error:
-                share["skipped"][originals.names[i]] = error.reason
-        if some:
-            images = torch.stack(some).to(device)
+            except UnreadableImage:
+                continue  # counted by `extract_features`
+        if read:
+            images = torch.stack(read).to(device)
             codes = dvae.encode(images)
-            made = dvae.decode(codes)
-            share["codes"].append(codes.flatten().bincount(minlength=dvae.config.codebook_size).cpu())
-            share["mse"] += (made - images).square().mean((1, 2, 3)).tolist()
-            ssim = structural_similarity_index_measure(made, images, reduction="none", data_range=1.0)
+            reconstructions = dvae.decode(codes)
+            counts += codes.flatten().bincount(minlength=len(counts)).cpu()
+            own["mse"] += (reconstructions - images).square().mean((1, 2, 3)).tolist()
+            ssim = structural_similarity_index_measure(reconstructions, images, reduction="none", data_range=1.0)
             assert isinstance(ssim, Tensor)
-            share["ssim"] += ssim.reshape(-1).tolist()
-            if perceptual is not None:
-                share["lpips"] += perceptual(made, images).tolist()
-            for image, name in zip(made, names, strict=True):
-                save(to_pil(image), folder / name, None)
+            own["ssim"] += ssim.reshape(-1).tolist()
+            if lpips is not None:
+                own["lpips"] += lpips(reconstructions, images).tolist()
+            for image, name in zip(reconstructions, names, strict=True):
+                save_png(to_pil(image), folder / name, None)
         on_progress(min(start + batch_size, len(indices)), len(indices))
-    if processes.world == 1:
-        shares = [share]
-    else:  # through files, as all that processes share here
-        torch.save(share, folder / f"share.{processes.rank}.pt")
-        processes.barrier()
-        shares = [torch.load(folder / f"share.{rank}.pt", weights_only=True) for rank in range(processes.world)]
-    joined = {name: [value for each in shares for value in each[name]] for name in ("mse", "ssim", "lpips")}
+    parts = [{**own, "counts": counts}]
+    if context.world_size > 1:  # through hidden files, which are not listed as images
+        torch.save(parts[0], folder / f".rank{context.rank}.pt")
+        context.barrier()
+        parts = [torch.load(folder / f".rank{rank}.pt", weights_only=True) for rank in range(context.world_size)]
+    joined = {name: [value for part in parts for value in part[name]] for name in own}
+    counts = sum(part["counts"] for part in parts)
     if not joined["mse"]:
-        raise UserError(f"none of the {len(originals.names)} pictures of {originals.origin} can be read")
+        raise UserError(f"none of the {len(originals.names)} images in {originals.origin} can be read")
     if not all(math.isfinite(value) for value in joined["mse"]):
-        raise UserError("the dVAE's reconstructions are no numbers: it diverged in training")
-    counts = torch.stack([counts for each in shares for counts in each["codes"]]).sum(0)
-    skipped = {name: reason for each in shares for name, reason in each["skipped"].items()}
+        raise UserError("the dVAE's reconstructions contain NaN or infinite values: training diverged")
 
-    def read(pictures: Pictures) -> ImageSet:
-        return read_pictures(
-            pictures, inception, protocol.preparation, protocol.blur_radii, batch_size, cache_dir, processes=processes
+    def features(images: ImageList) -> FeatureSet:
+        return extract_features(
+            images, inception, protocol.preprocessing, protocol.blur_radii, cache_dir=cache_dir, context=context
         )
 
-    generated, reference = read(folder_pictures(folder)), read(originals)
-    if processes.rank > 0:
-        return {}  # the figures are the first process's to take
+    generated, reference = features(images_in_folder(folder)), features(originals)
+    if context.rank > 0:
+        return {}
     return {
         "psnr_db": psnr(joined["mse"]),
         "ssim": mean(joined["ssim"]),
-        "lpips": mean(joined["lpips"]) if joined["lpips"] else {"value": None, "refused": why_not},
+        "lpips": mean(joined["lpips"]) if joined["lpips"] else {"value": None, "reason": why_no_lpips},
         "codebook_perplexity": {"value": float(perplexity(counts)), "codebook_size": dvae.config.codebook_size},
         "codes_used": int((counts > 0).sum()),
         "by_blur_radius": {
             str(radius): fidelity(generated.features[radius], reference.features[radius], protocol.fidelity)
             for radius in protocol.blur_radii
         },
-        "pictures": len(joined["mse"]),
-        "skipped": len(skipped),
-        "first_skipped": dict(list(skipped.items())[:10]),
-        "reference": {"data": originals.origin, "split": protocol.drawing.split},
+        **reference.counts(),
+        "reference": {"data": originals.origin, "split": protocol.generation.split},
     }
 
 
 def _lpips(device: torch.device) -> tuple[Callable[[Tensor, Tensor], Float[Tensor, " n"]] | None, str | None]:
-    """LPIPS (AlexNet) of each pair of images in [0, 1]; or why its weights cannot be had."""
+    """Return LPIPS (AlexNet) of pairs of images in [0, 1], or None and the reason why its weights are missing."""
     from torchmetrics.functional.image.lpips import _LPIPS
 
     try:
         network = _LPIPS(pretrained=True, net="alex", use_dropout=True, eval_mode=True).to(device)
-    except OSError as error:  # there is no network, and torch hub's cache does not hold AlexNet
-        return None, f"the AlexNet weights of LPIPS cannot be had: {error}"
+    except OSError as error:
+        return None, f"cannot download the AlexNet weights of LPIPS: {error}"
     return lambda made, images: network(made, images, normalize=True).flatten(), None

@@ -1,8 +1,4 @@
-"""A model's own pictures of captions that it was not trained on, against the real ones: which captions, the drawing,
-and the figures (paper, section 3.1 and Fig. 9).
-
-Knows a pipeline, a scorer and files. Knows nothing of training or of how results are shown.
-"""
+"""Samples of held-out captions and their figures against real images (paper, section 3.1 and Fig. 9)."""
 
 import contextlib
 import csv
@@ -11,253 +7,120 @@ import io
 import itertools
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from datasets import Dataset
 from datasets import Image as EncodedImage
 from PIL import Image
 
-from lightning_dalle.data.images.decoding import Unreadable, content
+from lightning_dalle.data.images.decoding import UnreadableImage, read_bytes
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.features import (
-    ImageSet,
-    Pictures,
-    Processes,
-    dataset_pictures,
-    folder_pictures,
-    names_of,
-    read_pictures,
+    DistributedContext,
+    FeatureSet,
+    ImageList,
+    extract_features,
+    image_names,
+    images_in_dataset,
+    images_in_folder,
 )
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.inception import Inception
-from lightning_dalle.evaluation.protocol import Captions, Drawing, Protocol
+from lightning_dalle.evaluation.protocol import Captions, GenerationProtocol, Protocol
 from lightning_dalle.evaluation.statistics import mean
-from lightning_dalle.images import save, texts_of, to_pil
+from lightning_dalle.images import read_png_texts, save_png, to_pil
+from lightning_dalle.inference.config import check_candidates
 from lightning_dalle.inference.pipeline import Request, TextToImage
-from lightning_dalle.inference.rerank import best_of, scored
-from lightning_dalle.inference.scorers import Scorer
+from lightning_dalle.inference.rerank import best_of_n, score_candidates
+from lightning_dalle.progress import OnProgress, no_progress
 
 log = logging.getLogger(__name__)
 
 
 class Prompt(NamedTuple):
-    """One caption to draw."""
+    """Caption to generate images for."""
 
     caption: str
-    picture: str | None
-    """What the real picture is called, where it is known."""
+    image_name: str | None
+    """Name of the real image of this caption; None if a CSV does not say."""
 
 
 def choose_captions(rows: Dataset, choice: Captions) -> list[Prompt]:
-    """The captions of a protocol, in order.
+    """Return the captions of a protocol, in order.
 
     Args:
-        rows: with the column captions; several of one name are one picture with the captions of all.
-        choice: which of them.
+        rows: dataset with the column `captions`; rows of one image name count as one image with all their captions.
+        choice: settings of the choice.
 
     Raises:
-        UserError: if a CSV is to be read that is not there, has other columns or is no text.
+        UserError: if the CSV does not exist, is not UTF-8, lacks a column or lists no caption.
     """
-    if choice.list is not None:
-        prompts = _listed(choice.list)
-    else:
-        captions_of: dict[str, list[str]] = {}
-        for name, captions in zip(names_of(rows), rows["captions"], strict=True):
-            captions_of.setdefault(name, []).extend(captions)
-        rng = random.Random(choice.seed)
-        prompts = []
-        for name, captions in captions_of.items():
-            taken = [rng.choice(captions)] if choice.one_per_picture else captions
-            prompts += [Prompt(caption, name) for caption in taken]
-        if choice.unique:
-            first: dict[str, Prompt] = {}
-            for prompt in prompts:
-                first.setdefault(prompt.caption, prompt)
-            prompts = list(first.values())
-        if choice.count is not None:
-            rng.shuffle(prompts)
-    return prompts[: choice.count]
+    if choice.csv is not None:
+        return _read_csv(choice.csv)[: choice.count]
+    captions_of: dict[str, list[str]] = {}
+    for name, captions in zip(image_names(rows), rows["captions"], strict=True):
+        captions_of.setdefault(name, []).extend(captions)
+    rng = random.Random(choice.seed)
+    prompts = [
+        Prompt(caption, name)
+        for name, captions in captions_of.items()
+        for caption in ([rng.choice(captions)] if choice.one_per_image else captions)
+    ]
+    if choice.unique:
+        first = {prompt.caption: prompt for prompt in reversed(prompts)}
+        prompts = [prompt for prompt in prompts if first[prompt.caption] is prompt]
+    if choice.count is None:
+        return prompts
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(choice.seed))
+    return [prompts[i] for i in order[: choice.count]]
 
 
-def _listed(path: Path) -> list[Prompt]:
+def _read_csv(path: Path) -> list[Prompt]:
     if not path.is_file():
-        raise UserError(f"the captions are to be read from {path}, but there is no such file")
+        raise UserError(f"the protocol's captions.csv is {path}, but there is no such file: correct the path")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # which spreadsheets write; without a mark it is UTF-8 too
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
-        raise UserError(f"the list of captions {path} is not UTF-8 text: {error}") from error
+        raise UserError(f"the CSV of captions {path} is not UTF-8 ({error}): save it as UTF-8") from error
     table = csv.DictReader(io.StringIO(text, newline=""))
-    missing = {"image_id", "prompt"} - set(table.fieldnames or [])
-    if missing:
-        raise UserError(
-            f"a list of captions has the columns image_id and prompt, but {path} has "
-            f"{', '.join(table.fieldnames or ['none'])}"
-        )
+    if {"image_id", "prompt"} - set(table.fieldnames or []):
+        columns = ", ".join(table.fieldnames or ["none"])
+        raise UserError(f"the CSV of captions {path} has the columns {columns}, but needs image_id and prompt")
     listed = [Prompt((row["prompt"] or "").strip(), row["image_id"]) for row in table]
     prompts = [prompt for prompt in listed if prompt.caption]
     if not prompts:
-        raise UserError(f"{path} lists no caption")
+        raise UserError(f"the CSV of captions {path} lists no caption: give one with a row for each caption")
     if len(prompts) < len(listed):
-        log.warning("%s: passed over %d blank captions of %d", path, len(listed) - len(prompts), len(listed))
+        log.warning("%s: skipped %d blank captions of %d", path, len(listed) - len(prompts), len(listed))
     return prompts
 
 
-def draw_pictures(
-    pipeline: TextToImage,
-    prompts: list[Prompt],
-    drawing: Drawing,
-    folder: Path,
-    scorer: Scorer | None = None,
-    batch_size: int = 64,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    processes: Processes = Processes(),  # noqa: B008 (immutable)
-) -> None:
-    """Draws every caption's pictures that are not in the folder yet; for each size of candidate set the best one.
-
-    `best_of_8/000123.png` is the best of the first eight candidates of picture 123, with its caption, seed and score in
-    its metadata. A picture is there whole or not at all, so a killed run goes on where it was.
-
-    Args:
-        pipeline: the model.
-        prompts: what to draw.
-        drawing: how.
-        folder: where the pictures are kept.
-        scorer: tells which candidate is best; needed for more than one.
-        batch_size: pictures made at once.
-        on_progress: told how many pictures of how many are there, candidates counted, of this process's share.
-        processes: that share the work.
-
-    Raises:
-        UserError: if candidates are to be ranked without a scorer.
-    """
-    check_scorer(drawing, scorer)
-    sizes = drawing.candidates
-    for size in sizes:
-        (folder / f"best_of_{size}").mkdir(parents=True, exist_ok=True)
-    total = len(prompts) * drawing.samples_per_caption
-    mine = range(processes.rank, total, processes.world)
-    todo = [i for i in mine if not (folder / f"best_of_{sizes[-1]}" / f"{i:06d}.png").exists()]
-    at_once = max(1, batch_size // sizes[-1])  # pictures whose candidates are drawn together
-    done = len(mine) - len(todo)
-    on_progress(done * sizes[-1], len(mine) * sizes[-1])
-    for start in range(0, len(todo), at_once):
-        part = todo[start : start + at_once]
-        requests = [
-            Request(prompts[i // drawing.samples_per_caption].caption, drawing.seed + i * sizes[-1] + candidate)
-            for i in part
-            for candidate in range(sizes[-1])
-        ]
-        begun = done
-
-        def on_code(codes: int, of: int, begun: int = begun, count: int = len(part)) -> None:
-            on_progress(int((begun + count * codes / of) * sizes[-1]), len(mine) * sizes[-1])
-
-        images = pipeline.draw(requests, drawing.sampling, batch_size=batch_size, on_progress=on_code)
-        for i in part:
-            caption = prompts[i // drawing.samples_per_caption].caption
-            candidates = scored(itertools.islice(images, sizes[-1]), caption, scorer, batch_size)
-            for size, best in best_of(candidates, sizes):
-                texts = {
-                    "caption": caption,
-                    "seed": str(drawing.seed + i * sizes[-1] + best.number),
-                    **({} if best.score is None else {"score": repr(best.score)}),
-                }
-                save(to_pil(best.image), folder / f"best_of_{size}" / f"{i:06d}.png", pipeline.attribution, texts)
-            done += 1
-    on_progress(done * sizes[-1], len(mine) * sizes[-1])
-    processes.barrier()
-
-
-def check_scorer(drawing: Drawing, scorer: Scorer | None) -> None:
-    """Raises a UserError if candidates are to be ranked without a scorer."""
-    if scorer is None and drawing.candidates != (1,):
-        raise UserError(
-            f"the best of {drawing.candidates[-1]} candidates is to be kept, but no scorer is given to rank them"
-        )
-
-
-def measure(
-    folder: Path,
-    count: int,
-    rows: Dataset,
-    origin: str,
-    protocol: Protocol,
-    inception: Inception,
-    batch_size: int,
-    cache_dir: Path,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    processes: Processes = Processes(),  # noqa: B008 (immutable)
-) -> dict[str, Any]:
-    """Figures of the pictures that `draw_pictures` left, for each number of candidates and each blur radius.
-
-    Args:
-        folder: of `draw_pictures`.
-        count: pictures that it drew.
-        rows: of the split, whose pictures are the reference.
-        origin: what the data is called, for messages.
-        protocol: what is measured.
-        inception: the network, on the device to use.
-        batch_size: pictures read at once.
-        cache_dir: where features are kept.
-        on_progress: told how many pictures of how many are read, of each set anew.
-        processes: that share the work; all but the first return no figures.
-
-    Raises:
-        UserError: if pictures are missing, or too few for the measures.
-    """
-    reference_rows = choose_reference(rows, protocol)
-
-    def read(pictures: Pictures) -> ImageSet:
-        return read_pictures(
-            pictures, inception, protocol.preparation, protocol.blur_radii, batch_size, cache_dir, on_progress,
-            processes,
-        )  # fmt: skip
-
-    reference = read(dataset_pictures(reference_rows, origin))
-    by_candidates = {}
-    for size in protocol.drawing.candidates:
-        drawn = folder / f"best_of_{size}"
-        generated = read(folder_pictures(drawn))
-        wanted = {f"{i:06d}.png" for i in range(count)}
-        if set(generated.names) != wanted:
-            lost = sorted(wanted - set(generated.names)) or sorted(set(generated.names) - wanted)
-            raise UserError(
-                f"{drawn} should hold {count} readable pictures, but has {len(generated.names)}: remove "
-                f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''} there, and they are drawn again"
-            )
-        if processes.rank > 0:
-            continue  # the figures are the first process's to take
-        scores = [float(text) for text in (texts_of(drawn / name).get("score") for name in generated.names) if text]
-        by_candidates[str(size)] = {
-            "score": mean(scores) if scores else None,
-            "by_blur_radius": {
-                str(radius): fidelity(generated.features[radius], reference.features[radius], protocol.fidelity)
-                for radius in protocol.blur_radii
-            },
-        }
-    return {
-        "by_candidates": by_candidates,
-        "reference": {
-            "data": origin,
-            "split": protocol.drawing.split,
-            "pictures": len(reference.names),
-            "skipped": len(reference.skipped),
-            "first_skipped": dict(list(reference.skipped.items())[:10]),
-        },
-    }
-
-
-def places(rows: Dataset, prompts: list[Prompt]) -> list[int | None]:
-    """Which row shows what a prompt's real picture shows; leading zeros of a number do not count."""
-    found = {name.lstrip("0"): i for i, name in enumerate(names_of(rows))}
-    return [None if prompt.picture is None else found.get(prompt.picture.lstrip("0")) for prompt in prompts]
+def reference_index(rows: Dataset, prompts: list[Prompt]) -> list[int | None]:
+    """Return the row with each prompt's real image, or None; leading zeros of a name are ignored."""
+    row_of = {name.lstrip("0"): i for i, name in reversed(list(enumerate(image_names(rows))))}
+    names = [prompt.image_name for prompt in prompts]
+    return [None if name is None else row_of.get(name.lstrip("0")) for name in names]
 
 
 def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
-    """The reference pictures, each once: all of a split, or as many as the protocol says, chosen by its seed."""
-    first = {name: i for i, name in reversed(list(enumerate(names_of(rows))))}
+    """Return the protocol's reference images, each image once.
+
+    Raises:
+        UserError: if the reference is the images of the captions, and no caption has an image in these rows.
+    """
+    if protocol.reference == "captions":
+        prompts = choose_captions(rows, protocol.generation.captions)
+        found = dict.fromkeys(i for i in reference_index(rows, prompts) if i is not None)
+        if not found:
+            raise UserError(
+                f"none of the {len(prompts)} captions of the protocol {protocol.name} has an image in the split "
+                f"{protocol.generation.split}: set `reference: split`"
+            )
+        return rows.select(list(found))
+    first = {name: i for i, name in reversed(list(enumerate(image_names(rows))))}
     if len(first) < len(rows):
         rows = rows.select(sorted(first.values()))
     if protocol.reference_count is None or protocol.reference_count >= len(rows):
@@ -266,18 +129,146 @@ def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
     return rows.select(sorted(chosen))
 
 
-def shared_pictures(training: Dataset, reference: Dataset) -> int:
-    """How many reference pictures are, byte for byte, in the training data too."""
+def sample_folders(folder: Path, candidates: tuple[int, ...]) -> dict[int, Path]:
+    """Return the folder for the best of n candidates, by n."""
+    return {n: folder / f"best_of_{n}" for n in candidates}
+
+
+def generate_samples(
+    pipeline: TextToImage,
+    prompts: list[Prompt],
+    generation: GenerationProtocol,
+    folders: Mapping[int, Path],
+    batch_size: int = 64,
+    on_progress: OnProgress = no_progress,
+    context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
+) -> None:
+    """Sample the candidates of every caption and save the best of the first n, for each n of the protocol.
+
+    000123.png is sample 123, with its caption, seed and score in its metadata. Existing files are kept, so a killed run
+    resumes.
+
+    Args:
+        pipeline: model, with a scorer if there are several candidates.
+        prompts: captions.
+        generation: candidates, sampling and seed.
+        folders: folder for the best of n candidates, by n.
+        batch_size: number of images sampled at once.
+        on_progress: called with the number of candidates sampled by this process.
+        context: processes that divide the work.
+
+    Raises:
+        UserError: if there are several candidates and no scorer.
+    """
+    check_candidates(generation.candidates, has_scorer=pipeline.scorer is not None)
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    num_candidates = generation.candidates[-1]
+    indices = context.indices(len(prompts) * generation.samples_per_caption)
+    todo = [i for i in indices if not (folders[num_candidates] / f"{i:06d}.png").exists()]
+    done, total = (len(indices) - len(todo)) * num_candidates, len(indices) * num_candidates
+    on_progress(done, total)
+    at_once = max(1, batch_size // num_candidates)
+    for start in range(0, len(todo), at_once):
+        captions = {i: prompts[i // generation.samples_per_caption].caption for i in todo[start : start + at_once]}
+        first_seed = {i: generation.seed + i * num_candidates for i in captions}
+        requests = [Request(captions[i], first_seed[i] + n) for i in captions for n in range(num_candidates)]
+
+        def on_code(codes: int, of: int, done: int = done, count: int = len(requests)) -> None:
+            on_progress(done + count * codes // of, total)
+
+        images = pipeline.sample_images(requests, generation.sampling, batch_size=batch_size, on_progress=on_code)
+        for i, caption in captions.items():
+            candidates = itertools.islice(images, num_candidates)
+            for n, best in best_of_n(
+                score_candidates(candidates, caption, pipeline.scorer, batch_size), generation.candidates
+            ):
+                texts = {"caption": caption, "seed": str(first_seed[i] + best.number)}
+                texts |= {} if best.score is None else {"score": repr(best.score)}
+                save_png(to_pil(best.image), folders[n] / f"{i:06d}.png", pipeline.attribution, texts)
+        done += len(requests)
+    on_progress(done, total)
+    context.barrier()
+
+
+def measure_samples(
+    folders: Mapping[int, Path],
+    count: int,
+    rows: Dataset,
+    origin: str,
+    protocol: Protocol,
+    inception: Inception,
+    cache_dir: Path | None = None,
+    on_progress: OnProgress = no_progress,
+    context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
+) -> dict[str, Any]:
+    """Return the figures of generated samples, for each number of candidates and each blur radius.
+
+    Args:
+        folders: folder of the best of n candidates, by n.
+        count: number of samples in each folder.
+        rows: split of the data with the reference images.
+        origin: name of the data, for messages.
+        protocol: settings of the figures.
+        inception: network, on the device to use.
+        cache_dir: folder where features are kept; required for several processes.
+        on_progress: called with the number of images read, of each set of images anew.
+        context: processes that divide the work; only rank 0 returns figures.
+
+    Raises:
+        UserError: if a folder does not hold exactly the samples, or they are too few for the measures.
+    """
+
+    def read(images: ImageList) -> FeatureSet:
+        return extract_features(
+            images,
+            inception,
+            protocol.preprocessing,
+            protocol.blur_radii,
+            cache_dir=cache_dir,
+            on_progress=on_progress,
+            context=context,
+        )
+
+    reference = read(images_in_dataset(choose_reference(rows, protocol), origin))
+    by_candidates = {}
+    for n, folder in folders.items():
+        generated = read(images_in_folder(folder))
+        expected = {f"{i:06d}.png" for i in range(count)}
+        if set(generated.names) != expected:
+            wrong = sorted(expected - set(generated.names)) or sorted(set(generated.names) - expected)
+            raise UserError(
+                f"{folder} must hold {count} readable images, but has {len(generated.names)}: delete "
+                f"{', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''} there, then run again to sample them anew"
+            )
+        if context.rank > 0:
+            continue
+        scores = [texts["score"] for name in generated.names if "score" in (texts := read_png_texts(folder / name))]
+        by_candidates[str(n)] = {
+            "score": mean([float(score) for score in scores]) if scores else None,
+            "by_blur_radius": {
+                str(radius): fidelity(generated.features[radius], reference.features[radius], protocol.fidelity)
+                for radius in protocol.blur_radii
+            },
+        }
+    return {
+        "by_candidates": by_candidates,
+        "reference": {"data": origin, "split": protocol.generation.split, **reference.counts()},
+    }
+
+
+def first_samples(folder: Path, count: int) -> list[Image.Image]:
+    """Return the first samples of a folder."""
+    return [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))[:count]]
+
+
+def count_shared_images(training: Dataset, reference: Dataset) -> int:
+    """Count the reference images whose bytes are also in the training data."""
     known = set(_content_hashes(training))
     return sum(found in known for found in _content_hashes(reference))
 
 
 def _content_hashes(rows: Dataset) -> Iterator[bytes]:
     for row in rows.select_columns("image").cast_column("image", EncodedImage(decode=False)):
-        with contextlib.suppress(Unreadable):
-            yield hashlib.sha256(content(row["image"])).digest()
-
-
-def first_pictures(folder: Path, size: int, count: int) -> list[Image.Image]:
-    """The first pictures that were drawn, best of `size` candidates."""
-    return [Image.open(path).convert("RGB") for path in sorted((folder / f"best_of_{size}").glob("*.png"))[:count]]
+        with contextlib.suppress(UnreadableImage):
+            yield hashlib.sha256(read_bytes(row["image"])).digest()
