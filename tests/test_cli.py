@@ -118,7 +118,7 @@ def test_a_misspelt_key_of_fit_is_named_with_the_nearest_valid_key(
     ("config", "option", "message"),
     [
         ("dalle", "--model.init_args.config.n_embd=33", "n_embd (33) must be a multiple of n_head (4)"),
-        ("dvae", "--data.image_size=30", "image_size (30) must be a multiple of the downsampling"),
+        ("dvae", "--data.image_size=30", "image_size (30) must be a positive multiple of 4, the downsampling"),
         ("dalle", "--model.init_args.dvae_checkpoint=nowhere.ckpt", "there is no checkpoint at nowhere.ckpt"),
     ],
 )
@@ -157,7 +157,8 @@ def test_a_missing_checkpoint_is_named(capsys: pytest.CaptureFixture[str], tmp_p
 def test_a_broken_checkpoint_is_rejected(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.ckpt"
     path.write_bytes(content)
-    assert f"{path} is not a checkpoint" in failure(capsys, "generate", "--checkpoint", str(path), *PROMPTS)
+    error = failure(capsys, "generate", "--checkpoint", str(path), *PROMPTS)
+    assert f"cannot read {path} as a checkpoint: torch.save did not write it, or it is truncated" in error
 
 
 def test_a_checkpoint_that_would_run_code_is_rejected(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def check_candidates(candidates: int | Sequence[int], top: int = 1, has_scorer: 
     numbers = [candidates] if isinstance(candidates, int) else list(candidates)
     if not numbers or numbers[0] < 1 or numbers != sorted(set(numbers)):
         given = ", ".join(map(str, numbers)) or "none"
-        raise UserError(f"the number of candidates is {given}, but must be at least 1 (several: in increasing order)")
+        order = " and in increasing order" if len(numbers) > 1 else ""
+        raise UserError(f"the number of candidates is {given}, but must be at least 1{order}")
     if not 1 <= top <= numbers[0]:
         raise UserError(f"cannot keep {top} of {numbers[0]} candidates: top must be from 1 to {numbers[0]}")
     if top < numbers[-1] and not has_scorer:

@@ -53,7 +53,7 @@ class ImagePrompt(NamedTuple):
     """Whether `pixels` replace their reconstruction by the dVAE in the generated images."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TextToImage:
     """DALL-E, its dVAE and tokenizer, in eval mode on one device, and a scorer that ranks candidates."""
 

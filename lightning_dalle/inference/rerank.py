@@ -25,9 +25,9 @@ class Candidate(NamedTuple):
 
 
 def sort_key(score: float | None) -> float:
-    """Return what candidates are sorted by, smallest first: the best score, and with equal scores the first candidate.
+    """Return the key that sorts candidates best first; a missing score counts as 0.
 
-    Every choice in this module uses this key with a stable sort. Without scores the order of candidates is kept.
+    Every choice in this module is a stable sort by this key, so the earlier of two equal candidates comes first.
     """
     return -(score or 0.0)
 

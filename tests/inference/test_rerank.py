@@ -105,7 +105,7 @@ def test_nan_scores_raise_an_error() -> None:
     [
         (0, 1, True, "the number of candidates is 0, but must be at least 1"),
         ((), 1, True, "the number of candidates is none, but must be at least 1"),
-        ((4, 1), 1, True, "the number of candidates is 4, 1, but must be at least 1 .several: in increasing order"),
+        ((4, 1), 1, True, "the number of candidates is 4, 1, but must be at least 1 and in increasing order"),
         ((1, 1), 1, True, "the number of candidates is 1, 1, but .* in increasing order"),
         (4, 5, True, "cannot keep 5 of 4 candidates: top must be from 1 to 4"),
         (4, 0, True, "cannot keep 0 of 4 candidates: top must be from 1 to 4"),
