@@ -87,7 +87,7 @@ def test_the_name_of_a_rejected_record_is_printed_verbatim(tmp_path: Path, capsy
         (["--config", "configs/coco/dvae.yaml", "--data.image_sise", "8"], "image_sise"),
         (
             ["--config", "configs/coco/dvae.yaml", "--data.source.init_args.path", "docs"],
-            "cannot be read from a folder",
+            "cannot read captioned images from docs",
         ),
     ],
 )
