@@ -73,7 +73,7 @@ def load_openai_dvae(encoder: Path, decoder: Path, image_size: int = 256) -> DVA
     Raises:
         UserError: if a file is missing, is not such a module, or contains names that such a module does not have.
     """
-    DVAEConfig(image_size=image_size)  # so that an error below is the fault of the files
+    DVAEConfig(image_size=image_size)  # checks the image size before any file is read
     halves: list[Stub] = []
     for path, name in ((encoder, ENCODER), (decoder, DECODER)):
         try:
@@ -107,7 +107,7 @@ def _read(path: Path, name: str) -> Stub:
         for found in _global_names(program):
             if found not in MODULES and found not in OTHER_NAMES:
                 raise UserError(f"{path} names {found!r}, which is not part of OpenAI's dVAE; no code in it was run")
-    with torch.serialization.safe_globals(STUBS):
+    with torch.serialization.safe_globals(STUBS):  # type: ignore[arg-type]
         module: Stub = torch.load(path, map_location="cpu", weights_only=True)
     if type(module).__name__ != name:
         raise UserError(f"{path} must contain a {name}, but contains a {type(module).__name__}")
