@@ -155,8 +155,8 @@ def code_words() -> set[str]:
 def test_identifiers_are_in_the_code(page: Path) -> None:
     """Words with an underscore or a capital inside, between backticks, are names in code or configs."""
     spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", (ROOT / page).read_text()))
-    words = {word for span in spans for word in re.findall(r"[A-Za-z_]\w*", span) if re.search(r"_|[a-z][A-Z]", word)}
-    unknown = words - code_words() - FOREIGN
+    words = {word for span in spans for word in re.findall(r"\b[A-Za-z_]\w*", span)}
+    unknown = {word for word in words if re.search(r"_|[a-z][A-Z]", word)} - code_words() - FOREIGN
     assert not unknown
 
 
