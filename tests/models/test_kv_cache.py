@@ -1,4 +1,4 @@
-"""Prefill and decode steps with a KV cache equal one pass over the whole sequence."""
+"""Prefill and decode steps with a KV cache equal one forward pass without a cache."""
 
 import itertools
 
