@@ -104,9 +104,7 @@ def _read(path: Path, name: str) -> Stub:
             raise UserError(f"{path} is compressed, {unpacked} bytes in {size}, but torch.save does not compress files")
         programs = [archive.read(member) for member in members if member.filename.endswith("/data.pkl")]
     for program in programs:
-        for found in _global_names(program):
-            if found not in MODULES and found not in OTHER_NAMES:
-                raise UserError(f"{path} names {found!r}, which is not part of OpenAI's dVAE; no code in it was run")
+        _check_program(program, path)
     with torch.serialization.safe_globals(STUBS):  # type: ignore[arg-type]
         module: Stub = torch.load(path, map_location="cpu", weights_only=True)
     if type(module).__name__ != name:
@@ -114,19 +112,28 @@ def _read(path: Path, name: str) -> Stub:
     return module
 
 
-def _global_names(program: bytes) -> Iterator[str]:
-    """Yield the classes and functions that a pickle names, in order.
+def _check_program(program: bytes, path: Path) -> None:
+    """Raise a UserError if a pickle names a foreign class or function, or repeats a tuple.
 
-    `torch.load` refuses them too, but it cannot name those of newer pickle protocols, and it allows more than needed.
+    `torch.load` refuses names too, but it cannot name those of newer pickle protocols, and it allows more than needed.
+    Tuples of repeated tuples grow exponentially when torch formats them into an error.
     """
     strings: list[str] = []
+    tuples: set[object] = set()  # memo entries that hold tuples
+    previous = ""
     for opcode, argument, _ in pickletools.genops(program):
-        if opcode.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".", 1).replace("__builtin__", "builtins")
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(strings[-2:])
+        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            name = str(argument).replace(" ", ".", 1).replace("__builtin__", "builtins")
+            name = ".".join(strings[-2:]) if opcode.name == "STACK_GLOBAL" else name
+            if name not in MODULES and name not in OTHER_NAMES:
+                raise UserError(f"{path} names {name!r}, which is not part of OpenAI's dVAE; no code in it was run")
+        elif "PUT" in opcode.name:
+            (tuples.add if previous.startswith("TUPLE") else tuples.discard)(argument)
+        elif "GET" in opcode.name and argument in tuples:
+            raise UserError(f"{path} repeats a tuple, which OpenAI's dVAE does not; no code in it was run")
         elif isinstance(argument, str):
             strings.append(argument)
+        previous = opcode.name
 
 
 def _build(encoder: Stub, decoder: Stub, image_size: int) -> DVAE:

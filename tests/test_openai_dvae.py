@@ -1,7 +1,6 @@
 """OpenAI's pickles: loaded as our dVAE with equal outputs; hostile and altered ones are refused and never executed."""
 
 import builtins
-import functools
 import os
 import re
 import shlex
@@ -238,7 +237,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00%b\x85K\x00\x85\x89ccollections\nOrderedDict\n)RtR"
-NESTED = b"N" + b"q\x05h\x05\x86" * 20  # a pair of pairs of pairs, a million in all
+NESTED = b"N" + b"q\x05h\x05\x86" * 60  # a pair of pairs of pairs, 2^60 in all
 
 
 def encoder_of(parameters: bytes, modules: bytes = b"") -> bytes:
@@ -264,9 +263,9 @@ HUGE = b"J\xff\xff\xff\x7f"
         ),
         (TENSOR.replace(b"K\x00\x85", b"K\x01\x85") % HUGE + b".", "Trying to resize storage that is not resizable"),
         (STORAGE.replace(b"K\x01", HUGE) + b".", r"record size \(4 bytes\) does not match expected size \(8\d{9} b"),
-        (b"(" + NESTED + b"tQ.", r"Only persistent_load of storage is allowed, but got <class 'tuple'>$"),
+        (b"(" + NESTED + b"tQ.", "encoder.pkl repeats a tuple"),
         (b"(" + text("url") + b"K\x07tQ.", r"Only persistent_load of storage is allowed, but got <class 'str'>$"),
-        (encoder_of(NESTED + b"N"), "there is no module blocks.group_1 in a half"),
+        (encoder_of(NESTED + b"N"), "encoder.pkl repeats a tuple"),
         (encoder_of(b"", text("n" * 1000) + b"N"), "there is no module blocks.group_1 in a half"),
     ],
     ids=[
@@ -289,7 +288,6 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path: Path, prog
     assert len(str(refused.value)) < 1000
 
 
-NESTED_PAIRS = functools.reduce(lambda pair, _: (pair, pair), range(20), ())  # of a million parts
 SHARED = nn.Parameter(torch.zeros(1))
 PATH = "blocks.group_1.block_1.res_path"
 RELU = f"{PATH}.relu_1"
@@ -305,9 +303,9 @@ ALTERED: dict[str, tuple[str, dict[str, object]]] = {
         "weights have \\d+ bytes, but are views of only",
         {f"{PATH}.conv_1.b": SHARED, f"{PATH}.conv_2.b": SHARED},
     ),
-    "a nested name of a parameter": (
-        "encoder has a parameter [(.,) ]{1,999}, which no dVAE has",
-        {"_parameters": {NESTED_PAIRS: None}},
+    "a tuple as the name of a parameter": (
+        r"encoder has a parameter \(\(1, 2\), 3\), which no dVAE has",
+        {"_parameters": {((1, 2), 3): None}},
     ),
     "a long name of a module": (
         "encoder.blocks consists of .{1,200}, but",
