@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lightning_dalle.data.captions import caption_list
 from lightning_dalle.data.filters.language import NotEnglish
-from lightning_dalle.data.filters.rules import Boilerplate, CaptionCounts, DuplicateCaptions, TooShort, count_captions
+from lightning_dalle.data.filters.rules import Boilerplate, DuplicateCaptions, TooShort
 from lightning_dalle.evaluation.statistics import proportion_of
 
 LABELS = Path(__file__).parents[1] / "tests" / "data" / "filters" / "laion_languages.tsv"
@@ -51,8 +51,7 @@ def filter_table(sets: dict[str, list[str]]) -> None:
     print("| rejected |", " | ".join(sets), "|\n|---|" + "---|" * len(sets))
     counts = {}
     for name, texts in sets.items():
-        duplicates = CaptionCounts.above(DuplicateCaptions().max_count, count_captions([text] for text in texts))
-        filters = (*FILTERS[:-1], duplicates)
+        filters = (*FILTERS[:-1], DuplicateCaptions().counted([text] for text in texts))
         counts[name] = Counter(
             "without a caption" if not text else next((f.reason for f in filters if f.rejects_caption(text)), "kept")
             for text in texts

@@ -58,7 +58,9 @@ def test_a_folder_is_scored_under_every_protocol(
         "first_skipped": {"broken.png": "unreadable image"}, "ignored": {".txt": 1},
     }  # fmt: skip
     assert "ignored 1 file that is not an image (1 .txt)" in caplog.text
-    assert "\n\n- with 6 generated and 7 reference images FID is biased upwards" in capsys.readouterr().out
+    assert (
+        f"\n\n- {file.stem}: with 6 generated and 7 reference images FID is biased upwards" in capsys.readouterr().out
+    )
     main(["results", "--folder", str(tmp_path / "out")])
     assert f"{protocol}, folders, blur 0 | 6 against 7" in capsys.readouterr().out
 

@@ -36,7 +36,7 @@ def evaluate(
         raise UserError(f"batch_size is {batch_size}, but must be at least 1")
 
     from lightning_dalle.evaluation.features import FeatureSet, extract_features, images_in_folder
-    from lightning_dalle.evaluation.fidelity import fidelity
+    from lightning_dalle.evaluation.fidelity import fidelity_by_radius
     from lightning_dalle.evaluation.inception import Inception, find_or_download_weights
     from lightning_dalle.evaluation.result_file import write_result
     from lightning_dalle.hardware import resolve_device
@@ -61,10 +61,7 @@ def evaluate(
     result = {
         "kind": "folders",
         "protocol": {**asdict(protocol), "generation": None, "reference": None, "reference_count": None},
-        "by_blur_radius": {
-            str(radius): fidelity(*(found.features[radius] for found in sets.values()), protocol.fidelity)
-            for radius in protocol.blur_radii
-        },
+        "by_blur_radius": fidelity_by_radius(sets["generated"].features, sets["reference"].features, protocol.fidelity),
         "sets": {
             side: {"folder": sides[side].origin, **found.counts(), "ignored": dict(sides[side].ignored)}
             for side, found in sets.items()

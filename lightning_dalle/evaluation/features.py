@@ -53,7 +53,7 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing) -> UInt8[T
 
 
 def blur(images: Num[Tensor, "b 3 h w"], radius: int) -> Num[Tensor, "b 3 h w"]:
-    """Blur images with a Gaussian of standard deviation `radius` pixels (paper, Fig. 9a and b).
+    """Apply a Gaussian blur with a standard deviation of `radius` pixels (paper, Fig. 9a and b).
 
     The paper does not say where its filter ends; this one ends at four standard deviations.
 
@@ -176,30 +176,55 @@ def extract_features(
         radii: blur radii in pixels; 0 is none.
         batch_size: number of images in a batch.
         cache_dir: folder where features are kept under a hash of everything they depend on; required for several
-            context.
+            processes.
         on_progress: called with the number of images read.
         context: processes that divide the work.
 
     Raises:
         UserError: if no image can be read, or their sizes differ after preprocessing.
     """
-    radii = list(radii)
+    radii, device = list(radii), next(inception.parameters()).device
     key = {
         "recipe": CACHE_VERSION, "contents": images.digest, "inception": inception.sha256, "radii": radii,
         **asdict(preprocessing),
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
+    def extract(indices: range) -> FeatureSet:
+        names: list[str] = []
+        skipped: dict[str, str] = {}
+        sizes: dict[str, None] = {}
+        parts: dict[int, list[Features]] = {radius: [] for radius in radii}
+        for start in range(0, len(indices), batch_size):
+            batch = []
+            for i in indices[start : start + batch_size]:
+                name = images.names[i]
+                try:
+                    batch.append(preprocess(images.decode(i), preprocessing))
+                except UnreadableImage as error:
+                    skipped[name] = error.reason
+                    continue
+                names.append(name)
+                sizes[f"{batch[-1].shape[-1]}x{batch[-1].shape[-2]}"] = None
+            _check_sizes(list(sizes), images.origin)
+            if batch:
+                stacked = torch.stack(batch).to(device)
+                for radius in radii:
+                    parts[radius].append(inception.features(blur(stacked, radius)))
+            on_progress(min(start + batch_size, len(indices)), len(indices))
+        features = {radius: Features.join(part) for radius, part in parts.items() if part}
+        return FeatureSet(names, skipped, features, list(sizes))
+
     def read(rank: int) -> FeatureSet:
         indices = DistributedContext(rank, context.world_size).indices(len(images.names))
         if cache_dir is None:
-            return _extract(images, indices, inception, preprocessing, radii, batch_size, on_progress)
+            return extract(indices)
         file = cache_dir / f"{name}.{rank}of{context.world_size}.pt"
         if file.is_file():
             on_progress(len(images.names), len(images.names))
             stored = torch.load(file, weights_only=True)
             return FeatureSet(**stored | {"features": {r: Features(*f) for r, f in stored["features"].items()}})
-        part = _extract(images, indices, inception, preprocessing, radii, batch_size, on_progress)
+        part = extract(indices)
         cache_dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as partial:
             torch.save({**part._asdict(), "features": {r: tuple(f) for r, f in part.features.items()}}, partial)
@@ -225,46 +250,9 @@ def extract_features(
     return FeatureSet([names[i] for i in order], skipped, features, sizes)
 
 
-def _extract(
-    images: ImageList,
-    indices: range,
-    inception: Inception,
-    preprocessing: ImagePreprocessing,
-    radii: list[int],
-    batch_size: int,
-    on_progress: OnProgress,
-) -> FeatureSet:
-    names: list[str] = []
-    skipped: dict[str, str] = {}
-    sizes: dict[str, None] = {}
-    parts: dict[int, list[Features]] = {radius: [] for radius in radii}
-    device = next(inception.parameters()).device
-    for start in range(0, len(indices), batch_size):
-        batch = []
-        for i in indices[start : start + batch_size]:
-            name = images.names[i]
-            try:
-                batch.append(preprocess(images.decode(i), preprocessing))
-            except UnreadableImage as error:
-                skipped[name] = error.reason
-                continue
-            names.append(name)
-            sizes[f"{batch[-1].shape[-1]}x{batch[-1].shape[-2]}"] = None
-        _check_sizes(list(sizes), images.origin)
-        if batch:
-            stacked = torch.stack(batch).to(device)
-            for radius in radii:
-                parts[radius].append(inception.features(blur(stacked, radius)))
-        on_progress(min(start + batch_size, len(indices)), len(indices))
-    features = {radius: Features.join(part) for radius, part in parts.items() if part}
-    return FeatureSet(names, skipped, features, list(sizes))
-
-
 def _check_sizes(sizes: list[str], origin: str) -> None:
     if len(sizes) > 1:
-        raise UserError(
-            f"images in {origin} differ in size ({' and '.join(sizes[:3])}): set preprocessing.image_size"
-        )
+        raise UserError(f"images in {origin} differ in size ({' and '.join(sizes[:3])}): set preprocessing.image_size")
 
 
 def _digest(names: Iterable[str], images: Iterable[Mapping[str, Any] | None]) -> str:

@@ -17,6 +17,13 @@ from lightning_dalle.evaluation.protocol import FidelityConfig
 from lightning_dalle.evaluation.statistics import proportion_of
 
 
+def fidelity_by_radius(
+    generated: dict[int, Features], reference: dict[int, Features], config: FidelityConfig
+) -> dict[str, Any]:
+    """Return the figures of `fidelity` for each blur radius."""
+    return {str(radius): fidelity(features, reference[radius], config) for radius, features in generated.items()}
+
+
 def fidelity(generated: Features, reference: Features, config: FidelityConfig) -> dict[str, Any]:
     """Return FID, KID, precision, recall and, if there are logits, the Inception Score of the generated images.
 

@@ -26,7 +26,7 @@ class Features(NamedTuple):
 
     @staticmethod
     def join(parts: "list[Features]") -> "Features":
-        """Concatenate features."""
+        """Join the features of several batches."""
         logits = [part.logits for part in parts if part.logits is not None]
         return Features(torch.cat([part.pool for part in parts]), torch.cat(logits) if logits else None)
 

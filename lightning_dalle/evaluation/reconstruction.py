@@ -13,14 +13,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from lightning_dalle.data.images.decoding import UnreadableImage
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.features import (
-    DistributedContext,
-    FeatureSet,
-    ImageList,
-    extract_features,
-    images_in_folder,
-)
-from lightning_dalle.evaluation.fidelity import fidelity
+from lightning_dalle.evaluation.features import DistributedContext, ImageList, extract_features, images_in_folder
+from lightning_dalle.evaluation.fidelity import fidelity_by_radius
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.metrics import perplexity, psnr
 from lightning_dalle.evaluation.protocol import Protocol
@@ -86,24 +80,23 @@ def measure_reconstructions(
             for image, name in zip(reconstructions, names, strict=True):
                 save_png(to_pil(image), folder / name, None)
         on_progress(min(start + batch_size, len(indices)), len(indices))
-    parts = [{**own, "counts": counts}]
+    parts: list[dict[str, Any]] = [{**own, "counts": counts}]
     if context.world_size > 1:  # through hidden files, which are not listed as images
         torch.save(parts[0], folder / f".rank{context.rank}.pt")
         context.barrier()
         parts = [torch.load(folder / f".rank{rank}.pt", weights_only=True) for rank in range(context.world_size)]
     joined = {name: [value for part in parts for value in part[name]] for name in own}
-    counts = sum(part["counts"] for part in parts)
+    counts = torch.stack([part["counts"] for part in parts]).sum(0)
     if not joined["mse"]:
         raise UserError(f"none of the {len(originals.names)} images in {originals.origin} can be read")
     if not all(math.isfinite(value) for value in joined["mse"]):
         raise UserError("the dVAE's reconstructions contain NaN or infinite values: training diverged")
-
-    def features(images: ImageList) -> FeatureSet:
-        return extract_features(
+    generated, reference = (
+        extract_features(
             images, inception, protocol.preprocessing, protocol.blur_radii, cache_dir=cache_dir, context=context
         )
-
-    generated, reference = features(images_in_folder(folder)), features(originals)
+        for images in (images_in_folder(folder), originals)
+    )
     if context.rank > 0:
         return {}
     return {
@@ -112,10 +105,7 @@ def measure_reconstructions(
         "lpips": mean(joined["lpips"]) if joined["lpips"] else {"value": None, "reason": why_no_lpips},
         "codebook_perplexity": {"value": float(perplexity(counts)), "codebook_size": dvae.config.codebook_size},
         "codes_used": int((counts > 0).sum()),
-        "by_blur_radius": {
-            str(radius): fidelity(generated.features[radius], reference.features[radius], protocol.fidelity)
-            for radius in protocol.blur_radii
-        },
+        "by_blur_radius": fidelity_by_radius(generated.features, reference.features, protocol.fidelity),
         **reference.counts(),
         "reference": {"data": originals.origin, "split": protocol.generation.split},
     }

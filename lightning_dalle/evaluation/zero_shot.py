@@ -8,6 +8,7 @@ import itertools
 import logging
 import random
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,12 @@ from lightning_dalle.data.images.decoding import UnreadableImage, read_bytes
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.features import (
     DistributedContext,
-    FeatureSet,
-    ImageList,
     extract_features,
     image_names,
     images_in_dataset,
     images_in_folder,
 )
-from lightning_dalle.evaluation.fidelity import fidelity
+from lightning_dalle.evaluation.fidelity import fidelity_by_radius
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Captions, GenerationProtocol, Protocol
 from lightning_dalle.evaluation.statistics import mean
@@ -218,18 +217,10 @@ def measure_samples(
     Raises:
         UserError: if a folder does not hold exactly the samples, or they are too few for the measures.
     """
-
-    def read(images: ImageList) -> FeatureSet:
-        return extract_features(
-            images,
-            inception,
-            protocol.preprocessing,
-            protocol.blur_radii,
-            cache_dir=cache_dir,
-            on_progress=on_progress,
-            context=context,
-        )
-
+    read = partial(
+        extract_features, inception=inception, preprocessing=protocol.preprocessing, radii=protocol.blur_radii,
+        cache_dir=cache_dir, on_progress=on_progress, context=context,
+    )  # fmt: skip
     reference = read(images_in_dataset(choose_reference(rows, protocol), origin))
     by_candidates = {}
     for n, folder in folders.items():
@@ -246,10 +237,7 @@ def measure_samples(
         scores = [texts["score"] for name in generated.names if "score" in (texts := read_png_texts(folder / name))]
         by_candidates[str(n)] = {
             "score": mean([float(score) for score in scores]) if scores else None,
-            "by_blur_radius": {
-                str(radius): fidelity(generated.features[radius], reference.features[radius], protocol.fidelity)
-                for radius in protocol.blur_radii
-            },
+            "by_blur_radius": fidelity_by_radius(generated.features, reference.features, protocol.fidelity),
         }
     return {
         "by_candidates": by_candidates,

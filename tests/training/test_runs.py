@@ -211,6 +211,20 @@ def recipe(tiny_run: dict[str, Path], folder: Path) -> list[str]:
     return [sys.executable, "-m", "lightning_dalle", "reproduce", "--config", str(file)]
 
 
+def fid_of_test(run: Path, recipe_file: str) -> float:
+    """Return the FID of the recipe's DALL-E under the recipe's protocol, measured by `test` instead of `reproduce`."""
+    config = yaml.safe_load(Path("configs/openmoji/eval.yaml").read_text())
+    arguments = config["trainer"]["callbacks"][0]["init_args"]
+    arguments |= {"protocol": yaml.safe_load(Path(recipe_file).read_text())["protocol"]}
+    arguments |= {f"{kind}_dir": str(run / "test" / kind) for kind in ("samples", "results", "cache")}
+    config["trainer"]["logger"]["init_args"]["save_dir"] = str(run / "test")
+    file = run / "eval.yaml"
+    file.write_text(yaml.safe_dump(config))
+    main(["test", "--config", str(file), "--ckpt_path", str(run / "dalle/checkpoints/last.ckpt")])
+    (result,) = (run / "test" / "results").glob("*.json")
+    return json.loads(result.read_text())["by_candidates"]["1"]["by_blur_radius"]["0"]["fid"]["value"]
+
+
 def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stages(
     tiny_run: dict[str, Path], tmp_path: Path, weights_if_any: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +267,7 @@ def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stage
     assert min(event.step for event in scalars(resumed, "train/loss")) >= step_when_killed - 1
 
     report = json.loads((run / "report.json").read_text())
+    assert report["format"] == 2
     assert report["reconstruction"]["dvae"]["compositions"]["right_emoji"]["of"] == 312
     assert report["composition"]["right_emoji"]["of"] == 8
     assert len(list((run / "samples").glob("*.png"))) == 8
@@ -260,6 +275,7 @@ def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stage
     assert (fidelity is None) == (weights_if_any is None)
     if fidelity is not None:
         assert fidelity["images"] == {"generated": 8, "reference": 8}
+        assert fidelity["fid"]["value"] == fid_of_test(run, command[-1])
     assert (run / "samples.png").exists()
     reranked = report["composition"]["reranked"]
     assert {size: measured["right_emoji"]["of"] for size, measured in reranked["by_candidates"].items()} == {
@@ -278,7 +294,7 @@ def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stage
 
     # The settings of a stage include the hash of its dVAE; its finished.json includes the hash of its checkpoint.
     settings = json.loads((run / "dalle/finished.json").read_text())
-    with pytest.raises(UserError, match=r"other settings than the recipe has now \(after\)"):
+    with pytest.raises(UserError, match=r"other settings than the recipe has now \(after\); choose another"):
         run_stage("dalle", settings["fit"], run, "another dVAE")
     (run / "dalle/started.json").rename(run / "dalle/elsewhere.json")
     (run / "dalle/finished.json").rename(run / "dalle/elsewhere_too.json")

@@ -1,4 +1,4 @@
-"""The configs of COCO and CUB, shrunk, on local data of the same schema: fits with their evaluations, then `test`."""
+"""Evaluation callbacks in `fit` and `test`, with shrunk configs of COCO and CUB on local data of the same schema."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from lightning_dalle.training.callbacks.zero_shot import ZeroShotEvaluation
 
 @pytest.fixture(scope="session")
 def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of CUB's shape: photos of several sizes, ten captions each as one text, splits train and test."""
+    """Write a folder like CUB: photos of several sizes, ten captions each as one text, splits train and test."""
     folder = tmp_path_factory.mktemp("birds")
     for split, count in (("train", 6), ("test", 5)):
         (folder / split).mkdir()
@@ -46,7 +46,7 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def scorer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the processes that the tests start."""
+    """Let processes that the tests start import the scorer."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
 
@@ -59,7 +59,7 @@ def figures(result: dict[str, Any]) -> Any:
     return result["by_candidates"], result["reference"]
 
 
-def test_a_fit_on_real_photos_evaluates_what_it_draws(coco_run: Path) -> None:
+def test_fit_evaluates_its_samples(coco_run: Path) -> None:
     result = result_of(coco_run / "dalle" / "evaluation")
     assert result["captions"] == 6
     assert result["reference"]["images"] == 12
@@ -75,7 +75,7 @@ def test_a_fit_on_real_photos_evaluates_what_it_draws(coco_run: Path) -> None:
     assert "zero_shot_coco_in_training/samples" in logged["images"]
 
 
-def test_a_fit_on_real_photos_evaluates_what_it_reconstructs(coco_run: Path) -> None:
+def test_fit_evaluates_its_reconstructions(coco_run: Path) -> None:
     result = result_of(coco_run / "dvae" / "evaluation")
     assert result["images"] == 12
     assert 0 < result["psnr_db"]["ci95"][0] <= result["psnr_db"]["value"] <= result["psnr_db"]["ci95"][1]
@@ -87,11 +87,11 @@ def test_a_fit_on_real_photos_evaluates_what_it_reconstructs(coco_run: Path) -> 
     assert "reconstruction_coco_reconstruction/rfid_blur_0" in logged["scalars"]
 
 
-def test_a_clip_of_the_same_photos_ranks_what_is_drawn(coco_run: Path) -> None:
+def test_a_clip_of_the_same_photos_ranks_samples(coco_run: Path) -> None:
     logged = EventAccumulator(str(coco_run / "clip")).Reload().Tags()
     assert {"train/loss", "val/image_to_text_r1", "val/text_to_image_r5"} <= set(logged["scalars"])
     best = TextToImage.from_pretrained(coco_run)("a cat", num_candidates=5, top=3)
-    scores = [picture.score for picture in best]
+    scores = [image.score for image in best]
     assert len(set(scores)) == 3
     assert scores == sorted(scores, reverse=True)
 
@@ -194,9 +194,7 @@ def test_two_processes_give_what_one_gives(coco_run: Path, real_data: Path, pool
         assert two["model_metrics"][name] == pytest.approx(value, rel=1e-5), name
 
 
-def test_an_evaluation_that_was_killed_goes_on(
-    coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path
-) -> None:
+def test_a_killed_evaluation_resumes(coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path) -> None:
     smaller = {"blur_radii": [0], "reference_count": 8, "fidelity": {}, "generation": {"captions": {"count": 200}}}
     smaller["generation"]["candidates"] = [2]
     run = tmp_path / "run"
@@ -217,7 +215,7 @@ def test_an_evaluation_that_was_killed_goes_on(
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     after = {path: path.stat().st_mtime_ns for path in run.glob("samples/*/best_of_2/*.png")}
     assert len(after) == 200
-    assert {path: after[path] for path in before} == before, "a picture was made twice"
+    assert {path: after[path] for path in before} == before, "an image was generated twice"
     broken = figures(result_of(run / "results"))
     for path in (*run.glob("results/*.json"), *after):
         path.unlink()
@@ -225,7 +223,7 @@ def test_an_evaluation_that_was_killed_goes_on(
     assert figures(result_of(run / "results")) == broken
 
 
-def test_a_dalle_s_evaluation_refuses_a_dvae_and_a_split_that_is_not_there(
+def test_zero_shot_evaluation_refuses_a_dvae_and_missing_splits(
     coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dvae = str(coco_run / "dvae" / "checkpoints" / "last.ckpt")
@@ -233,11 +231,11 @@ def test_a_dalle_s_evaluation_refuses_a_dvae_and_a_split_that_is_not_there(
     data = real_data / "coco"
     config = shrunk(Path("configs/coco/eval.yaml"), tmp_path, data, pool_weights, generation={"split": "test"})
     untrained = shrunk(Path("configs/coco/eval.yaml"), tmp_path / "untrained", data, pool_weights)
-    add_scorer(untrained, training_source=pictures(data, val="validation"))
+    add_scorer(untrained, training_source=source_config(data, val="validation"))
     for file, checkpoint, sentence in (
-        (config, dvae, "another kind of model"),
-        (config, dalle, "the protocol coco_zero_shot reads the split test, but"),
-        (untrained, dalle, "the evaluation's training_source needs a split train, but it has val"),
+        (config, dvae, "; choose another --ckpt_path"),
+        (config, dalle, "the protocol coco_zero_shot uses the split test, but"),
+        (untrained, dalle, "the evaluation's training_source needs a split train, but has val"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["test", "--config", str(file), "--ckpt_path", checkpoint])
@@ -246,7 +244,7 @@ def test_a_dalle_s_evaluation_refuses_a_dvae_and_a_split_that_is_not_there(
 
 
 @pytest.mark.parametrize("kind", ["streamed", "codes"])
-def test_a_fit_without_pictures_at_hand_says_that_it_leaves_its_evaluation_out(kind: str, tmp_path: Path) -> None:
+def test_fit_without_image_rows_warns_that_it_skips_its_evaluation(kind: str, tmp_path: Path) -> None:
     evaluation = ZeroShotEvaluation(Protocol(name="p"), every_n_validations=1, inception=Path(__file__))
     codes = DatasetDict({"val": Dataset.from_dict({"captions": [["a"]], "codes": [[[1]]]})})
     splits = {"streamed": IterableDatasetDict({"val": codes["val"].to_iterable_dataset()}), "codes": codes}[kind]
@@ -254,26 +252,29 @@ def test_a_fit_without_pictures_at_hand_says_that_it_leaves_its_evaluation_out(k
     data.splits = splits
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.datamodule = data  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match="the evaluation p is left out of this fit, whose data are streamed or codes"):
+    with pytest.warns(
+        UserWarning,
+        match="skips the evaluation p, since its data is streamed or has codes only: give the evalua",
+    ):
         evaluation.setup(trainer, pl.LightningModule(), "fit")
     trainer.state.fn = TrainerFn.FITTING
     evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
     assert evaluation.validations == 0
-    with pytest.raises(UserError, match=r"the protocol p (counts the pictures of its reference|needs pictures), but"):
+    with pytest.raises(UserError, match=r"the protocol p (counts its|needs) images, but .*: set a `source` that"):
         evaluation.setup(trainer, pl.LightningModule(), "test")
 
 
-def test_a_fit_goes_without_inception_if_it_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_skips_its_evaluation_if_inception_is_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_DALLE_INCEPTION", "none")
     evaluation = ZeroShotEvaluation(Protocol(name="p"), every_n_validations=1)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.datamodule = CaptionedImageDataModule(Held(DatasetDict()))  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match=r"the evaluation p is left out of this fit, since .LIGHTNING_DALLE_INCEPTION"):
+    with pytest.warns(UserWarning, match=r"this fit skips the evaluation p, since .LIGHTNING_DALLE_INCEPTION is none"):
         evaluation.setup(trainer, pl.LightningModule(), "fit")
     trainer.state.fn = TrainerFn.FITTING
     evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
     assert evaluation.validations == 0
-    with pytest.raises(UserError, match=r"but .LIGHTNING_DALLE_INCEPTION is none: unset it, or name a file"):
+    with pytest.raises(UserError, match=r"but .LIGHTNING_DALLE_INCEPTION is none: unset it, or set it to a file"):
         evaluation.setup(trainer, pl.LightningModule(), "test")
 
 
@@ -289,7 +290,7 @@ def test_validate_neither_evaluates_nor_counts() -> None:
 
 @dataclass(frozen=True)
 class Held:
-    """A source of these splits."""
+    """Source with given splits."""
 
     splits: Any
 
