@@ -93,7 +93,7 @@ def align_crop(copy: Image.Image, original: Image.Image, box: Box) -> float:
 class CropMatch(NamedTuple):
     """Candidate for a near-duplicate: an image of an index, found by a crop of it or of the query."""
 
-    index: int
+    image_index: int
     """Index of the image."""
     box: Box
     """Crop of the indexed image."""
@@ -157,7 +157,7 @@ def find_within(images: DuplicateIndex, on_progress: OnProgress = no_progress) -
     """
     found: dict[tuple[int, int], float] = {}
     for original, thumb in enumerate(images.thumbnails):
-        candidates = [candidate for candidate in images.candidates(thumb, CROPS) if candidate.index != original]
+        candidates = [candidate for candidate in images.candidates(thumb, CROPS) if candidate.image_index != original]
         for copy, _, box in candidates[:NUM_CANDIDATES]:
             pair = (min(original, copy), max(original, copy))
             found[pair] = min(align_crop(images.thumbnails[copy], thumb, box), found.get(pair, 1.0))

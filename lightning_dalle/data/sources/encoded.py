@@ -78,7 +78,7 @@ class Shard(NamedTuple):
     """Contiguous block of a split's records, written by one rank to one file."""
 
     split: str
-    index: int
+    number: int
     total: int
     """Number of shards of the split."""
     records: range
@@ -86,7 +86,7 @@ class Shard(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the shard's file."""
-        return f"{self.split}-{self.index:05d}-of-{self.total:05d}.parquet"
+        return f"{self.split}-{self.number:05d}-of-{self.total:05d}.parquet"
 
     def sample_indices(self, crops: int) -> Iterator[SampleIndex]:
         """Yield the samples to encode in the order of the file; crop c is the image in epoch c of training."""

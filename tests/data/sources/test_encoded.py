@@ -10,10 +10,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lightning_dalle.data.loading.examples import ExampleTransform
+from lightning_dalle.data.loading.examples import EncodedDataset, ExampleTransform
 from lightning_dalle.data.loading.samplers import SampleIndex
 from lightning_dalle.data.sources.encoded import (
-    EncodedDataset,
     EncodedImages,
     Encoding,
     code_type,
