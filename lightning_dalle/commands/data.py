@@ -28,12 +28,12 @@ def report(
 ) -> None:
     """Print how many records of each split every filter rejects, with an example, and how many are kept.
 
-    Every image is decoded once. Training finds the decisions about rows on disk in the cache.
+    Every image is decoded once. Training reuses the cached decisions about rows on disk.
 
     Args:
         config: config of a fit, or its keys under `data` alone.
         data: config keys of the data to override, such as `--data.source.init_args.path my/images`.
-        limit: number of records to check in each split, from its start. Streamed data may have no end.
+        limit: number of records to check in each split, from its start; needed for streamed data without an end.
         out: JSON file to write the counts to.
         caption_counts: JSON file to write frequent captions of the split train to, with their counts. The filter
             DuplicateCaptions reads it for streamed data.
@@ -113,10 +113,9 @@ def split_report(rows: "Dataset | IterableDataset", limit: int | None, filters: 
 
     if isinstance(rows, Dataset):
         rows = rows if limit is None else rows.take(limit)
-        _, *counts = filters.filter_rows(rows.cast_column("image", EncodedImage(decode=False)))
-        return SplitReport(len(rows), *counts)
-    filters.require_caption_counts()
-    num_records, rejected, examples = 0, Counter[str](), dict[str, str]()
+        _, rejected, examples = filters.filter_rows(rows.cast_column("image", EncodedImage(decode=False)))
+        return SplitReport(len(rows), rejected, examples)
+    num_records, rejected, examples = 0, Counter(), {}
     stream = itertools.islice(ShardReader(rows, 0, 1, seed=None, buffer_size=1).one_pass(), limit)
     for record in track(stream, description="Filtering", total=limit, transient=True):
         checked = filters.check(record, decode=True)
@@ -130,14 +129,13 @@ def split_report(rows: "Dataset | IterableDataset", limit: int | None, filters: 
 def write_caption_counts(file: Path, splits: Mapping[str, Any], limit: int | None, filters: "FilterPipeline") -> None:
     """Write the captions of the split train that DuplicateCaptions rejects, with their counts."""
     from lightning_dalle.data.captions import caption_list
-    from lightning_dalle.data.filters.rules import CaptionCounts, DuplicateCaptions, count_captions
+    from lightning_dalle.data.filters.rules import DuplicateCaptions
 
     if "train" not in splits:
         raise UserError(f"captions are counted in the split train, but the source has only {', '.join(splits)}")
     duplicates = next((found for found in filters.filters if isinstance(found, DuplicateCaptions)), DuplicateCaptions())
     records = itertools.islice(splits["train"].select_columns("captions"), limit)
-    counts = count_captions(caption_list(record["captions"]) for record in records)
-    frequent = CaptionCounts.above(duplicates.max_count, counts).counts
+    frequent = duplicates.counted(caption_list(record["captions"]) for record in records).counts
     text = json.dumps({"more_than": duplicates.max_count, "captions": frequent}, ensure_ascii=False, indent=1)
     make_folder(file.parent)
     write_text(file, text + "\n")

@@ -17,11 +17,8 @@ def caption_list(value: Any) -> list[str]:
     other types contain no caption. Invalid UTF-8, replacement characters and unpaired surrogates are removed. Control
     characters and any white space become a single space between words.
     """
-    if isinstance(value, str | bytes):
-        texts = _text(value).splitlines()
-    else:
-        texts = [_text(element) for element in value] if isinstance(value, list | tuple) else []
-    return [caption for caption in map(_clean, texts) if caption]
+    texts = _text(value).splitlines() or (value if isinstance(value, list | tuple) else [])
+    return [caption for text in texts if (caption := _clean(_text(text)))]
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,8 @@
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from datasets import Image as EncodedImage
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lightning_dalle.data.filters.pipeline import FilterPipeline
+from lightning_dalle.data.filters.pipeline import FilterPipeline, Rejection
 from lightning_dalle.data.filters.rules import Filter
 from lightning_dalle.data.images.transforms import Augmentation, to_float
 from lightning_dalle.data.loading.examples import (
@@ -33,8 +34,7 @@ from lightning_dalle.data.loading.samplers import (
     ResumableSampler,
     SampleIndex,
 )
-from lightning_dalle.data.loading.streaming import StatefulStreamLoader
-from lightning_dalle.data.loading.vocabulary import read_tokenizer, streamed_captions
+from lightning_dalle.data.loading.streaming import ShardReader, StatefulStreamLoader
 from lightning_dalle.data.sources.encoded import EncodedImages
 from lightning_dalle.data.sources.mixture import Mixture
 from lightning_dalle.data.sources.source import Source
@@ -44,6 +44,9 @@ from lightning_dalle.tokenizer import CaptionTokenizer
 __all__ = ["Batch", "CaptionedImageDataModule", "Source"]
 
 log = logging.getLogger(__name__)
+
+MAX_STREAMED_CAPTIONS = 50_000
+"""Number of streamed captions to learn the tokenizer from. Most formats store them with images, which are read too."""
 
 
 class CaptionedImageDataModule(pl.LightningDataModule):
@@ -103,32 +106,45 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         self.tokenizer_file, self.epoch_length, self.shuffle_buffer = tokenizer_file, epoch_length, shuffle_buffer
         self.hard_negative_group_size = hard_negative_group_size
         self.pipeline = FilterPipeline(self.filters)
-        self.splits: DatasetDict | IterableDatasetDict | None = None
+        self.splits: DatasetDict | IterableDatasetDict = DatasetDict()
         self.rejected: dict[str, Counter[str]] = {}
         """Number of rejected rows by split and reason. Rejected streamed records are counted in their batches."""
         self._predict_indices: Callable[[], Mapping[str, Sequence[SampleIndex]]] | None = None
-        self._tokenizer: CaptionTokenizer | None = None
 
-    @property
+    @cached_property
     def tokenizer(self) -> CaptionTokenizer:
         """Tokenizer of a checkpoint or of `tokenizer_file`, or else learned from the training captions on first use."""
-        if self._tokenizer is None:
-            if self.tokenizer_file is not None:
-                self._tokenizer = read_tokenizer(self.tokenizer_file, self.vocab_size, self.text_len)
-            else:
-                train = self.split("train")
-                if isinstance(train, Dataset):
-                    captions = itertools.chain.from_iterable(train["captions"])
-                else:
-                    captions = streamed_captions(*self._parts("train"), self.pipeline, self.seed, self.shuffle_buffer)
-                self._tokenizer = CaptionTokenizer.train(captions, self.vocab_size, self.text_len)
-        return self._tokenizer
+        if self.tokenizer_file is None:
+            rows = self.split("train")
+            lists = rows["captions"] if isinstance(rows, Dataset) else self._streamed_captions()
+            return CaptionTokenizer.train(itertools.chain.from_iterable(lists), self.vocab_size, self.text_len)
+        try:
+            found = CaptionTokenizer.from_json(self.tokenizer_file.read_text())
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"cannot read a tokenizer from {self.tokenizer_file} ({error!r}); check data.tokenizer_file"
+            ) from error
+        if found.vocab_size != self.vocab_size:
+            raise UserError(
+                f"the tokenizer in {self.tokenizer_file} has vocab_size={found.vocab_size}, but data.vocab_size is "
+                f"{self.vocab_size}; set it to {found.vocab_size}"
+            )
+        return CaptionTokenizer(found.bpe, found.vocab_size, self.text_len)
+
+    def _streamed_captions(self) -> Iterator[Iterator[str]]:
+        """Yield the first captions of each source that pass the filters, in proportion to the weights."""
+        parts, weights = self._parts("train")
+        for part, weight in zip(parts, weights, strict=True):
+            records = map(self.pipeline.check, ShardReader(part, 0, 1, self.seed, self.shuffle_buffer).one_pass())
+            kept = (record["captions"] for record in records if not isinstance(record, Rejection))
+            count = round(MAX_STREAMED_CAPTIONS * weight / sum(weights))
+            yield itertools.islice(itertools.chain.from_iterable(kept), count)
 
     def prepare_data(self) -> None:
         self._load()  # one process fills the cache for the others
 
     def setup(self, stage: str) -> None:
-        if self.splits is None:
+        if not self.splits:
             self.splits = self._load()
         if stage != "fit":
             return
@@ -162,7 +178,6 @@ class CaptionedImageDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the split `test` if the source has one, else of `val`."""
-        assert self.splits is not None, "setup() comes first"
         return self._loader("test" if "test" in self.splits else "val")
 
     def predict_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
@@ -186,7 +201,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
 
     def split(self, name: str) -> Dataset | IterableDataset:
         """Return the records of a split; raise a UserError if the source has no such split."""
-        assert self.splits is not None, "setup() comes first"
+        assert self.splits, "setup() comes first"
         if name not in self.splits:
             raise UserError(f"this run needs the split {name}, but data.source has only {', '.join(self.splits)}")
         return self.splits[name]
@@ -194,7 +209,6 @@ class CaptionedImageDataModule(pl.LightningDataModule):
     @property
     def has_image_rows(self) -> bool:
         """Whether all splits are rows with images, neither streamed nor encoded."""
-        assert self.splits is not None, "setup() comes first"
         return all(isinstance(rows, Dataset) and "image" in rows.column_names for rows in self.splits.values())
 
     def _load(self) -> DatasetDict | IterableDatasetDict:
@@ -290,7 +304,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         saved = CaptionTokenizer.from_json(state_dict["tokenizer"])
         if self.trainer is not None and self.trainer.state.fn != "fit":
-            self._tokenizer = saved
+            self.tokenizer = saved
             return
         if (saved.vocab_size, saved.text_len) != (self.vocab_size, self.text_len):
             raise UserError(
@@ -298,7 +312,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
                 f"text_len={saved.text_len}, but this run has vocab_size={self.vocab_size} and text_len={self.text_len}"
             )
         if self.tokenizer_file is None:
-            self._tokenizer = saved  # the model was trained on these tokens, even if the captions have changed since
+            self.tokenizer = saved  # the model was trained on these tokens, even if the captions have changed since
         elif self.tokenizer.to_json() != state_dict["tokenizer"]:
             raise UserError(
                 f"cannot resume: the checkpoint was trained with another tokenizer than {self.tokenizer_file}; unset "

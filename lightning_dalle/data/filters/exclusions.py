@@ -16,7 +16,7 @@ class Exclusion(NamedTuple):
     """Id of the excluded record."""
     reason: str
     match: str
-    """Id of the image that the record duplicates: one of the reference set, or of a record that is kept."""
+    """Id of the image that the record duplicates, in the reference set or among the kept records."""
     distance: float
 
 
@@ -30,11 +30,7 @@ def write_exclusions(file: Path, exclusions: Iterable[Exclusion]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """Filter of records whose id is on an exclusion list.
-
-    Raises:
-        UserError: if the file cannot be read or has no column `id`.
-    """
+    """Filter of records whose id is on an exclusion list."""
 
     reason: ClassVar[str] = "on the exclusion list"
 

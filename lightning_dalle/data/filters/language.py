@@ -1,10 +1,9 @@
 """Filter of captions that are not English, by fastText's identifier of 176 languages and an English dictionary.
 
-Both are in installed packages. docs/filters.md has the measured error rates.
+Both come with installed packages. docs/filters.md has the measured error rates.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar
@@ -19,8 +18,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
 class NotEnglish:
     """Filter of captions in other languages (paper, appendix C, which used cld3).
 
-    A caption is rejected if both the identifier and the dictionary speak against English. The identifier alone takes
-    many product titles and names for other languages. Both see lower-case words without numbers and punctuation.
+    A caption is rejected only if the identifier and the dictionary both find it not English. The identifier alone
+    mistakes many product titles and names for other languages. Both get lower-case words without punctuation.
     """
 
     reason: ClassVar[str] = "not English"
@@ -36,17 +35,12 @@ class NotEnglish:
         words = _WORD.findall(caption.lower())
         if not words or (len(words) < self.min_words and all(map(str.isascii, words))):
             return False
-        if english_probability(words) >= self.min_probability:
+        found = _identifier().detect(" ".join(words), model="lite", k=176)
+        if next((language["score"] for language in found if language["lang"] == "en"), 0.0) >= self.min_probability:
             return False
         from simplemma import is_known
 
         return sum(is_known(word, lang="en") for word in words) / len(words) < self.min_known
-
-
-def english_probability(words: Sequence[str]) -> float:
-    """Return the identifier's probability that lower-case words are English."""
-    found = _identifier().detect(" ".join(words), model="lite", k=176)
-    return next((float(language["score"]) for language in found if language["lang"] == "en"), 0.0)
 
 
 @cache

@@ -10,14 +10,12 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from lightning_dalle.data.captions import MAX_CAPTION_CHARACTERS, caption_list
 from lightning_dalle.data.filters.rules import (
-    CaptionCounts,
     CaptionFilter,
     DuplicateCaptions,
     Filter,
     ImageFilter,
     RecordFilter,
     TooLong,
-    count_captions,
 )
 from lightning_dalle.data.images.decoding import UNREACHABLE_IMAGE, UnreadableImage, decode_image, stored_size
 from lightning_dalle.files import file_fingerprint
@@ -51,17 +49,17 @@ class FilterResult(NamedTuple):
 
 
 class FilterPipeline:
-    """Filters in the order captions, image, record; and by given order within each kind.
+    """Sequence of filters: first those of captions, then those of images, then those of whole records.
 
     A record without a caption or a readable image is always rejected. A record with several captions keeps those that
-    pass. If none passes, its reason is that of the filter that rejected the last one.
+    pass. If none passes, the record is rejected for the reason of the filter that rejected the last caption.
     """
 
     def __init__(self, filters: Sequence[Filter] = ()) -> None:
         self.filters = filters
-        # Sorted once, because isinstance with a protocol takes longer than most filters do.
-        page = TooLong(max_characters=MAX_CAPTION_CHARACTERS)
-        self._caption_filters = [found for found in (page, *filters) if isinstance(found, CaptionFilter)]
+        # Grouped once, because isinstance with a protocol takes longer than most filters do.
+        length = TooLong(max_characters=MAX_CAPTION_CHARACTERS)
+        self._caption_filters = [found for found in (length, *filters) if isinstance(found, CaptionFilter)]
         self._image_filters = [found for found in filters if isinstance(found, ImageFilter)]
         self._record_filters = [found for found in filters if isinstance(found, RecordFilter)]
 
@@ -95,8 +93,8 @@ class FilterPipeline:
     def filter_rows(self, rows: Dataset, num_workers: int = 0) -> FilterResult:
         """Filter the rows of a split; every image is decoded once, so that training finds all of them readable.
 
-        Decisions are cached by the rows, the filters, and size and time of image files. Images that the network failed
-        to deliver are requested again in every call. Large splits use `num_workers` processes.
+        Decisions are cached by the rows, the filters, and size and modification time of image files. Images whose URL
+        failed are requested again in every call. Large splits use `num_workers` processes.
         """
         pipeline = self._resolved(rows)
         decisions = rows.map(
@@ -115,35 +113,28 @@ class FilterPipeline:
             order = [replacement.get(index, index) for index in range(len(rows))]
             decisions = concatenate_datasets([decisions, again]).select(order)
             reasons = decisions["reason"][:]
-        examples: dict[str, str] = {}
-        for index, reason in enumerate(reasons):
-            if reason is not None and reason not in examples:
-                examples[reason] = record_name(rows[index], index)
+        rejected = Counter(reason for reason in reasons if reason is not None)
+        first = {reason: reasons.index(reason) for reason in rejected}
+        examples = {reason: record_name(rows[index], index) for reason, index in first.items()}
         # Joining columns does not copy the images.
         joined = concatenate_datasets([rows.remove_columns("captions"), decisions.select_columns("captions")], axis=1)
         kept = joined.select([index for index, reason in enumerate(reasons) if reason is None])
-        return FilterResult(kept, Counter(reason for reason in reasons if reason is not None), examples)
+        return FilterResult(kept, rejected, examples)
 
     def require_caption_counts(self) -> None:
         """Raise a UserError if a filter needs caption counts but has no file of them, as for streamed data."""
         for found in self.filters:
             if isinstance(found, DuplicateCaptions):
-                _ = found.caption_counts
+                _ = found.counts
 
     def _resolved(self, rows: Dataset) -> "FilterPipeline":
-        """Replace DuplicateCaptions by its counts, of its file or else of these rows.
-
-        The cache key then contains the counts; a file name would not change with its content.
-        """
-
-        def resolved(found: Filter) -> Filter:
-            if not isinstance(found, DuplicateCaptions):
-                return found
-            if found.file is not None:
-                return found.caption_counts
-            return CaptionCounts.above(found.max_count, count_captions(map(caption_list, rows["captions"])))
-
-        return FilterPipeline([resolved(found) for found in self.filters])
+        filters = list(self.filters)
+        for i, found in enumerate(filters):
+            if isinstance(found, DuplicateCaptions) and found.file is None:
+                filters[i] = found.counted(map(caption_list, rows["captions"]))
+        pipeline = FilterPipeline(filters)
+        pipeline.require_caption_counts()  # part of the cache key, because a file name does not change with its content
+        return pipeline
 
 
 def record_name(record: Record, index: int) -> str:

@@ -4,8 +4,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -45,7 +45,7 @@ Filter = CaptionFilter | ImageFilter | RecordFilter
 
 @dataclass(frozen=True, kw_only=True)
 class TooShort:
-    """Filter of captions with few words or characters; the paper gives no number."""
+    """Filter of captions with few words or characters; the paper gives no threshold."""
 
     reason: ClassVar[str] = "caption too short"
 
@@ -118,12 +118,8 @@ class Boilerplate:
                 raise UserError(f"Boilerplate has an invalid regular expression {pattern!r}: {error}") from error
 
     def rejects_caption(self, caption: str) -> bool:
-        return _any_of(self.patterns).fullmatch(caption) is not None
-
-
-@cache
-def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+        any_pattern = "|".join(f"(?:{pattern})" for pattern in self.patterns)  # `re` caches the compiled expression
+        return re.fullmatch(any_pattern, caption, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +150,7 @@ class TooSmall:
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateCaptions:
-    """Filter of captions that too many records share; all of these records are rejected.
+    """Filter of captions that more than `max_count` records share.
 
     Rows are counted once per split. Streamed data need a file of counts.
     """
@@ -167,11 +163,11 @@ class DuplicateCaptions:
     """File of counts that `data report --caption_counts FILE` writes. If not given, the split itself is counted."""
 
     def rejects_caption(self, caption: str) -> bool:
-        return self.caption_counts.rejects_caption(caption)
+        return caption.casefold() in self.counts
 
     @cached_property
-    def caption_counts(self) -> "CaptionCounts":
-        """Caption counts of `file`; a UserError if they cannot be read or omit captions that this filter rejects."""
+    def counts(self) -> dict[str, int]:
+        """Number of records by lower-case caption, for captions of more than `max_count` records."""
         if self.file is None:
             raise UserError(
                 "the filter DuplicateCaptions cannot count streamed data: run `data report --caption_counts FILE` and "
@@ -190,27 +186,12 @@ class DuplicateCaptions:
                 f"{self.file} only has captions of more than {counted_above} records, but max_count is "
                 f"{self.max_count}; run `data report --caption_counts` with this max_count"
             )
-        return CaptionCounts.above(self.max_count, counts)
+        return {caption: count for caption, count in counts.items() if count > self.max_count}
 
-
-@dataclass(frozen=True)
-class CaptionCounts:
-    """Filter of the captions that are too frequent, by their counts."""
-
-    reason: ClassVar[str] = DuplicateCaptions.reason
-
-    counts: dict[str, int]
-    """Number of records by lower-case caption, sorted, so that every process pickles and caches it alike."""
-
-    @classmethod
-    def above(cls, max_count: int, counts: Mapping[str, int]) -> "CaptionCounts":
-        """Keep the captions that more than `max_count` records share."""
-        return cls({caption: count for caption, count in sorted(counts.items()) if count > max_count})
-
-    def rejects_caption(self, caption: str) -> bool:
-        return caption.casefold() in self.counts
-
-
-def count_captions(captions_of_records: Iterable[Sequence[str]]) -> Counter[str]:
-    """Count the records that contain each caption, in lower case."""
-    return Counter(caption for captions in captions_of_records for caption in {c.casefold() for c in captions})
+    def counted(self, captions_of_records: Iterable[Sequence[str]]) -> "DuplicateCaptions":
+        """Return this filter with the counts of the given records in place of those in `file`."""
+        counts = Counter(caption for captions in captions_of_records for caption in {c.casefold() for c in captions})
+        counted = replace(self)
+        # Sorted, so that every process pickles and caches the filter alike.
+        vars(counted)["counts"] = {text: count for text, count in sorted(counts.items()) if count > self.max_count}
+        return counted

@@ -1,1 +1,1 @@
-"""Exact resume: `samplers` say which record is used when, `streaming` keeps positions in shards; `examples` batches."""
+"""Loading of records for training: their order, their batches, and exact resume in the middle of an epoch."""

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     """Batch of images and captions, the input of every model."""
 
     images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
-    """Images in [0, 1]. Loaders yield uint8, a quarter of the bytes; the datamodule converts on the device."""
+    """Images in [0, 1], or uint8 from a loader, which the datamodule converts on the device."""
     text_tokens: Int[Tensor, "b t"]
     """Padded token ids of the captions."""
     is_truncated: Bool[Tensor, " b"]
@@ -120,8 +120,7 @@ class CaptionedImageDataset(torch.utils.data.Dataset[Example]):
 
     def __getitems__(self, indices: Sequence[SampleIndex]) -> list[Example]:
         # `datasets` takes little longer for many rows than for one.
-        columns = self.rows[[index.record for index in indices]]
-        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        rows = self.rows.__getitems__([index.record for index in indices])
         return [self._example(row, index) for row, index in zip(rows, indices, strict=True)]
 
     def _example(self, row: Mapping[str, Any], index: SampleIndex) -> Example:
@@ -157,31 +156,29 @@ class EncodedDataset(torch.utils.data.Dataset[EncodedExample]):
         )
 
 
+@dataclass(eq=False)
 class StreamedDataset(torch.utils.data.IterableDataset[Example]):
     """Streamed records as examples; rejected records are skipped and counted in the next example.
 
-    An iteration has `length` examples over all workers of this rank, a multiple of their number. It continues where the
-    previous one stopped, also after a resume. If `length` is None, it has every record once, in the stored order.
+    An iteration yields `length` examples over all workers of this rank, a multiple of the number of workers. It
+    continues where the previous iteration stopped, also after a resume. If `length` is None, it yields every record
+    once, in the stored order.
     """
 
     collate = staticmethod(collate)
 
-    def __init__(
-        self,
-        parts: Sequence[IterableDataset],
-        weights: Sequence[float],
-        transform: ExampleTransform,
-        filters: FilterPipeline,
-        length: int | None,
-        buffer_size: int,
-        rank: int,
-        num_replicas: int,
-        seed: int,
-    ) -> None:
-        self.parts, self.weights, self.transform, self.filters, self.length = parts, weights, transform, filters, length
-        self.buffer_size, self.rank, self.num_replicas, self.seed = buffer_size, rank, num_replicas, seed
-        self.state: dict[str, Any] = {}
-        self.was_resumed = False
+    parts: Sequence[IterableDataset]
+    """Split of each source."""
+    weights: Sequence[float]
+    transform: ExampleTransform
+    filters: FilterPipeline
+    length: int | None
+    buffer_size: int
+    rank: int
+    num_replicas: int
+    seed: int
+    state: dict[str, Any] = field(default_factory=dict)
+    was_resumed: bool = False
 
     def __len__(self) -> int:
         if self.length is None:
@@ -203,7 +200,7 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
         last_kept = list(self.state.get("last_kept", [-1] * len(readers)))
         was_resumed, self.was_resumed = self.was_resumed, False
         if was_resumed and num_examples % per_epoch == 0:
-            return  # this worker had finished the epoch that other workers still have to
+            return  # this worker had finished the epoch, other workers had not
         for example in self._endless(stream, last_kept):
             num_examples += 1
             self.state = {"stream": stream.state_dict(), "num_examples": num_examples, "last_kept": list(last_kept)}
@@ -227,7 +224,7 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
             yield pending._replace(rejected=pending.rejected + rejected)
 
     def _endless(self, stream: MixedStream, last_kept: list[int]) -> Iterator[Example]:
-        """Yield examples without end, and update `last_kept`: the last pass of each source that kept a record."""
+        """Yield examples without end, and update `last_kept`: the last pass of each source in which a record passed."""
         rejected = Counter[str]()
         for source, epoch, record in stream:
             example = self._example(record, epoch)

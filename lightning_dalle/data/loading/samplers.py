@@ -35,10 +35,10 @@ class SampleIndex(NamedTuple):
 
 
 class ResumableSampler(DistributedSampler[Any]):
-    """Sampler of one rank, which a resumed run continues after the last index that was read.
+    """Sampler of one rank, whose state lets a resumed run continue after the last index that was read.
 
     Lightning restores a loader before it calls `set_epoch`, even from a checkpoint saved at the end of an epoch. So the
-    state contains the epoch and is ignored in any other.
+    state contains its epoch and is ignored in all others.
     """
 
     num_read = 0
@@ -72,11 +72,6 @@ class HardNegativeSampler(ResumableSampler):
 
     Records are sorted by the rarest words of their captions and cut into groups, whose order is shuffled. So a batch
     holds both "man surfing" and "woman surfing", in several skin tones.
-
-    Args:
-        captions: one caption of each record.
-        group_size: number of records in a group.
-        **options: arguments of `DistributedSampler`.
     """
 
     def __init__(self, captions: Sequence[str], group_size: int, **options: Any) -> None:
@@ -111,7 +106,7 @@ class EvalSampler(ResumableSampler):
 
 
 class FixedSampler(ResumableSampler):
-    """Sampler of a given list of indices of this rank."""
+    """Sampler of a given list of indices, which may differ between ranks."""
 
     def __init__(self, indices: Sequence[SampleIndex]) -> None:
         super().__init__(indices, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
@@ -123,13 +118,9 @@ class FixedSampler(ResumableSampler):
 class MixtureSampler(ResumableSampler):
     """Sampler of a mixture of sources in the proportion of their weights; an epoch has as many indices as rows.
 
-    Each source is read in one permutation after another, across epochs of the mixture. The epoch of an index is the
-    number of its permutation, so a record that comes twice in one epoch is augmented differently.
-
-    Args:
-        rows: rows of all sources, with the column `source`.
-        weights: weight of each source.
-        **options: arguments of `DistributedSampler`.
+    Each source is read in successive permutations, which continue across epochs of the mixture. The epoch of an index
+    is the number of its permutation, so a record that comes twice in one epoch is augmented differently. The column
+    `source` of the rows has the index of their source.
     """
 
     def __init__(self, rows: Dataset, weights: Sequence[float], **options: Any) -> None:

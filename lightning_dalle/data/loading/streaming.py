@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from datasets import IterableDataset
@@ -23,9 +24,9 @@ CHUNK_SIZE = 32
 
 
 class StreamPosition(NamedTuple):
-    """Position of a reader: where its shuffle buffer was filled from, and how many records it has yielded of it.
+    """Position of a reader: the first record of its shuffle buffer, and how many of the buffer it has yielded.
 
-    `datasets` loses its shuffle buffer on a resume. Ours is filled again from the same record and shuffled alike.
+    `datasets` loses its shuffle buffer on resume. This reader refills it from the same record and shuffles it alike.
     """
 
     epoch: int = 0
@@ -38,24 +39,23 @@ class StreamPosition(NamedTuple):
     """Number of the buffer's records already yielded."""
 
 
+@dataclass
 class ShardReader:
     """One of several readers that share a streamed split: in every pass each record goes to exactly one reader.
 
     Shards are assigned in an order that changes with the pass. With fewer shards than readers, several readers read the
     same shard and each keeps every n-th record.
-
-    Args:
-        rows: streamed split.
-        index: index of this reader.
-        num_readers: number of readers over all workers and ranks.
-        seed: seed of the order of shards and records; None keeps the stored order.
-        buffer_size: number of undecoded records in the shuffle buffer, which is filled again only when empty.
     """
 
-    def __init__(self, rows: IterableDataset, index: int, num_readers: int, seed: int | None, buffer_size: int) -> None:
-        self.rows, self.index, self.num_readers = rows, index, num_readers
-        self.seed, self.buffer_size = seed, buffer_size
-        self.position = StreamPosition()
+    rows: IterableDataset
+    index: int
+    num_readers: int
+    """Number of readers over all workers and ranks."""
+    seed: int | None
+    """Seed of the order of shards and records. None keeps the stored order."""
+    buffer_size: int
+    """Number of undecoded records in the shuffle buffer, which is filled again only when empty."""
+    position: StreamPosition = field(default_factory=StreamPosition)
 
     @property
     def max_empty_passes(self) -> int:
@@ -123,30 +123,24 @@ class ShardReader:
                 yield dict(zip(chunk, values, strict=True))
 
 
+@dataclass
 class MixedStream:
-    """Mix of several sources: the source of each record is sampled by weight.
+    """Mix of several sources: the source of each record is sampled by weight."""
 
-    Args:
-        readers: reader of each source.
-        weights: weight of each source.
-        seed: seed of the choice of sources.
-    """
-
-    def __init__(self, readers: Sequence[ShardReader], weights: Sequence[float], seed: int) -> None:
-        self.readers, self.weights, self.seed = readers, weights, seed
-        self.num_records = 0
+    readers: Sequence[ShardReader]
+    weights: Sequence[float]
+    seed: int
+    num_records: int = 0
+    """Number of records already yielded."""
 
     def __iter__(self) -> Iterator[tuple[int, int, Record]]:
         """Yield (source, number of the pass through that source, record) without end."""
         records = [iter(reader) for reader in self.readers]
         while True:
-            source = self._choose_source() if len(records) > 1 else 0
+            rng = random.Random(f"{self.seed} {self.readers[0].index} {self.num_records}")
+            [source] = rng.choices(range(len(self.readers)), self.weights)
             self.num_records += 1
             yield source, *next(records[source])
-
-    def _choose_source(self) -> int:
-        rng = random.Random(f"{self.seed} {self.readers[0].index} {self.num_records}")
-        return rng.choices(range(len(self.readers)), self.weights)[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_records": self.num_records, "positions": [list(reader.position) for reader in self.readers]}
@@ -160,8 +154,8 @@ class MixedStream:
 class StatefulStreamLoader(StatefulDataLoader[Any]):
     """DataLoader of a stream whose state holds the positions of all ranks.
 
-    Lightning saves the loader state of rank 0 and restores it on every rank. This is enough for rows, which all ranks
-    read in step. Each rank of a stream reads its own shards and rejects other records.
+    Lightning saves the loader state of rank 0 and restores it on every rank. This is enough for rows on disk,
+    of which all ranks have read equally many. The ranks of a stream read different shards and reject different records.
     """
 
     def state_dict(self) -> dict[str, Any]:
