@@ -1,7 +1,7 @@
 """Checkpoints of Lightning and safetensors files: their metadata, and how models are loaded from them.
 
 A safetensors file has the same weights under the same names, and configs and tokenizer as JSON in its metadata, but no
-training state.
+training state. Loading raises a UserError if the file is missing, damaged, or lacks the model.
 """
 
 import hashlib
@@ -52,11 +52,7 @@ def dvae_metadata(dvae: DVAE) -> dict[str, Any]:
 def dalle_metadata(dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer, attribution: str | None) -> dict[str, Any]:
     """Return what a DALL-E's checkpoint contains besides the weights, which have the prefixes `dalle.` and `dvae.`.
 
-    Args:
-        dalle: model whose config is recorded.
-        dvae: frozen dVAE that encodes the images.
-        tokenizer: tokenizer of the captions.
-        attribution: credit line that the licence of the training images requires on generated images, if any.
+    `attribution` is the credit line that the licence of the training images requires on generated images, if any.
     """
     return {
         "dalle_config": asdict(dalle.config),
@@ -72,29 +68,17 @@ def clip_metadata(config: CLIPConfig) -> dict[str, Any]:
 
 
 def load_clip(path: Path) -> CLIP:
-    """Return the CLIP of a checkpoint, in eval mode on the CPU, with averaged weights if training averaged them.
-
-    Raises:
-        UserError: if the file is missing or is not a checkpoint with a CLIP.
-    """
+    """Return the CLIP of a checkpoint, in eval mode on the CPU, with averaged weights if training averaged them."""
     return _load_model("clip", lambda config: CLIP.from_config(CLIPConfig(**config)), read_checkpoint(path), path)
 
 
 def load_dvae(path: Path) -> DVAE:
-    """Return the dVAE of a dVAE's or DALL-E's checkpoint, in eval mode on the CPU.
-
-    Raises:
-        UserError: if the file is missing or is not a checkpoint with a dVAE.
-    """
+    """Return the dVAE of a dVAE's or DALL-E's checkpoint, in eval mode on the CPU."""
     return _load_dvae(read_checkpoint(path), path)
 
 
 def load_dalle(path: Path) -> LoadedDALLE:
-    """Return the DALL-E of a checkpoint with its dVAE and tokenizer.
-
-    Raises:
-        UserError: if the file is missing or is not a checkpoint with a DALL-E.
-    """
+    """Return the DALL-E of a checkpoint with its dVAE and tokenizer."""
     checkpoint = read_checkpoint(path)
     dalle = _load_model("dalle", lambda config: DALLE(DALLEConfig.from_dict(config)), checkpoint, path)
     tokenizer = CaptionTokenizer.from_json(checkpoint["tokenizer"])
@@ -122,21 +106,12 @@ def _load_model(prefix: str, build: Callable[[Any], Model], checkpoint: dict[str
     return model.eval()
 
 
-def check_compatible(dalle: DALLE, dvae: DVAE, path: Path) -> None:
-    """Raise a UserError if the dVAE in `path` has another grid or codebook size than a DALL-E."""
-    for name in ("grid", "codebook_size"):
-        ours, theirs = getattr(dalle.config, name), getattr(dvae.config, name)
-        if ours != theirs:
-            raise UserError(f"the transformer has {name}={ours}, but the dVAE in {path} has {name}={theirs}")
-
-
-def check_image_size(dvae: DVAE, image_size: int, path: Path | None) -> None:
-    """Raise a UserError if the data has another image size than the dVAE in `path`."""
-    if dvae.config.image_size != image_size:
-        raise UserError(
-            f"the data's image_size is {image_size}, but the dVAE in {path} was trained with "
-            f"image_size={dvae.config.image_size}"
-        )
+def check_dvae(user: str, dvae: DVAE, path: Path | None, **expected: int) -> None:
+    """Raise a UserError if the config of the dVAE in `path` has other values than `user`, such as "the data", has."""
+    for name, value in expected.items():
+        found = getattr(dvae.config, name)
+        if found != value:
+            raise UserError(f"{user} has {name}={value}, but the dVAE in {path} has {name}={found}")
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path | str | None) -> None:
@@ -145,29 +120,22 @@ def check_resumable(checkpoint: dict[str, Any], path: Path | str | None) -> None
     Only resuming calls this: generate, test and export read the weights of every format.
     """
     version = checkpoint.get("format_version", 1)
-    if version == FORMAT_VERSION:
-        return
-    origin, remedy = "", ""
-    if version == 1:
-        origin, remedy = " (lightning_dalle before 2026-12)", ", or resume with commit 6ca43fc"
-    raise UserError(
-        f"cannot resume from {path}: it has checkpoint format {version}{origin}, this version resumes format "
-        f"{FORMAT_VERSION}; use it with generate/test/export{remedy}"
-    )
+    if version != FORMAT_VERSION:
+        remedy = ", or resume with commit 6ca43fc" if version == 1 else ""
+        raise UserError(
+            f"cannot resume from {path}: it has checkpoint format {version}, this version resumes format "
+            f"{FORMAT_VERSION}; use it with generate/test/export{remedy}"
+        )
 
 
 def check_resume_config(found: Any, ours: Any) -> None:
     """Raise a UserError that lists the fields in which the model config of a checkpoint differs from this run's."""
-    theirs, mine = (_flatten(asdict(config)) for config in (found, ours))
+    configs = (asdict(config) for config in (found, ours))
+    theirs, mine = ({**config.pop("transformer", {}), **config} for config in configs)  # a DALLEConfig is nested
     different = [name for name in mine if theirs[name] != mine[name]]
     if different:
         has, wants = (", ".join(f"{name}={values[name]}" for name in different) for values in (theirs, mine))
         raise UserError(f"cannot resume: the checkpoint was trained with {has}, this config has {wants}")
-
-
-def _flatten(values: dict[str, Any]) -> dict[str, Any]:
-    parts = (_flatten(value) if isinstance(value, dict) else {name: value} for name, value in values.items())
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -189,11 +157,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises any exception on bytes that are not a checkpoint
         # torch's own message advises to execute the file's code.
-        reason = (
-            "it contains objects that only code in it could create, and no code in it is run"
-            if zipfile.is_zipfile(path)
-            else "torch.save did not write it, or it is truncated"
-        )
+        reason = "torch.save did not write it, or it is truncated"
+        if zipfile.is_zipfile(path):
+            reason = "it contains objects that only code in it could create, and no code in it is run"
         raise UserError(f"cannot read {path} as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} has no state_dict, so it is not a checkpoint of lightning_dalle")
@@ -202,11 +168,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def write_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write the models and the metadata of a checkpoint as a safetensors file, without training state."""
-    weights = {
-        name: tensor.contiguous()
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.partition(".")[0] in NAMES
-    }
+    items = checkpoint["state_dict"].items()
+    weights = {name: tensor.contiguous() for name, tensor in items if name.partition(".")[0] in NAMES}
     metadata = {key: checkpoint[key] for key in METADATA if key in checkpoint}
     save_file(weights, path, {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)})
     path.chmod(0o644)  # safetensors makes it readable by its owner alone

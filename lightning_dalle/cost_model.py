@@ -17,28 +17,30 @@ class Bytes:
     """Bytes per number, for each kind of number."""
 
     weights: float
-    cast_weights: float
-    """Bytes of the copy of a block's matrix in the compute precision; 0 if weights already have that precision."""
-    gradients: float
-    residual: float
-    """Bytes of an activation of the residual stream."""
-    activations: float
-    """Bytes of an activation inside the branches of a block."""
+    """Bytes of a weight, of a gradient, and of an activation of the residual stream."""
+    compute: float
+    """Bytes of an operand of a matrix product, such as an activation inside the branches of a block."""
     powersgd: float = 4.0
-    """Bytes of PowerSGD's error buffers and of all numbers that it sends."""
+    """Bytes of a number in PowerSGD's error buffers and messages."""
+
+    @property
+    def cast_weights(self) -> float:
+        """Bytes of the copy of a weight in the compute precision; 0 if weights already have that precision."""
+        return 0.0 if self.compute == self.weights else self.compute
 
 
-MIXED = Bytes(weights=4.0, cast_weights=2.0, gradients=4.0, residual=4.0, activations=2.0)
+MIXED = Bytes(weights=4.0, compute=2.0)
 PRECISIONS = {
-    "32-true": Bytes(weights=4.0, cast_weights=0.0, gradients=4.0, residual=4.0, activations=4.0),
+    "32-true": Bytes(weights=4.0, compute=4.0),
     "bf16-mixed": MIXED,
     "16-mixed": MIXED,
-    "bf16-true": Bytes(weights=2.0, cast_weights=0.0, gradients=2.0, residual=2.0, activations=2.0),
+    "bf16-true": Bytes(weights=2.0, compute=2.0),
     "PaperPrecision": MIXED,
+    "NativeBF16": MIXED,
 }
-"""Bytes by precision: Lightning's names, and the plugin PaperPrecision."""
-PAPER = Bytes(weights=2.0, cast_weights=0.0, gradients=2.0, residual=2.0, activations=2.0, powersgd=2.0)
-"""Bytes in the paper's own system, idealized: its gains, biases, embeddings, heads and residual stream have 32 bits."""
+"""Bytes by precision: Lightning's names, and this package's plugins."""
+PAPER = Bytes(weights=2.0, compute=2.0, powersgd=2.0)
+"""Bytes in the paper's system, if gains, biases, embeddings, heads and residual stream had 16 bits too, not 32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class TrainingSetup:
 
 
 def count_parameters(config: DALLEConfig) -> dict[str, int]:
-    """Return the number of parameters in the blocks' matrices (12 d^2 per block) and in the other two groups."""
+    """Return the number of parameters in the blocks' matrices (12 d^2 per block), and in the rest of the model."""
     with torch.device("meta"):
         dalle = DALLE(config)
     total = sum(p.numel() for p in dalle.parameters())
@@ -76,29 +78,28 @@ def count_parameters(config: DALLEConfig) -> dict[str, int]:
 def memory_per_device(config: DALLEConfig, setup: TrainingSetup) -> dict[str, float]:
     """Return the bytes on each device at the end of a forward pass, without workspaces and fragmentation.
 
-    Weights are cast where they are used, and autograd keeps the copies for the backward pass: of all blocks, or of one
-    with activation checkpointing. They are whole even if the weights are sharded. DDP's gradient buckets are as large
-    as the gradients. FSDP2 gathers a block in the precision of the weights, and prefetches the next one.
+    Autograd keeps the weights that were cast in a forward pass: those of all blocks, or of one block with activation
+    checkpointing. Cast weights are not sharded. DDP's gradient buckets are as large as the gradients. FSDP2 gathers a
+    block in the precision of the weights, and prefetches the next one.
     """
     counts, size = count_parameters(config), setup.bytes
     total, matrices, n_layer = sum(counts.values()), counts["blocks"], config.transformer.n_layer
     shard, block, is_sharded = total / setup.shard_group, matrices / n_layer, setup.shard_group > 1
     residual = setup.batch_size * (config.text_len + config.image_len) * config.transformer.n_embd
-    block_activations = residual * (RESIDUAL_ACTIVATIONS * size.residual + BRANCH_ACTIVATIONS * size.activations)
-    block_inputs = n_layer * residual * size.residual
+    block_activations = residual * (RESIDUAL_ACTIVATIONS * size.weights + BRANCH_ACTIVATIONS * size.compute)
+    block_inputs = n_layer * residual * size.weights
+    kept_blocks = 1 if setup.checkpoint_activations else n_layer
     logits = setup.batch_size * (config.text_len * config.text_vocab_size + config.image_len * config.codebook_size)
     moments = matrices * setup.moments + (total - matrices) * 2 * size.weights
     return {
         "weights": shard * size.weights,
-        "weights cast for matrix products": size.cast_weights * (block if setup.checkpoint_activations else matrices),
-        "gradients": shard * size.gradients,
+        "weights cast for matrix products": size.cast_weights * kept_blocks * block,
+        "gradients": shard * size.weights,
         "optimizer moments": moments / setup.shard_group,
-        "DDP buckets": 0.0 if is_sharded or setup.devices == 1 else total * size.gradients,
+        "DDP buckets": 0.0 if is_sharded or setup.devices == 1 else total * size.weights,
         "PowerSGD error": 0.0 if setup.rank is None else matrices / setup.shard_group * size.powersgd,
         "two gathered blocks": 2 * block * size.weights if is_sharded else 0.0,
-        "activations": block_inputs + block_activations
-        if setup.checkpoint_activations
-        else n_layer * block_activations,
+        "activations": kept_blocks * block_activations + setup.checkpoint_activations * block_inputs,
         "logits and their gradient in fp32": 2 * 4.0 * logits,
     }
 
@@ -128,20 +129,20 @@ def communication(config: DALLEConfig, setup: TrainingSetup) -> dict[str, float]
     total, replicas, is_sharded = sum(counts.values()), setup.devices / setup.shard_group, setup.shard_group > 1
     ring = 2 * (replicas - 1) / replicas / setup.shard_group
     compressed = total - counts["blocks"] * powersgd_savings(config, setup)
-    uncompressed = ring * total * size.gradients * (setup.accumulate_grad_batches if is_sharded else 1)
+    uncompressed = ring * total * size.weights * (setup.accumulate_grad_batches if is_sharded else 1)
     others = (setup.shard_group - 1) / setup.shard_group * total
     return {
         "between replicas, uncompressed": uncompressed,
         "between replicas, PowerSGD": uncompressed if setup.rank is None else ring * compressed * size.powersgd,
-        "within a replica": others * (2 * size.weights + size.gradients) * setup.accumulate_grad_batches,
+        "within a replica": others * 3 * size.weights * setup.accumulate_grad_batches,
     }
 
 
 def flops(config: DALLEConfig, setup: TrainingSetup) -> int:
     """Return the floating-point operations of a step on all devices.
 
-    The forward pass has two per weight and position, and attention over the visible pairs of positions; the backward
-    pass has twice as many, and recomputed blocks have their forward pass twice.
+    A forward pass takes two operations per weight and position, plus attention over the visible pairs of positions. A
+    backward pass takes twice as many. Activation checkpointing repeats the forward pass of the blocks.
     """
     images, width = setup.devices * setup.batch_size * setup.accumulate_grad_batches, config.transformer.n_embd
     with torch.device("meta"):

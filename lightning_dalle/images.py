@@ -4,7 +4,6 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +52,10 @@ def captioned_grid(
     return grid
 
 
-def save_png(
-    image: Image.Image, path: Path, attribution: str | None, texts: Mapping[str, str] = MappingProxyType({})
-) -> None:
+def save_png(image: Image.Image, path: Path, attribution: str | None, texts: Mapping[str, str] | None = None) -> None:
     """Write a PNG atomically, with texts and an optional attribution in its metadata."""
     metadata = PngInfo()
-    for name, text in texts.items():
+    for name, text in (texts or {}).items():
         metadata.add_itxt(name, text)
     if attribution is not None:
         metadata.add_text("Copyright", attribution)

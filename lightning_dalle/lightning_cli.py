@@ -85,7 +85,7 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from lightning_dalle.checkpoints import check_image_size, check_resumable, load_dvae, read_checkpoint
+    from lightning_dalle.checkpoints import check_dvae, check_resumable, load_dvae, read_checkpoint
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
     from lightning_dalle.training.callbacks.visualization import DataSummary, batch_size
 
@@ -137,7 +137,7 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
         def before_fit(self) -> None:
             dvae = getattr(self.model, "dvae_checkpoint", None)
             if dvae is not None:  # checked before the data is prepared, which may take hours
-                check_image_size(load_dvae(dvae), self.datamodule.image_size, dvae)
+                check_dvae("the data", load_dvae(dvae), dvae, image_size=self.datamodule.image_size)
 
         def before_predict(self) -> None:
             if type(self.model).predict_step is LightningModule.predict_step:

@@ -68,7 +68,7 @@ def load_openai_dvae(encoder: Path, decoder: Path, image_size: int = 256) -> DVA
     Args:
         encoder: OpenAI's encoder.pkl, a pickled dall_e.encoder.Encoder in the zip format of torch.save.
         decoder: OpenAI's decoder.pkl, a pickled dall_e.decoder.Decoder in the same format.
-        image_size: size in pixels of the images to encode, a multiple of 8; the layers accept any.
+        image_size: size in pixels of the images to encode; any multiple of 8.
 
     Raises:
         UserError: if a file is missing, is not such a module, or contains names that such a module does not have.
@@ -102,9 +102,9 @@ def _read(path: Path, name: str) -> Stub:
         unpacked, size = sum(member.file_size for member in members), path.stat().st_size
         if unpacked > size or any(member.compress_type != ZIP_STORED for member in members):
             raise UserError(f"{path} is compressed, {unpacked} bytes in {size}, but torch.save does not compress files")
-        programs = [archive.read(member) for member in members if member.filename.endswith("/data.pkl")]
-    for program in programs:
-        _check_program(program, path)
+        for member in members:
+            if member.filename.endswith("/data.pkl"):
+                _check_program(archive.read(member), path)
     with torch.serialization.safe_globals(STUBS):  # type: ignore[arg-type]
         module: Stub = torch.load(path, map_location="cpu", weights_only=True)
     if type(module).__name__ != name:
@@ -163,7 +163,7 @@ def _find(module: Stub, path: str) -> Stub:
     for name in path.split("."):
         module = vars(module)["_modules"].get(name)
         if not isinstance(module, Stub):
-            raise ValueError(f"there is no module {path} in a half")
+            raise ValueError(f"there is no module {path} in the encoder or decoder")
     return module
 
 

@@ -2,17 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 
 def plot_sweep(measured: dict[str, dict[str, Any]], label: str) -> Figure:
-    """Plot FID and Inception Score over a varied number, as in the paper's Fig. 9.
-
-    Args:
-        measured: figures of `evaluation.fidelity` by the varied number.
-        label: name of the varied number.
-    """
+    """Plot FID and Inception Score against the numbers that are the keys of `measured`, as in the paper's Fig. 9."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, measure, title in zip(axes, ("fid", "inception_score"), ("FID", "Inception Score"), strict=True):
@@ -27,26 +23,21 @@ def plot_sweep(measured: dict[str, dict[str, Any]], label: str) -> Figure:
 
 
 def plot_scores(measured: dict[str, dict[str, Any]]) -> Figure:
-    """Plot the mean score of the best candidate over the number of candidates, with its 95 % confidence interval."""
+    """Plot the best candidate's mean score, with its 95 % interval, against the numbers of candidates in `measured`."""
     figure = Figure(figsize=(4, 3.2), layout="constrained")
     axis = figure.subplots()
     scores = {int(num_candidates): values["score"] for num_candidates, values in measured.items()}
     means = [score["value"] for score in scores.values()]
     intervals = [score["ci95"] or (score["value"],) * 2 for score in scores.values()]
-    errors = [
-        [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
-        [high - mean for mean, (_, high) in zip(means, intervals, strict=True)],
-    ]
-    axis.errorbar(list(scores), means, errors, marker="o", capsize=3)
+    axis.errorbar(list(scores), means, np.abs(np.transpose(intervals) - means), marker="o", capsize=3)
     axis.set(xlabel="candidates", title="score of the best", xscale="log")
     return figure
 
 
 def plot_gradient_scales(curves: dict[int, list[float]]) -> Figure:
-    """Plot the gradient scale of each resblock over the updates, dark violet for the first, as in the paper's Fig. 12.
+    """Plot each resblock's gradient scale over training, dark violet for the first block, as in the paper's Fig. 12.
 
-    Args:
-        curves: base-2 logarithms of the scales, in the order of the resblocks, by update.
+    `curves` maps the number of an update to the base-2 logarithms of the scales, in the order of the resblocks.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()

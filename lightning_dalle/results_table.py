@@ -23,24 +23,22 @@ def read_result(file: Path) -> dict[str, Any]:
         raise UserError(f"there is no result at {file}")
     try:
         result: dict[str, Any] = json.loads(file.read_text())
-        if (found := result.get("format", 1)) != FORMAT:
-            raise UserError(
-                f"{file} is in result format {found}, but this version reads format {FORMAT}; measure again"
-            )
-        _ = markdown_table({file.stem: result}), result["commit"]
-    except UserError:
-        raise
+        found = result.get("format", 1)
+        if found == FORMAT:
+            _ = markdown_table({file.stem: result}), result["commit"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a result of test, evaluate or reproduce: {error!r}") from error
+    if found != FORMAT:
+        raise UserError(f"{file} is in result format {found}, but this version reads format {FORMAT}; measure again")
     return result
 
 
 def markdown_table(results: Mapping[str, dict[str, Any]]) -> str:
     """Return results by name as one Markdown table, with their warnings as a list below it."""
     rows = [(name, *row) for name, result in results.items() for row in _rows(result)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, ("---",) * len(HEADER), *rows))
+    lines = [f"| {' | '.join(cells)} |" for cells in (HEADER, ("---",) * len(HEADER), *rows)]
     warnings = [f"- {name}: {warning}" for name, result in results.items() for warning in _warnings(result)]
-    return "\n\n".join([table, "\n".join(warnings)]).rstrip()
+    return "\n".join([*lines, "", *warnings]).rstrip()
 
 
 def _rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:

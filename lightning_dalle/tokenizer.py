@@ -44,7 +44,7 @@ class CaptionTokenizer:
         return cls(bpe, vocab_size, text_len)
 
     def encode(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
-        """Return the token ids of a caption, of any number and without padding.
+        """Return the token ids of a caption, without padding or truncation.
 
         Args:
             caption: any text.
@@ -87,10 +87,8 @@ class CaptionTokenizer:
 
     def to_json(self) -> str:
         """Return the whole tokenizer as JSON, as checkpoints store it."""
-        return json.dumps(
-            {"bpe": json.loads(self.bpe.to_str()), "vocab_size": self.vocab_size, "text_len": self.text_len},
-            ensure_ascii=False,
-        )
+        values = {"bpe": json.loads(self.bpe.to_str()), "vocab_size": self.vocab_size, "text_len": self.text_len}
+        return json.dumps(values, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "CaptionTokenizer":

@@ -66,7 +66,7 @@ def test_training_resumes_from_the_current_format_only(dvae_checkpoint: Path) ->
     check_resumable(checkpoint, dvae_checkpoint)
     del checkpoint["format_version"]
     remedy = "use it with generate/test/export, or resume with commit 6ca43fc"
-    message = f"cannot resume from {dvae_checkpoint}: it has checkpoint format 1 (lightning_dalle before 2026-12)"
+    message = f"cannot resume from {dvae_checkpoint}: it has checkpoint format 1"
     with pytest.raises(UserError, match=f"^{re.escape(message)}, this version resumes format 2; {remedy}$"):
         check_resumable(checkpoint, dvae_checkpoint)
     with pytest.raises(UserError, match="it has checkpoint format 3, this version resumes format 2; use it with"):

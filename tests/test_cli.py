@@ -271,7 +271,7 @@ def test_fit_rejects_a_dvae_with_another_image_size(
         "--model.init_args.dvae_checkpoint", str(dvae_checkpoint),
         "--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.max_steps", "1",
     )  # fmt: skip
-    assert "image_size is 32, but the dVAE in" in error
+    assert "the data has image_size=32, but the dVAE in" in error
     assert "image_size=16" in error
 
 

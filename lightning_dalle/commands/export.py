@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ pipeline_tag: text-to-image
 ---
 # {name}
 
-A DALL-E (Ramesh et al. 2021) with {dalle_size} parameters and a discrete VAE with {dvae_size}. It generates images of
-{image_size} pixels, as a grid of {grid}x{grid} codes from a codebook of {codebook_size}, from prompts of at most
-{text_len} tokens. Exported by lightning_dalle, commit {commit}.
+A DALL-E (Ramesh et al. 2021) with {dalle_size:,} parameters and a discrete VAE with {dvae_size:,}. It generates images
+of {dvae.image_size} pixels, as a grid of {dalle.grid}x{dalle.grid} codes from a codebook of {dalle.codebook_size}, from
+prompts of at most {dalle.text_len} tokens. Exported by lightning_dalle, commit {commit}.
 
 ```python
 from lightning_dalle import TextToImage
@@ -47,11 +48,12 @@ pipeline("a prompt")[0].image.save("image.png")
 """
 
 FILES = {
-    "dalle.safetensors": "transformer, dVAE, tokenizer and their configs: all that generates images",
+    "dalle.safetensors": "everything that generates images: transformer, dVAE, tokenizer and their configs",
     "clip.safetensors": "CLIP that ranks candidates",
     "tokenizer.json": "copy of the tokenizer for Hugging Face's `tokenizers`, without the padding",
     "config.json": "readable copy of the configs",
 }
+"""Content of each file of an export, for the model card."""
 
 
 def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[Path] | None = None) -> None:
@@ -68,10 +70,8 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
     """
     if out.exists():
         raise UserError(f"{out} already exists; choose another --out")
-    if not checkpoint.exists():
-        raise UserError(f"there is no checkpoint at {checkpoint}")
     if results is None:
-        results = [file for file in [checkpoint / "report.json"] if file.is_file()]
+        results = list(checkpoint.glob("report.json"))
     measured: dict[str, dict[str, Any]] = {}
     for file in results:
         if file.stem in measured:
@@ -84,40 +84,32 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
     source, clip_of_run = resolve_checkpoint(checkpoint)
     clip = clip or clip_of_run
     sources = {"dalle": source} if clip is None else {"dalle": source, "clip": clip}
-    loaded, content = load_dalle(source), read_checkpoint(source)
+    loaded = load_dalle(source)
     if clip is not None:
         load_clip(clip)
     dalle, dvae = loaded.dalle.config, loaded.dvae.config
-    written = [*(f"{name}.safetensors" for name in sources), "tokenizer.json", "config.json"]
-    card = CARD.format(
-        name=out.name,
-        dalle_size=_parameter_count(loaded.dalle),
-        dvae_size=_parameter_count(loaded.dvae),
-        text_len=dalle.text_len,
-        grid=dalle.grid,
-        codebook_size=dalle.codebook_size,
-        image_size=dvae.image_size,
-        commit=commit() or "unknown, since it did not run from a clone",
-        files="\n".join(f"| `{name}` | {text} |" for name, text in FILES.items() if name in written),
-        data="\n\n".join(_data_section(source, loaded.attribution)),
-        results="\n\n".join(_results_section(measured)),
-        sources="\n".join(f"- `{name}`: checkpoint with SHA-256 {sha256(file)}" for name, file in sources.items()),
-    )
     make_folder(out.parent)
     with atomic_write(out) as partial:  # an interrupted export must not block the next one
         make_folder(partial)
         for name, file in sources.items():
             write_safetensors(partial / f"{name}.safetensors", read_checkpoint(file))
         loaded.tokenizer.bpe.save(str(partial / "tokenizer.json"))
-        configs = {"dalle": content["dalle_config"], "dvae": content["dvae_config"]}
+        configs = {"dalle": asdict(dalle), "dvae": asdict(dvae)}
         (partial / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
+        card = CARD.format(
+            name=out.name,
+            dalle=dalle,
+            dvae=dvae,
+            dalle_size=sum(parameter.numel() for parameter in loaded.dalle.parameters()),
+            dvae_size=sum(parameter.numel() for parameter in loaded.dvae.parameters()),
+            commit=commit() or "unknown, since it did not run from a clone",
+            files="\n".join(f"| `{name}` | {text} |" for name, text in FILES.items() if (partial / name).exists()),
+            data="\n\n".join(_data_section(source, loaded.attribution)),
+            results="\n\n".join(_results_section(measured)),
+            sources="\n".join(f"- `{name}`: checkpoint with SHA-256 {sha256(file)}" for name, file in sources.items()),
+        )
         (partial / "README.md").write_text(card)
     print(f"wrote {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
-
-
-def _parameter_count(model: Any) -> str:
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    return f"{millions / 1e3:.2f} billion" if millions >= 1e3 else f"{millions:.1f} million"
 
 
 def _data_section(checkpoint: Path, attribution: str | None) -> Iterator[str]:
@@ -127,7 +119,7 @@ def _data_section(checkpoint: Path, attribution: str | None) -> Iterator[str]:
     if "data" in keys:
         yield f"```yaml\n{yaml.safe_dump(keys['data'], sort_keys=False)}```"
     else:
-        yield "The training data is unknown: there was no config with a data section in the checkpoint's run folder."
+        yield "The training data is unknown: the checkpoint's run folder had no config with a data section."
     if attribution is not None:
         yield f"The licence of the training images requires this attribution on all generated images: {attribution}"
 

@@ -1,4 +1,4 @@
-"""Command `generate`: images of prompts from a trained model."""
+"""`generate`: sample images of prompts from a trained model."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,7 @@ from lightning_dalle.files import make_folder, write_json
 from lightning_dalle.inference.config import GenerationConfig, check_candidates, check_prompts
 
 GRID_COLUMNS, MAX_GRID_ROWS = 8, 64
-"""Size of the overview, which is held in memory: it shows the first images of a long file of prompts."""
+"""Size of the overview grid; it is held in memory, so it shows only the first rows of a long prompt file."""
 
 
 def generate(
@@ -26,20 +26,20 @@ def generate(
     device: str = "auto",
     **options: Any,
 ) -> None:
-    """Generate images of prompts: a PNG for each, a JSON file with its prompt, seed, score and settings, and one grid.
+    """Write generated images of prompts as PNG, each with a JSON file of its settings, and a grid of all images.
 
     Args:
         checkpoint: checkpoint of a DALL-E (with its tokenizer and dVAE), or folder of a run or an export.
-        prompts: texts to draw: "a cat", or '["a cat", "a dog"]', or `--prompts+ "a cat"` several times.
+        prompts: descriptions of the images: "a cat", or '["a cat", "a dog"]', or `--prompts+ "a cat"` several times.
         prompt_file: text file of prompts, one per line.
         num_candidates: number of images sampled for each prompt (512 in the paper).
         clip: CLIP that ranks the candidates: a checkpoint, or open_clip's MODEL:WEIGHTS, such as ViT-B-32:openai. The
             default is the CLIP in the folder of a run or an export.
         image: image to complete; its upper rows are kept.
-        rows: number of rows of codes to keep of the image; by default 15 of 32, as in Fig. 14.
-        paste: whether to keep the image's own pixels in those rows, not the dVAE's reconstruction of them.
-        dvae: checkpoint of another dVAE to decode with.
-        out: folder for the images, without files of the same names; the grid is OUT.png.
+        rows: number of rows of the image's codes to keep; by default 15 of 32, as in the paper's Fig. 14.
+        paste: whether the kept rows show the image's own pixels, not their reconstruction by the dVAE.
+        dvae: checkpoint of a dVAE to decode with, in place of the one in the DALL-E's checkpoint.
+        out: folder for the images; no file of the same name may exist in it. The grid is OUT.png.
         device: cpu, cuda, ..., or auto for a GPU if there is one.
         **options: other fields of GenerationConfig.
     """
@@ -47,16 +47,13 @@ def generate(
     texts = _read_prompts(prompts, prompt_file)
     slugs = ["".join(char if char.isalnum() else "_" for char in text.lower())[:40] for text in texts]
     if image is not None and not image.is_file():
-        raise UserError(f"there is no image at {image}")
+        raise UserError(f"there is no image at {image}: correct --image")
     if (rows is not None or paste) and image is None:
         raise UserError(f"{'--paste' if rows is None else f'--rows {rows}'} needs an image to complete: give --image")
     if out.is_file():
         raise UserError(f"the output folder {out} is a file: choose another --out")
-    if not checkpoint.exists():
-        raise UserError(f"there is no checkpoint at {checkpoint}")
-    files = [
-        [out / f"{i:04d}_{slug}_{rank:04d}.png" for rank in range(config.num_kept)] for i, slug in enumerate(slugs)
-    ]
+    ranks = range(config.num_kept)
+    files = [[out / f"{i:04d}_{slug}_{rank:04d}.png" for rank in ranks] for i, slug in enumerate(slugs)]
     pngs = [file for files_of_prompt in files for file in files_of_prompt]
     overview = out.parent / f"{out.name}.png"  # outside the folder, so that `evaluate` can read the folder
     for file in [*pngs, *(png.with_suffix(".json") for png in pngs), overview]:
@@ -97,9 +94,9 @@ def generate(
                     "candidates": num_candidates,
                     "ranked_by": fingerprint(pipeline.scorer),
                     "sampling": asdict(config.sampling),
-                    "checkpoint": str(checkpoint),
-                    "dvae": None if dvae is None else str(dvae),
-                    "image": None if image is None else str(image),
+                    "checkpoint": checkpoint,
+                    "dvae": dvae,
+                    "image": image,
                     "rows_kept": rows_kept,
                     "pixels_pasted": paste,
                     "attribution": pipeline.attribution,
@@ -122,7 +119,9 @@ def _read_prompts(prompts: list[str] | str | None, prompt_file: Path | None) -> 
         try:
             texts = [line for line in prompt_file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the prompt file {prompt_file} as UTF-8 text: {error}") from error
+            raise UserError(
+                f"cannot read the prompt file {prompt_file} as UTF-8 text ({error}): correct --prompt_file"
+            ) from error
     if not texts:
         raise UserError(f"there is no prompt in {prompt_file or '--prompts'}: give at least one")
     check_prompts(texts)

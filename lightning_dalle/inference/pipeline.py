@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from lightning_dalle.checkpoints import check_compatible, load_dalle, load_dvae
+from lightning_dalle.checkpoints import check_dvae, load_dalle, load_dvae
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
 from lightning_dalle.images import to_pil
@@ -79,8 +79,8 @@ class TextToImage:
         checkpoint, clip = resolve_checkpoint(Path(path))
         loaded = load_dalle(checkpoint)
         if dvae is not None:
-            other = load_dvae(dvae)
-            check_compatible(loaded.dalle, other, dvae)
+            other, ours = load_dvae(dvae), loaded.dalle.config
+            check_dvae("the transformer", other, dvae, grid=ours.grid, codebook_size=ours.codebook_size)
             loaded = loaded._replace(dvae=other)
         return cls(*loaded, scorer=None if clip is None else CLIPScorer.from_checkpoint(clip))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
-from lightning_dalle.checkpoints import check_image_size, check_resumable, check_resume_config, clip_metadata
+from lightning_dalle.checkpoints import check_dvae, check_resumable, check_resume_config, clip_metadata
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.sources.encoded import require_images
 from lightning_dalle.errors import UserError
@@ -57,7 +57,7 @@ class LitCLIP(pl.LightningModule):
         if self.reconstruction_augment is not None and stage == "fit":
             augment = self.reconstruction_augment
             image_size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-            check_image_size(augment.dvae, image_size, augment.dvae_checkpoint)
+            check_dvae("the data", augment.dvae, augment.dvae_checkpoint, image_size=image_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         from open_clip.loss import ClipLoss

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
 from lightning_dalle.checkpoints import (
-    check_image_size,
+    check_dvae,
     check_resumable,
     check_resume_config,
     dalle_metadata,
@@ -120,7 +120,7 @@ class LitDALLE(pl.LightningModule):
             config = self.dvae.config
             source.check_dvae(weights_digest(self.dvae), config.grid, config.codebook_size, self.dvae_checkpoint)
         image_size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-        check_image_size(self.dvae, image_size, self.dvae_checkpoint)
+        check_dvae("the data", self.dvae, self.dvae_checkpoint, image_size=image_size)
 
     def training_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> Tensor:
         if self.soft_targets:
