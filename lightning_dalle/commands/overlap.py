@@ -79,10 +79,8 @@ def overlap(
         is_duplicate = pair.distance <= threshold
         if is_duplicate:
             exclusions[pair.id] = Exclusion(pair.id, reason, pair.match, pair.distance)
-        side = nearest[is_duplicate]
-        side.append(pair)
-        side.sort(key=lambda pair: abs(pair.distance - threshold))
-        del side[PAIRS_PER_SIDE:]
+        by_gap = sorted([*nearest[is_duplicate], pair], key=lambda pair: abs(pair.distance - threshold))
+        nearest[is_duplicate] = by_gap[:PAIRS_PER_SIDE]
     make_folder(out)
     write_exclusions(excluded, sorted(exclusions.values(), key=lambda exclusion: -exclusion.distance))
     if any(nearest.values()):

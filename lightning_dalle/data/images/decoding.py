@@ -35,25 +35,19 @@ UNREACHABLE_IMAGE = "unreachable image"
 
 
 class UnreadableImage(ValueError):
-    """Error for a record whose image is missing or cannot be decoded.
+    """Error for a missing or broken image; its message is a short reason, by which such records are counted."""
 
-    Args:
-        reason: short text that is the same for all such records, to count them by.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    @property
+    def reason(self) -> str:
+        """Message of the error, such as "zero bytes"."""
+        return str(self)
 
 
 def find_images(folder: Path, captions: Collection[str] = ()) -> tuple[list[Path], Counter[str]]:
     """Return all image files below a folder, sorted, and the number of ignored files by suffix.
 
-    Logs a warning if there are images and other files. Hidden files are skipped without being counted.
-
-    Args:
-        folder: folder that is searched with its subfolders.
-        captions: suffixes of caption files, which are not counted as ignored.
+    Logs a warning if there are images and other files. Neither hidden files nor files with one of the suffixes
+    `captions` are counted.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
@@ -94,14 +88,10 @@ def decode_image(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) 
             return decode_jpeg(encoded, "RGB")
     try:
         opened.load()
-    except Exception as error:  # Pillow's decoders raise exceptions of any type on broken files
-        raise UnreadableImage("unreadable image") from error
-    # Many images on the web have broken EXIF data and intact pixels.
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(opened, in_place=True)
-    try:
+        with contextlib.suppress(Exception):  # many images on the web have broken EXIF data and intact pixels
+            ImageOps.exif_transpose(opened, in_place=True)
         return np.asarray(to_rgb(opened))
-    except Exception as error:
+    except Exception as error:  # Pillow's decoders raise exceptions of any type on broken files
         raise UnreadableImage("unreadable image") from error
 
 
@@ -111,13 +101,13 @@ def _is_upright(image: Image.Image) -> bool:
     return True
 
 
-def stored_size(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def stored_size(image: Mapping[str, Any] | None) -> tuple[int, int]:
     """Return width and height from the header, before EXIF rotation; no pixel is decoded.
 
     Raises:
         UnreadableImage: for the reasons of `decode_image` that the header reveals.
     """
-    return _open(read_bytes(image), max_pixels).size
+    return _open(read_bytes(image), MAX_PIXELS).size
 
 
 def _open(encoded: bytes, max_pixels: int) -> Image.Image:
@@ -125,7 +115,7 @@ def _open(encoded: bytes, max_pixels: int) -> Image.Image:
         opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UnreadableImage("too many pixels") from error
-    except Exception as error:  # any type, as above
+    except Exception as error:  # Pillow raises exceptions of any type on broken files
         raise UnreadableImage("unreadable image") from error
     if opened.width * opened.height > max_pixels:
         raise UnreadableImage("too many pixels")
@@ -139,18 +129,14 @@ def read_bytes(image: Mapping[str, Any] | None) -> bytes:
         UnreadableImage: with one of the reasons "without an image", "zero bytes", "unreadable image",
             "unreachable image".
     """
-    encoded = image["bytes"] if image is not None else None
+    encoded, path = (image["bytes"], image["path"]) if image is not None else (None, None)
     if encoded is None:
-        path = image["path"] if image is not None else None
         if not path:
             raise UnreadableImage("without an image")
         is_local = "://" not in path
         try:
-            if is_local:
-                encoded = Path(path).read_bytes()
-            else:
-                with fsspec.open(path, "rb") as file:
-                    encoded = file.read()
+            with Path(path).open("rb") if is_local else fsspec.open(path, "rb") as file:
+                encoded = file.read()
         except FileNotFoundError as error:
             raise UnreadableImage("without an image") from error
         except Exception as error:  # local and remote file systems raise exceptions of any type

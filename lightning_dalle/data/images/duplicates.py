@@ -9,7 +9,7 @@ similar luminance. The descriptor's length is ignored: a change of brightness sc
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -90,26 +90,11 @@ def align_crop(copy: Image.Image, original: Image.Image, box: Box) -> float:
     return 1 - best
 
 
-class CropMatch(NamedTuple):
-    """Candidate for a near-duplicate: an image of an index, found by a crop of it or of the query."""
-
-    image_index: int
-    """Index of the image."""
-    box: Box
-    """Crop of the indexed image."""
-    query_box: Box
-    """Crop of the query."""
-
-
 class DuplicateIndex:
-    """Images that can be looked up by the gradient descriptors of their crops.
+    """Index of images by the gradient descriptors of their crops; every image has the same `crops`.
 
     The index is faiss's inverted file: a query is compared with the images in the 8 nearest cells. The number of cells
     is about the square root of the number of crops.
-
-    Args:
-        thumbnails: thumbnails of the images.
-        crops: crops of each image that are indexed.
     """
 
     def __init__(self, thumbnails: Sequence[Image.Image], crops: Sequence[Box]) -> None:
@@ -122,29 +107,27 @@ class DuplicateIndex:
         self._index.train(descriptors)
         self._index.add(descriptors)
 
-    def candidates(self, thumb: Image.Image, crops: Sequence[Box]) -> list[CropMatch]:
-        """Return the images that are most similar to any crop of a query, most similar first."""
+    def candidates(self, thumb: Image.Image, crops: Sequence[Box]) -> dict[int, tuple[Box, Box]]:
+        """Return {image index: (crop of the image, crop of the query)} of similar images, most similar first."""
         queries = np.stack([gradient_descriptor(thumb, COARSE, box) for box in crops])
         # One more than needed: a query that is itself in the index finds itself.
         similarity, neighbors = self._index.search(queries, (NUM_CANDIDATES + 1) * len(self.crops))
-        found: dict[int, CropMatch] = {}
+        found: dict[int, tuple[Box, Box]] = {}
         for query, rank in zip(*np.unravel_index(np.argsort(-similarity, axis=None), similarity.shape), strict=True):
             if similarity[query, rank] < MIN_SIMILARITY:
                 break
             index, crop = divmod(int(neighbors[query, rank]), len(self.crops))
-            found.setdefault(index, CropMatch(index, self.crops[crop], crops[query]))
-        return list(found.values())
+            found.setdefault(index, (self.crops[crop], crops[query]))
+        return found
 
 
 def find_reference(thumb: Image.Image, references: DuplicateIndex) -> tuple[int, float] | None:
-    """Return index and distance of the reference image nearest to a training image, or None without candidates.
+    """Return index and distance of the reference image nearest to a thumbnail, or None without candidates.
 
-    Args:
-        thumb: thumbnail of the training image.
-        references: index of the reference images by all `CROPS`.
+    The reference images must be indexed by all `CROPS`.
     """
-    candidates = references.candidates(thumb, [FULL])[:NUM_CANDIDATES]
-    distances = ((i, align_crop(thumb, references.thumbnails[i], box)) for i, box, _ in candidates)
+    candidates = itertools.islice(references.candidates(thumb, [FULL]).items(), NUM_CANDIDATES)
+    distances = ((index, align_crop(thumb, references.thumbnails[index], box)) for index, (box, _) in candidates)
     return min(distances, key=lambda pair: pair[1], default=None)
 
 
@@ -157,8 +140,9 @@ def find_within(images: DuplicateIndex, on_progress: OnProgress = no_progress) -
     """
     found: dict[tuple[int, int], float] = {}
     for original, thumb in enumerate(images.thumbnails):
-        candidates = [candidate for candidate in images.candidates(thumb, CROPS) if candidate.image_index != original]
-        for copy, _, box in candidates[:NUM_CANDIDATES]:
+        candidates = images.candidates(thumb, CROPS)
+        candidates.pop(original, None)
+        for copy, (_, box) in itertools.islice(candidates.items(), NUM_CANDIDATES):
             pair = (min(original, copy), max(original, copy))
             found[pair] = min(align_crop(images.thumbnails[copy], thumb, box), found.get(pair, 1.0))
         on_progress(original + 1, len(images.thumbnails))
@@ -169,10 +153,6 @@ def cluster_duplicates(count: int, pairs: Sequence[tuple[int, int]]) -> list[int
     """Return for each image the index of the first image in its cluster, which is its own without duplicates.
 
     Clusters follow chains of pairs, since an image with a hundred copies is paired with only some of them.
-
-    Args:
-        count: number of images.
-        pairs: pairs of near-duplicates.
     """
     earlier, later = zip(*pairs, strict=True) if pairs else ((), ())
     graph = sparse.coo_array((np.ones(len(pairs)), (earlier, later)), shape=(count, count))
@@ -196,14 +176,6 @@ class DuplicatePair(NamedTuple):
     """Function that returns the image that it resembles."""
 
 
-class _Entry(NamedTuple):
-    """Readable record of an index."""
-
-    row: int
-    id: str
-    thumb: Image.Image
-
-
 def pairs_with_reference(
     records: Iterable[Mapping[str, Any]],
     reference: Dataset | Sequence[Mapping[str, Any]],
@@ -216,41 +188,38 @@ def pairs_with_reference(
         reference: reference records with an undecoded image and an id.
         counts: counters for "train" and "reference", of images that were read and of reasons for unreadable ones.
     """
-    entries = _read_all(reference, "reference", counts["reference"])
-    index = DuplicateIndex([entry.thumb for entry in entries], CROPS)
+    rows, ids, thumbnails = _read_all(reference, "reference", counts["reference"])
+    index = DuplicateIndex(thumbnails, CROPS)
     for _, id, image in _read(records, "Comparing", counts["train"]):
         nearest = find_reference(thumbnail(image), index)
         if nearest is not None:
-            index_of_match, distance = nearest
-            original = entries[index_of_match]
+            match, distance = nearest
             preview = image.resize((PREVIEW_SIDE, PREVIEW_SIDE))  # a stream cannot be read again
-            yield DuplicatePair(distance, id, original.id, preview.copy, partial(_open_row, reference, original.row))
+            yield DuplicatePair(distance, id, ids[match], preview.copy, partial(_open_row, reference, rows[match]))
 
 
-def pairs_within(rows: Dataset, threshold: float, counts: Mapping[str, Counter[str]]) -> Iterator[DuplicatePair]:
+def pairs_within(records: Dataset, threshold: float, counts: Mapping[str, Counter[str]]) -> Iterator[DuplicatePair]:
     """Yield each image that duplicates an earlier one, with its nearest duplicate; then pairs above the threshold.
 
     Args:
-        rows: training records with an undecoded image and an id.
+        records: training records with an undecoded image and an id.
         threshold: largest distance of a near-duplicate.
         counts: counter for "train", of images that were read and of reasons for unreadable ones.
     """
-    entries = _read_all(rows, "train", counts["train"])
+    rows, ids, thumbnails = _read_all(records, "train", counts["train"])
     with progress_bar("Comparing") as on_progress:
-        distances = find_within(DuplicateIndex([entry.thumb for entry in entries], [FULL]), on_progress)
+        distances = find_within(DuplicateIndex(thumbnails, [FULL]), on_progress)
 
     def pair(distance: float, first: int, second: int) -> DuplicatePair:
-        one, other = entries[first], entries[second]
-        return DuplicatePair(
-            distance, one.id, other.id, partial(_open_row, rows, one.row), partial(_open_row, rows, other.row)
-        )
+        open_first, open_second = (partial(_open_row, records, rows[index]) for index in (first, second))
+        return DuplicatePair(distance, ids[first], ids[second], open_first, open_second)
 
     duplicates = [indices for indices, distance in distances.items() if distance <= threshold]
     nearest: dict[int, tuple[float, int]] = {}
     for earlier, later in duplicates:
         for one, other in ((earlier, later), (later, earlier)):
             nearest[one] = min((distances[earlier, later], other), nearest.get(one, (1.0, other)))
-    for index, first in enumerate(cluster_duplicates(len(entries), duplicates)):
+    for index, first in enumerate(cluster_duplicates(len(rows), duplicates)):
         if index != first:
             distance, other = nearest[index]
             yield pair(distance, index, other)
@@ -259,22 +228,25 @@ def pairs_within(rows: Dataset, threshold: float, counts: Mapping[str, Counter[s
             yield pair(distance, later, earlier)
 
 
-def _read_all(records: Any, name: str, counts: Counter[str]) -> list[_Entry]:
+def _read_all(
+    records: Any, name: str, counts: Counter[str]
+) -> tuple[Sequence[int], Sequence[str], Sequence[Image.Image]]:
+    """Return row, id and thumbnail of each readable record, as three sequences."""
     images = _read(records, f"Reading images ({name})", counts)
-    entries = [_Entry(row, id, thumbnail(image)) for row, id, image in images]
+    entries = [(row, id, thumbnail(image)) for row, id, image in images]
     if not entries:
         raise UserError(
             f"cannot compare images: none of the {len(records)} images ({name}) can be read: {dict(counts)}"
         )
-    return entries
+    rows, ids, thumbnails = zip(*entries, strict=True)
+    return rows, ids, thumbnails
 
 
 def _read(
     records: Iterable[Mapping[str, Any]], description: str, counts: Counter[str]
 ) -> Iterator[tuple[int, str, Image.Image]]:
     """Yield row, id and image of each readable record; count the others by reason."""
-    total = len(records) if isinstance(records, Sized) else None
-    for row, record in enumerate(track(records, description, total)):
+    for row, record in enumerate(track(records, description)):
         try:
             image = decode_pil(record["image"])
         except UnreadableImage as error:

@@ -23,12 +23,10 @@ def center_crop(image: Pixels, image_size: int) -> Pixels:
 
 
 def _resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:
-    """Return torchvision's center_crop(resize(image)) without the resized image between.
+    """Return torchvision's center_crop(resize(image)) in a single step.
 
-    For an image of 1 by 20,000 pixels, that one would take gigabytes.
+    Resizing an image of 1 by 20,000 pixels before the crop would take gigabytes.
     """
-    if image.size == (image_size, image_size):
-        return image
     shorter = min(image.size)
     resized = [image_size * length // shorter for length in image.size]
     left, top = (round((length - image_size) / 2) for length in resized)
@@ -86,7 +84,10 @@ class DALLEAugmentation:
     def __call__(self, image: Pixels, image_size: int, rng: random.Random) -> Pixels:
         height, width, _ = image.shape
         side = min(width, height)
-        left, top = (_offset_near_center(length - side, rng) for length in (width, height))
+        left, top = (  # in [3/8, 5/8) of the slack around the square
+            rng.randrange(3 * slack // 8, max(3 * slack // 8 + 1, 5 * slack // 8))
+            for slack in (width - side, height - side)
+        )
         square = image[top : top + side, left : left + side]
         largest = max(image_size, min(side, round(9 / 8 * image_size)))
         return random_crop(_resize(square, rng.randint(image_size, largest), image_size), image_size, rng).copy()
@@ -129,8 +130,3 @@ def _window_weights(old_side: int, side: int) -> sparse.csr_array:
 def _resize(square: Pixels, side: int, min_side: int) -> Pixels:
     """Shrink a square by area, or enlarge one that is smaller than `min_side`, on which the listings would fail."""
     return center_crop(square, min_side) if len(square) < min_side else area_resize(square, side)
-
-
-def _offset_near_center(slack: int, rng: random.Random) -> int:
-    """Return a random offset in [3/8, 5/8) of the slack."""
-    return rng.randrange(3 * slack // 8, max(3 * slack // 8 + 1, 5 * slack // 8))

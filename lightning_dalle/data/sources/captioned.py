@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatas
 
 from lightning_dalle.data.loading.streaming import CHUNK_SIZE
 from lightning_dalle.data.sources import formats
-from lightning_dalle.data.sources.columns import CAPTIONS_AND_ID, IMAGE, RECORD, Columns, fields_of
+from lightning_dalle.data.sources.columns import RECORD, Columns, fields_of
 from lightning_dalle.data.sources.source import stable_hash
 from lightning_dalle.errors import UserError
 from lightning_dalle.files import file_fingerprint
@@ -26,7 +26,7 @@ Read = Callable[[Any], Iterator[dict[str, Any]]]
 
 VAL_SPLITS = ("validation", "val", "valid", "test")
 VAL_DIVISOR = 20
-"""One of this many records is in `val` if the data has no such split."""
+"""Reciprocal of the fraction of records that become `val`, if the data has no such split."""
 PAIRS_PER_SHARD = 1000
 
 
@@ -50,8 +50,8 @@ class CaptionedImages:
     """Column of the record's id. Default: the first existing one of image_id, cocoid, json.image_id, json.cocoid, id
     and the name in a tar. Without any, the id is the row number or, if streamed, a hash of the image."""
     splits: dict[str, str] | None = None
-    """Names of the data's splits by our names. Default: `train` is train, and `val` is the first existing one of
-    validation, val, valid and test. If none of them exists, `val` is 5 % of train, chosen by a hash of the id."""
+    """Name in the data of each split, such as {"val": "dev"}. Default: `train` is train, and `val` is the first
+    existing one of validation, val, valid and test. If none exists, `val` is 5 % of train by a hash of the id."""
     streaming: bool = False
     """Whether to read records during training, for data larger than a disk, instead of copying and shuffling all."""
 
@@ -64,9 +64,8 @@ class CaptionedImages:
         found = self._open()
         splits = self.splits
         if splits is None:
-            val = next((name for name in VAL_SPLITS if name in found), None)
-            splits = {"train": "train"} if "train" in found else {}
-            splits |= {"val": val} if val else {}
+            named = {"train": "train", "val": next((name for name in VAL_SPLITS if name in found), "val")}
+            splits = {ours: theirs for ours, theirs in named.items() if theirs in found}
         missing = sorted(set(splits.values()) - set(found))
         if missing or not splits:
             raise UserError(
@@ -145,20 +144,15 @@ class CaptionedImages:
         if isinstance(rows, IterableDataset):
             names = rows.column_names
             return rows.map(columns.records, batched=True, batch_size=CHUNK_SIZE, remove_columns=names, features=RECORD)
-        return self._join_columns(rows, columns)
-
-    def _join_columns(self, rows: Dataset, columns: Columns) -> Dataset:
-        """Join the images as they are with captions and ids, so that no image is copied."""
         image_column, _ = columns.image
-        if isinstance(rows.features[image_column], Image):
+        images = None
+        if isinstance(rows.features[image_column], Image):  # joined with the other columns below instead of copied
             images = rows.select_columns(image_column).rename_columns({image_column: "image"})
-        else:
-            images = rows.map(columns.encoded_image, remove_columns=rows.column_names, features=IMAGE)
-        texts = rows.select_columns(sorted({place[0] for place in (columns.captions, columns.id) if place}))
-        texts = texts.map(
-            columns.captions_and_id, with_indices=True, remove_columns=texts.column_names, features=CAPTIONS_AND_ID
-        )
-        return concatenate_datasets([images.cast_column("image", Image()), texts], axis=1)
+            rows = rows.select_columns(sorted({place[0] for place in (columns.captions, columns.id) if place}))
+        records = rows.map(columns.record, with_indices=True, remove_columns=rows.column_names, features=RECORD)
+        if images is not None:
+            records = concatenate_datasets([images, records.remove_columns("image")], axis=1)
+        return records.cast_column("image", Image())
 
     def _split_off_val(self, rows: Any) -> dict[str, Any]:
         """Split rows into train and val by a hash of the id, equal on every machine."""
@@ -177,15 +171,11 @@ def drop_incomplete(rows: Dataset, origin: str) -> tuple[Dataset, Counter[str]]:
     Raises:
         UserError: if no row is left.
     """
-    skipped: Counter[str] = Counter()
-    kept = []
-    for i, (has_image, captions) in enumerate(zip(_have_image(rows), rows["captions"], strict=True)):
-        if not has_image:
-            skipped["without an image"] += 1
-        elif not captions:
-            skipped["without a caption"] += 1
-        else:
-            kept.append(i)
+    reasons = [
+        "without an image" if not has_image else "" if captions else "without a caption"
+        for has_image, captions in zip(_have_image(rows), rows["captions"], strict=True)
+    ]
+    skipped, kept = Counter(filter(None, reasons)), [i for i, reason in enumerate(reasons) if not reason]
     if not skipped:
         return rows, skipped
     counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
@@ -209,6 +199,4 @@ def _have_image(rows: Dataset) -> list[bool]:
     column = rows.select_columns("image").cast_column("image", Image(decode=False)).with_format("arrow")[:]["image"]
     has_bytes = pc.is_valid(pc.struct_field(column, "bytes")).to_pylist()
     paths = pc.struct_field(column, "path").to_pylist()
-    return [
-        inline or (path is not None and Path(path).is_file()) for inline, path in zip(has_bytes, paths, strict=True)
-    ]
+    return [inline or Path(path or "").is_file() for inline, path in zip(has_bytes, paths, strict=True)]

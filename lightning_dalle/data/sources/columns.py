@@ -18,9 +18,7 @@ KNOWN_COLUMNS = {
     ),
     "id": ("image_id", "cocoid", "json.image_id", "json.cocoid", "id", "__key__"),
 }  # fmt: skip
-IMAGE = Features(image=Image(decode=False))
-CAPTIONS_AND_ID = Features(captions=List(Value("string")), id=Value("string"))
-RECORD = Features(**IMAGE, **CAPTIONS_AND_ID)
+RECORD = Features(image=Image(decode=False), captions=List(Value("string")), id=Value("string"))
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Columns:
         Args:
             fields: fields of each existing column.
             wanted: for each of `image`, `captions` and `id`, "column", "column.field" or None.
-            root: folder that paths are relative to.
+            root: folder that the paths of images are relative to.
             origin: origin of the rows, for error messages.
 
         Raises:
@@ -77,13 +75,15 @@ class Columns:
                     f"source's `{part}` to one of {', '.join(features)}"
                 )
 
-    def record(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def record(self, row: Mapping[str, Any], index: int | None = None) -> dict[str, Any]:
         """Return a row's undecoded image, its captions and its id.
 
-        A row without an id gets a hash of the image's bytes, or of its path, so that every reader of a stream gives it
-        the same one.
+        A row without an id gets its index. If that is unknown, as in a stream, the id is a hash of the image's bytes or
+        path, which all readers of the stream compute alike.
         """
-        image, id = self.encoded_image(row)["image"], _value(row, self.id)
+        image, id = self._encoded_image(row), _value(row, self.id)
+        if id is None:
+            id = index
         if id is None:
             hashed = b"" if image is None else image["bytes"] or str(image["path"]).encode()
             id = xxhash.xxh3_64_hexdigest(hashed)
@@ -95,12 +95,7 @@ class Columns:
         records = [self.record(dict(zip(rows, row, strict=True))) for row in values]
         return {name: [record[name] for record in records] for name in RECORD}
 
-    def captions_and_id(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """Return a row's captions and id; its index is the id if there is none."""
-        id = _value(row, self.id)
-        return {"captions": caption_list(_value(row, self.captions)), "id": str(index if id is None else id)}
-
-    def encoded_image(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _encoded_image(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return a row's undecoded image, from an encoded image, bytes or a path."""
         value = _value(row, self.image)
         if isinstance(value, bytes):
@@ -108,7 +103,7 @@ class Columns:
         elif isinstance(value, str):
             value = {"bytes": None, "path": value if "://" in value else str(self.root / value)}
         exists = isinstance(value, dict) and (value.get("bytes") is not None or value.get("path"))
-        return {"image": value if exists else None}
+        return value if exists else None
 
 
 def fields_of(value: Any) -> list[str]:

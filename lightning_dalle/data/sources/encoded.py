@@ -32,7 +32,6 @@ class Encoding:
     grid: int
     """Codes per side of an image."""
     codebook_size: int
-    """Number of codes in the codebook."""
     image_size: int
     """Side in pixels of the dVAE's input images."""
     augmentation: str
@@ -44,7 +43,6 @@ class Encoding:
     shard_size: int
     """Records per shard, except the last one of a split."""
     source: str
-    """Source of the images."""
     filters: str
     """Filters that the records passed."""
     seed: int
@@ -57,11 +55,13 @@ class Encoding:
     @property
     def shards(self) -> "list[Shard]":
         """Shards of all splits: contiguous blocks of records, independent of the number of ranks."""
-        return [
-            Shard(split, i, -(-count // self.shard_size), range(first, min(first + self.shard_size, count)))
-            for split, count in self.records.items()
-            for i, first in enumerate(range(0, count, self.shard_size))
-        ]
+        shards = []
+        for split, count in self.records.items():
+            firsts = range(0, count, self.shard_size)
+            for i, first in enumerate(firsts):
+                name = f"{split}-{i:05d}-of-{len(firsts):05d}.parquet"
+                shards.append(Shard(split, name, range(first, min(first + self.shard_size, count))))
+        return shards
 
     def check_equal(self, other: "Encoding", path: Path) -> None:
         """Raise a UserError that names the first difference to the encoding of the shard at `path`."""
@@ -78,32 +78,21 @@ class Shard(NamedTuple):
     """Contiguous block of a split's records, written by one rank to one file."""
 
     split: str
-    number: int
-    total: int
-    """Number of shards of the split."""
+    name: str
+    """Name of the file."""
     records: range
 
-    @property
-    def name(self) -> str:
-        """Name of the shard's file."""
-        return f"{self.split}-{self.number:05d}-of-{self.total:05d}.parquet"
-
     def sample_indices(self, crops: int) -> Iterator[SampleIndex]:
-        """Yield the samples to encode in the order of the file; crop c is the image in epoch c of training."""
+        """Yield the samples to encode in the order of the file; crop c equals the crop of training epoch c."""
         return (SampleIndex(crop, record) for record in self.records for crop in range(crops))
 
 
 def write_shard(
     folder: Path, shard: Shard, encoding: Encoding, rows: Dataset, codes: UInt[np.ndarray, "n g g"]
 ) -> None:
-    """Write a shard atomically.
+    """Write a shard to a folder atomically.
 
-    Args:
-        folder: folder of all shards.
-        shard: shard to write.
-        encoding: description of how the codes were made.
-        rows: captions and ids of all records of the split.
-        codes: codes of `shard.sample_indices(crops)`, with the codebook's `code_type`.
+    `rows` are the captions and ids of the whole split; `codes` belong to `shard.sample_indices(crops)`, in that order.
     """
     columns = rows.select_columns([name for name in ("captions", "id") if name in rows.column_names])
     table = columns.select(shard.records).with_format("arrow")[:]
@@ -174,7 +163,7 @@ class EncodedImages:
         Raises:
             UserError: if the image size differs, or shards are missing or disagree.
         """
-        self._require("image_size", image_size, "data")
+        self._require("data", image_size=image_size)
         encoding, folder = self.encoding, Path(self.path).expanduser()
         files: dict[str, list[str]] = {}
         for shard in encoding.shards:
@@ -191,24 +180,22 @@ class EncodedImages:
 
     def check_settings(self, augmentation: Augmentation | None, filters: Sequence[Filter], seed: int) -> None:
         """Raise a UserError if augmentation, filters or, with an augmentation, the seed differ from the encoding's."""
-        self._require("augmentation", repr(augmentation), "data")
-        self._require("filters", repr(list(filters)), "data")
+        self._require("data", augmentation=repr(augmentation), filters=repr(list(filters)))
         if augmentation is not None:
-            self._require("seed", seed, "data")
+            self._require("data", seed=seed)
 
     def check_dvae(self, weights: str, grid: int, codebook_size: int, checkpoint: Path | None) -> None:
         """Raise a UserError if the codes were not made by the dVAE of a checkpoint, given the hash of its weights."""
-        self._require("grid", grid, f"dVAE in {checkpoint}")
-        self._require("codebook_size", codebook_size, f"dVAE in {checkpoint}")
-        self._require("dvae", weights, f"dVAE in {checkpoint}")
+        self._require(f"dVAE in {checkpoint}", grid=grid, codebook_size=codebook_size, dvae=weights)
 
-    def _require(self, name: str, value: object, owner: str) -> None:
-        encoded_with = getattr(self.encoding, name)
-        if value != encoded_with:
-            raise UserError(
-                f"the images of {self.path} were encoded with {name}={encoded_with}, but the {owner} has "
-                f"{name}={value}; change it, or encode again"
-            )
+    def _require(self, owner: str, **settings: object) -> None:
+        for name, value in settings.items():
+            encoded_with = getattr(self.encoding, name)
+            if value != encoded_with:
+                raise UserError(
+                    f"the images of {self.path} were encoded with {name}={encoded_with}, but the {owner} has "
+                    f"{name}={value}; change it, or encode again"
+                )
 
 
 def require_images(source: object) -> None:

@@ -104,10 +104,7 @@ def hub_tars(path: str) -> dict[str, list[str]] | None:
 def group_by_split(files: Iterable[str], root: str, first_folder_only: bool = False) -> dict[str, list[str]]:
     """Group files by the split that a word in their path below the root names, with train as the default.
 
-    Args:
-        files: paths or URLs of the files.
-        root: folder or URL that contains the files.
-        first_folder_only: whether only the first folder may name the split, for files whose names are arbitrary.
+    If the names of the files are arbitrary, `first_folder_only` ignores all but the first folder below the root.
     """
     splits: dict[str, list[str]] = {}
     for file in files:
@@ -121,14 +118,11 @@ def group_by_split(files: Iterable[str], root: str, first_folder_only: bool = Fa
 
 def expand_braces(url: str) -> list[str]:
     """Return all URLs of a range such as "https://host/{00000..00099}.tar"."""
-    braces = re.search(r"\{(\d+)\.\.(\d+)\}", url)
-    if braces is None:
+    before, *braces = re.split(r"\{(\d+)\.\.(\d+)\}", url, maxsplit=1)
+    if not braces:
         return [url]
-    first, last = braces.groups()
-    return [
-        url[: braces.start()] + str(number).zfill(len(first)) + url[braces.end() :]
-        for number in range(int(first), int(last) + 1)
-    ]
+    first, last, after = braces
+    return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
 
 
 def read_tar(url: str) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Weighted mixture of several sources."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +43,7 @@ class Mixture:
         Raises:
             UserError: if only some sources are streamed, only some have a split train, or one has codes, not images.
         """
-        loaded = [source.load(image_size) for source in self.sources]
+        loaded: list[Any] = [source.load(image_size) for source in self.sources]
         is_streamed = [isinstance(splits, IterableDatasetDict) for splits in loaded]
         if any(is_streamed) != all(is_streamed):
             raise UserError(
@@ -58,18 +57,14 @@ class Mixture:
                 "its `splits`, or remove the source"
             )
         names = dict.fromkeys(name for splits in loaded for name in splits)
-        if all(is_streamed):
-            return IterableDatasetDict({name: concatenate_datasets(_select(name, loaded)) for name in names})
-        numbered = [{name: _add_index(rows, i) for name, rows in splits.items()} for i, splits in enumerate(loaded)]
-        return DatasetDict({name: concatenate_datasets(_select(name, numbered)) for name in names})
+        if not all(is_streamed):
+            loaded = [{name: _add_index(rows, i) for name, rows in splits.items()} for i, splits in enumerate(loaded)]
+        merged = {name: concatenate_datasets([splits[name] for splits in loaded if name in splits]) for name in names}
+        return IterableDatasetDict(merged) if all(is_streamed) else DatasetDict(merged)
 
     def streams(self, split: str, image_size: int) -> list[IterableDataset]:
         """Return the streamed split of every source that has it."""
-        return _select(split, [source.load(image_size) for source in self.sources])
-
-
-def _select(split: str, loaded: Sequence[Any]) -> list[Any]:
-    return [splits[split] for splits in loaded if split in splits]
+        return [splits[split] for source in self.sources if split in (splits := source.load(image_size))]
 
 
 def _add_index(rows: Dataset, source: int) -> Dataset:

