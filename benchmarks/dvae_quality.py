@@ -70,9 +70,9 @@ def main(minutes: float = MINUTES, calibration_steps: int = CALIBRATION_STEPS, r
         ours: dict[str, Any] = {"steps": round(60 * minutes * calibration_steps / seconds)}
         dvae, ours["seconds"] = our_training(ours["steps"], Path(folder))
     emoji = Emoji(32)  # after the fit, since threads that torch starts before it do not flush denormals
-    vae, step = vae_training(emoji.images[emoji.of("train")])
+    vae, step = vae_training(emoji.images[emoji.indices("train")])
     peers: dict[str, Any] = {"steps": round(60 * minutes * steps_per_second(step, calibration_steps // 5))}
-    vae, step = vae_training(emoji.images[emoji.of("train")])
+    vae, step = vae_training(emoji.images[emoji.indices("train")])
     begun = time.perf_counter()
     train(step, peers["steps"])
     peers["seconds"] = time.perf_counter() - begun

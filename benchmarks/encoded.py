@@ -60,7 +60,7 @@ def write_codes(folder: Path, dvae: DVAE, source: Source, augmentation: Augmenta
         dvae=weights_digest(dvae), grid=dvae.config.grid, codebook_size=dvae.config.codebook_size,
         image_size=dvae.config.image_size, augmentation=repr(augmentation), crops={"train": 1, "val": 1},
         records={split: len(rows[split]) for split in ("train", "val")}, shard_size=4096, source=repr(source),
-        filters="[]", seed=0, attribution=None, environment={},
+        filters="[]", seed=0, attribution=None, made_on={},
     )  # fmt: skip
     rng = np.random.default_rng(0)
     for shard in encoding.shards:

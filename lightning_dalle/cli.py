@@ -1,4 +1,4 @@
-"""Command line of `python -m lightning_dalle`: dispatch to the commands of this package and of Lightning."""
+"""Command line of `python -m lightning_dalle`: this package's commands and the subcommands of LightningCLI."""
 
 import inspect
 import itertools
@@ -33,27 +33,27 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 SUMMARIES = {
-    "reproduce": "run a recipe: train every stage, then write samples and a report",
+    "reproduce": "train the dVAE, DALL-E and CLIP of a config in turn, then write samples and a report",
     "generate": "sample images for prompts from a trained model",
-    "export": "write a trained model as a folder to share: safetensors and a model card",
-    "convert": "convert OpenAI's released dVAE to a checkpoint, without executing code in it",
-    "evaluate": "compare a folder of images with a reference folder: FID, KID, precision, recall, IS",
-    "results": "print the recorded results as a table",
-    "plan": "print the memory, traffic and time that training a transformer will need",
-    "data report": "print how many records each filter rejects, before any training",
+    "export": "write a trained model to a folder as safetensors files with a model card, to share it",
+    "convert": "convert OpenAI's dVAE from pickle to safetensors, without running code from the files",
+    "evaluate": "compute FID, KID, precision, recall and Inception Score of a folder of images",
+    "results": "print the result files of a folder as a Markdown table",
+    "plan": "estimate the memory, communication and time of training a transformer",
+    "data report": "count the training records that each filter rejects, without training",
     "data overlap": "find near-duplicates of an evaluation set in the training data",
-    "fit": "train one model             (a subcommand of LightningCLI, like the next three)",
-    "validate": "validate one model",
-    "test": "test one model: configs/*/eval.yaml evaluate its samples or reconstructions",
-    "predict": "encode a dataset with a trained dVAE",
+    "fit": "train one model with the Lightning Trainer",
+    "validate": "compute the validation losses of a trained model",
+    "test": "evaluate the samples or reconstructions of a trained model, with a configs/*/eval.yaml",
+    "predict": "encode the images of a dataset to codes with a trained dVAE",
 }
-"""One line of the usage for each command."""
+"""Description of each command in `--help`; commands that `COMMANDS` lacks are subcommands of LightningCLI."""
 
 HELP = ("-h", "--help")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command; a UserError ends the process with its message and exit code 2."""
+    """Run the command that `argv` names; on a UserError, print its message and exit with status 2."""
     argv = sys.argv[1:] if argv is None else argv
     groups = {name.split()[0] for name in SUMMARIES if " " in name}
     if not argv or argv[0] in HELP:
@@ -92,7 +92,7 @@ def usage(group: str) -> str:
 
 
 def check_configs(argv: list[str]) -> None:
-    """Raise a UserError if a config cannot be read, before the slow import of Lightning."""
+    """Raise a UserError if a `--config` file cannot be read, before the imports of Lightning take seconds."""
     joined = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
     for config in [value for option, value in itertools.pairwise(argv) if option in ("-c", "--config")] + joined:
         if Path(config).exists() or ":" not in config:  # text with a colon may be inline YAML
@@ -100,7 +100,7 @@ def check_configs(argv: list[str]) -> None:
 
 
 def run_command(name: str, argv: list[str]) -> None:
-    """Run a command's function with its parameters as options; `--config` reads them from a YAML file."""
+    """Run a command's function with parameters that are parsed from `argv` or from the YAML file of its `--config`."""
     from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -19,7 +19,7 @@ def sha256(file: Path) -> str:
 
 
 def file_fingerprint(files: Iterable[str]) -> str:
-    """Return a hash of path, size and modification time of the local files among `files`, for cache keys."""
+    """Return a cache key: the hash of path, size and modification time of those `files` that exist on this machine."""
     stats = [(file, Path(file).stat()) for file in files if Path(file).exists()]
     return hashlib.sha256(repr([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]).encode()).hexdigest()
 
@@ -28,7 +28,7 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its parents.
 
     Raises:
-        UserError: if it cannot be created, for example below a file.
+        UserError: if the folder cannot be created, for example because a parent is a file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`, for a file or a folder; rename it to `path` on success, else remove it."""
+    """Yield a temporary path for a file or folder, which is renamed to `path` on success and removed on an error."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -60,12 +60,12 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a dictionary as JSON atomically.
 
     Raises:
-        UserError: if a number in it is NaN or infinite, which JSON cannot represent.
+        UserError: if a value is NaN or infinite, which JSON cannot represent.
     """
     try:
         text = json.dumps(record, indent=2, default=str, allow_nan=False)
     except ValueError as error:
-        raise UserError(f"cannot write {path}: one of its numbers is NaN or infinite ({error})") from error
+        raise UserError(f"cannot write {path}: {error}; check whether training diverged") from error
     write_text(path, text + "\n")
 
 
@@ -81,7 +81,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         # The C loader takes a tenth of the time.
         keys = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read the config {path}: {reason}; correct its path or its YAML") from error
     if not isinstance(keys, dict):
-        raise UserError(f"the config {path} must be a YAML mapping of keys, but is {keys!r:.80}")
+        raise UserError(f"the config {path} contains {keys!r:.80}: replace it by a YAML mapping, `key: value`")
     return keys

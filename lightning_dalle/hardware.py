@@ -1,4 +1,4 @@
-"""Choice of the device, native bf16 support, and a description of the hardware for results."""
+"""Choice of the device, native bf16 support, and a description of the hardware to store with results."""
 
 import platform
 from importlib.metadata import version
@@ -9,7 +9,7 @@ import torch
 from lightning_dalle.errors import UserError
 
 PACKAGES = ("torchvision", "pytorch-lightning", "torch-fidelity", "datasets", "pillow", "simplejpeg")
-"""Packages besides torch whose versions can change results."""
+"""Packages besides torch whose versions can change results and are stored with them."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,7 +28,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_native_bf16(device: str) -> bool:
-    """Return whether a device type ("cpu" or "cuda") multiplies bf16 natively; emulation is slower than fp32."""
+    """Return whether a device type ("cpu" or "cuda") has bf16 instructions; emulated bf16 is slower than fp32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -36,7 +36,7 @@ def has_native_bf16(device: str) -> bool:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return processor, number of threads, GPU and package versions, for results."""
+    """Return processor, number of CPU threads, GPU and package versions, to be stored with results."""
     return {
         "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.machine(),
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""`fit`, `validate`, `test` and `predict`: LightningCLI with this package's models and data."""
+"""Subcommands `fit`, `validate`, `test` and `predict`: LightningCLI with this package's models and data."""
 
 import difflib
 import re
@@ -27,9 +27,9 @@ EXPECTED_WARNINGS = (
 
 
 def raise_user_error(parser: "ArgumentParser", message: str, ex: Exception | None = None) -> NoReturn:
-    """Raise a UserError with the message and the nearest key that the parser accepts; serves as `ArgumentParser.error`.
+    """Raise a UserError that suggests the valid key nearest to an unknown one; replaces `ArgumentParser.error`.
 
-    A nested value has a parser of its own, so the parser that rejects a key is the one that lists its alternatives.
+    Nested config keys have a parser of their own, so only the parser that reports the error knows the valid keys.
     """
     message = clean_error(message)
     unknown = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", message)
@@ -41,9 +41,9 @@ def raise_user_error(parser: "ArgumentParser", message: str, ex: Exception | Non
 
 
 def clean_error(message: str) -> str:
-    """Return a message of jsonargparse as one line, without its report of every type that was tried.
+    """Return an error message of jsonargparse as one line, without its list of the types that it tried.
 
-    The type of the model is `LightningModule | None`, so each mistake in it also reports that it is not None.
+    The config key `model` accepts a LightningModule or None, so each mistake below it is also reported as "not None".
     """
     noise = (
         'Parser key "model":', "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>",
@@ -54,7 +54,7 @@ def clean_error(message: str) -> str:
 
 
 def use_checkpoint_shape(config: Any, checkpoint: dict[str, Any], path: Path) -> None:
-    """Set the shapes in a config to those of a checkpoint, so that only `fit` needs them in its config."""
+    """Replace the shapes in a config by those of its checkpoint, so that only configs of `fit` must state them."""
     model = config.model.class_path.rsplit(".", 1)[-1]
     if model == "LitDALLE" and "dalle_config" in checkpoint:
         shape = checkpoint["dalle_config"]
@@ -77,7 +77,7 @@ def use_checkpoint_shape(config: Any, checkpoint: dict[str, Any], path: Path) ->
 
 
 def run_lightning(argv: list[str]) -> "LightningCLI":
-    """Run a subcommand of LightningCLI; `class_path` in the config selects the model."""
+    """Run a subcommand of LightningCLI; the config key `model.class_path` selects the model."""
     import torch
     from jsonargparse import set_parsing_settings
     from pytorch_lightning import LightningModule
@@ -101,7 +101,7 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
 
     class CLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            # Values that two parts need are stated once. A link to a field that the model lacks is ignored.
+            # A config states shared values once, under `data`. A link to a field that the model lacks is ignored.
             parser.link_arguments("data.image_size", "model.init_args.config.image_size")
             parser.link_arguments("data.text_len", "model.init_args.text_len")
             parser.link_arguments("data.vocab_size", "model.init_args.text_vocab_size")
@@ -122,7 +122,7 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
             except ValueError as error:
                 if isinstance(error, UserError) or "Does not validate" not in str(error):
                     raise
-                # jsonargparse wraps the message of a class in the list of types that were tried.
+                # jsonargparse wraps the message of a config class in a list of the types that it tried.
                 raise UserError(clean_error(str(error))) from error
 
         def instantiate_trainer(self, **kwargs: Any) -> "Trainer":
@@ -132,7 +132,7 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
                 raise
             except (ValueError, MisconfigurationException) as error:
                 hint = "; remove the config's plugins with --trainer.plugins null" if "plugins" in str(error) else ""
-                raise UserError(f"the Trainer rejects the options under `trainer`: {error}{hint}") from error
+                raise UserError(f"correct the config keys under `trainer`; Lightning says: {error}{hint}") from error
 
         def before_fit(self) -> None:
             dvae = getattr(self.model, "dvae_checkpoint", None)
@@ -142,8 +142,8 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
         def before_predict(self) -> None:
             if type(self.model).predict_step is LightningModule.predict_step:
                 raise UserError(
-                    f"predict writes the codes of a dVAE, but the model is a {type(self.model).__name__}; "
-                    "sample images with the command generate"
+                    f"predict writes a dVAE's codes, but the config's model is a {type(self.model).__name__}: choose "
+                    "the config of a dVAE, or sample images with the command generate"
                 )
 
     callbacks = [LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=10), DataSummary()]

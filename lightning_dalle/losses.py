@@ -11,9 +11,9 @@ from lightning_dalle.models.dvae import LogitLaplace, map_pixels
 
 
 def logit_laplace_nll(images: Float[Tensor, "b 3 h w"], pixels: LogitLaplace) -> Float[Tensor, "b 3 h w"]:
-    """Return the negative log-density of the mapped pixels, in nats (paper, eq. 2).
+    """Return the negative log-density of images mapped by `map_pixels`, per pixel and channel, in nats (paper, eq. 2).
 
-    f(x | mu, b) = 1 / (2 b x (1 - x)) * exp(-|logit(x) - mu| / b)
+    The density is f(x | mu, b) = 1 / (2 b x (1 - x)) * exp(-|logit(x) - mu| / b), where ln b is `log_scale`.
     """
     x = map_pixels(images)
     error = (torch.logit(x) - pixels.mu).abs()
@@ -21,18 +21,18 @@ def logit_laplace_nll(images: Float[Tensor, "b 3 h w"], pixels: LogitLaplace) ->
 
 
 def kl_to_uniform(logits: Float[Tensor, "b k g g"]) -> Float[Tensor, "b g g"]:
-    """Return the KL divergence to the uniform prior per grid position, in nats: ln K minus the entropy.
+    """Return the KL divergence of each grid position's posterior to the uniform prior, in nats: ln K minus its entropy.
 
-    The relaxation's temperature does not enter (openai/DALL-E issue 26).
+    The posterior is the softmax of the logits at temperature 1, not that of the relaxation (openai/DALL-E issue 26).
     """
     log_q = logits.log_softmax(dim=1)
     return math.log(logits.shape[1]) + (log_q.exp() * log_q).sum(dim=1)
 
 
 def codebook_entropy(logits: Float[Tensor, "b k g g"]) -> Float[Tensor, ""]:
-    """Return the entropy of the batch's mean posterior, in nats: ln K when the batch uses all codes equally.
+    """Return the entropy of the posterior averaged over batch and grid, in nats: ln K if all codes are used equally.
 
-    The paper has no such term. Rewarding it keeps a small model from using only a few codes.
+    The paper has no such term. Subtracting it from the loss keeps a small model from using only a few codes.
     """
     mean = logits.softmax(dim=1).mean(dim=(0, 2, 3))  # (k,)
     mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)  # the gradient is infinite at 0
@@ -47,19 +47,19 @@ def dvae_loss(
     codebook_entropy_weight: float = 0.0,
     mse_weight: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Return the negative ELB per pixel and channel, and its parts (paper, eq. 1 and appendix A.2).
+    """Return the negative evidence lower bound per pixel and channel, and its terms (paper, eq. 1, appendix A.2).
 
-    The paper divides the whole loss by 256 * 256 * 3. So the mean KL of a position is weighted by
-    kl_weight * positions / (pixels * channels), which is kl_weight / 192 at eight-fold downsampling.
+    The paper divides the whole loss by the 256 * 256 * 3 values of an image. The mean KL of a position thus has the
+    weight kl_weight * positions / (pixels * channels), which is kl_weight / 192 at eight-fold downsampling.
 
     Args:
         images: images in [0, 1].
-        logits: codebook logits.
-        pixels: reconstruction.
+        logits: codebook logits of the encoder.
+        pixels: distribution of the pixels that the decoder returns.
         kl_weight: weight of the KL divergence, beta in the paper.
         codebook_entropy_weight: weight of `codebook_entropy`; 0 in the paper.
-        mse_weight: weight of the squared error of the reconstruction in [0, 1]; 0 in the paper. The logit-Laplace
-            density alone penalizes errors at edges little more than errors in flat colors.
+        mse_weight: weight of the mean squared error between images and reconstructions; 0 in the paper. It penalizes
+            errors at edges, which the logit-Laplace density penalizes little more than errors in flat colors.
     """
     nll = logit_laplace_nll(images, pixels).mean()
     kl = kl_to_uniform(logits)  # (b, g, g)
@@ -84,9 +84,9 @@ def dalle_loss(
 ) -> dict[str, Tensor]:
     """Return the cross-entropies of text and image, in nats, and their mean weighted 1 : image_weight.
 
-    image_weight = 7 gives the paper's weights of 1/8 and 7/8 (section 2.2). Padding, whose ids lie above the text
-    vocabulary, is not predicted; the paper leaves that open. Codes may be probabilities: the lowest possible image
-    loss is then their entropy, not 0.
+    image_weight = 7 gives the paper's weights of 1/8 and 7/8 (section 2.2). The loss skips text padding, whose ids lie
+    above the vocabulary; the paper does not say whether it does. `codes` may be probabilities over the codebook: the
+    lowest possible image loss is then their entropy, not 0.
     """
     text_logits, image_logits = text_logits.float(), image_logits.float()
     is_pad = text_tokens >= text_logits.shape[-1]

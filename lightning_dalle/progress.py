@@ -1,4 +1,4 @@
-"""Progress bar of long commands."""
+"""Progress bar of commands that take long, and the callback that updates it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from rich.progress import Progress, TimeElapsedColumn
 
 OnProgress = Callable[[int, int], None]
-"""Callback that takes the number of items done and the total number."""
+"""Callback that a long function calls with the number of items done and the total number."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Show no progress; the default of functions that take an OnProgress."""
+    """Skip progress reports; this is the default of functions that take an `OnProgress`."""
 
 
 @contextmanager

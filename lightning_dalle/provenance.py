@@ -1,4 +1,4 @@
-"""Git commit of the code, which is recorded with every result."""
+"""Git commit of this package's code, which is stored with every result."""
 
 import shutil
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def commit() -> str | None:
-    """Return the git commit of this code, with "-dirty" if there are local changes; None outside a clone."""
+    """Return the git commit of this package, with "-dirty" after local changes; None without git or outside a clone."""
     if shutil.which("git") is None:
         return None
     described = subprocess.run(

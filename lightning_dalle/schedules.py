@@ -28,17 +28,15 @@ class CosineAnneal:
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
-            raise UserError(f"a schedule's fraction is {self.fraction}, but must be above 0 and at most 1")
+            raise UserError(f"a CosineAnneal's fraction is {self.fraction}: set it above 0 and at most 1")
         if not 0 <= self.warmup_steps < (math.inf if self.num_steps is None else self.num_steps):
-            raise UserError(
-                f"a schedule's warmup_steps is {self.warmup_steps}, but must be at least 0 and below its "
-                f"num_steps={self.num_steps}"
-            )
+            below = "" if self.num_steps is None else f" and below its num_steps={self.num_steps}"
+            raise UserError(f"a CosineAnneal's warmup_steps is {self.warmup_steps}: set it to at least 0{below}")
 
     def for_max_steps(self, max_steps: int) -> "CosineAnneal":
-        """Return the schedule with `num_steps` set, for a fit of `max_steps` optimizer steps.
+        """Return a copy whose `num_steps` is set for a fit of `max_steps` optimizer steps, unless it was given.
 
-        Resuming with a larger `max_steps` stretches the curve, unless `num_steps` was given.
+        Resuming with a larger `max_steps` therefore stretches the curve.
 
         Raises:
             UserError: if `num_steps` is None and `max_steps` is -1, Lightning's value for no limit.
@@ -47,7 +45,7 @@ class CosineAnneal:
             return self
         if max_steps < 0:
             raise UserError(
-                f"a schedule without num_steps depends on trainer.max_steps, which is {max_steps}: set "
+                f"a CosineAnneal without num_steps depends on trainer.max_steps, which is {max_steps}: set "
                 "trainer.max_steps, or the schedule's num_steps"
             )
         steps = max(round(self.fraction * max_steps), 1)
@@ -64,10 +62,11 @@ class CosineAnneal:
 
 @dataclass(kw_only=True)
 class HalveOnPlateau:
-    """Linear warm-up from 0 to `peak`, then halved whenever the validation loss stops falling.
+    """Value that rises linearly from 0 to `peak` and is then halved whenever the validation loss stops falling.
 
     The paper warms the transformer's learning rate up to 4.5e-4 over 5,000 steps and halves it five times (appendix
-    B.2). It does not define a plateau; here it is `patience` validations in a row without a 0.1 % lower loss.
+    B.2). It does not define when the loss stops falling. Here, `patience` validations in a row must fail to lower the
+    best loss by 0.1 %.
     """
 
     peak: float
@@ -77,7 +76,7 @@ class HalveOnPlateau:
     max_reductions: int = 5
     """Largest number of times that the value is halved."""
     patience: int = 3
-    """Number of validations in a row without a better loss after which the value is halved."""
+    """Number of validations in a row without a new best loss, after which the value is halved."""
     best: float = field(default=math.inf, init=False)
     num_bad: int = field(default=0, init=False)
     num_reductions: int = field(default=0, init=False)
@@ -85,7 +84,7 @@ class HalveOnPlateau:
     def __post_init__(self) -> None:
         for name, least in (("warmup_steps", 0), ("max_reductions", 0), ("patience", 1)):
             if getattr(self, name) < least:
-                raise UserError(f"a schedule's {name} is {getattr(self, name)}, but must be at least {least}")
+                raise UserError(f"a HalveOnPlateau's {name} is {getattr(self, name)}: set it to at least {least}")
 
     def __call__(self, step: int) -> float:
         """Return the value at an optimizer step, counted from 0, after the validations so far."""
@@ -93,11 +92,11 @@ class HalveOnPlateau:
         return self.peak * rise / 2**self.num_reductions
 
     def for_max_steps(self, max_steps: int) -> "HalveOnPlateau":
-        """Return the schedule itself: it depends on validation losses, not on the length of the fit."""
+        """Return the schedule unchanged, since it depends on validation losses and not on `max_steps`."""
         return self
 
     def step(self, loss: float) -> None:
-        """Update the schedule with the loss of a validation."""
+        """Record the loss of one validation, and halve the value at the end of a plateau."""
         self.num_bad += 1
         if loss < self.best * (1 - 1e-3):
             self.best, self.num_bad = loss, 0
@@ -105,9 +104,9 @@ class HalveOnPlateau:
             self.num_reductions, self.num_bad = self.num_reductions + 1, 0
 
     def state_dict(self) -> dict[str, float]:
-        """Return the state for a checkpoint."""
+        """Return the best loss and the counts of bad validations and of reductions, for a checkpoint."""
         return {"best": self.best, "num_bad": self.num_bad, "num_reductions": self.num_reductions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state from a checkpoint."""
+        """Restore the state that `state_dict` returned."""
         self.best, self.num_bad, self.num_reductions = state["best"], state["num_bad"], state["num_reductions"]

@@ -37,7 +37,7 @@ def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("reproduce --run_dir x", "required: stages, protocol.name"),
         ("evaluate --images x", "required: reference, protocol.name"),
         ("convert --encodr x", "encodr"),
-        ("fit --config nowhere.yaml", "cannot read the config nowhere.yaml"),
+        ("fit --config nowhere.yaml", "'nowhere.yaml'; correct its path or its YAML"),
         ("validate --config=nowhere.yaml", "cannot read the config nowhere.yaml"),
         ("fit --config README.md", "the config README.md"),
         ("fit --config tests", "cannot read the config tests"),
@@ -138,6 +138,7 @@ def test_one_prompt_needs_no_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_conflicting_trainer_options_are_rejected_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     config = ["--config", "configs/openmoji/clip.yaml", "--trainer.accelerator", "cpu"]
     error = failure(capsys, "fit", *config, "--trainer.precision", "32-true")
+    assert "correct the config keys under `trainer`" in error
     assert "precision=32-true" in error
     assert "remove the config's plugins with --trainer.plugins null" in error
     error = failure(capsys, "fit", *config, "--trainer.strategy", "foo")
@@ -193,8 +194,8 @@ def test_generate_rejects_a_dvae_with_another_grid(
         (["--prompts", "[]"], "there is no prompt in --prompts: give at least one"),
         ([], "either --prompts or --prompt_file"),
         ([*PROMPTS, "--prompt_file", "x.txt"], "not both"),
-        (["--prompt_file", "nowhere.txt"], "cannot read the prompt file nowhere.txt as UTF-8 text: "),
-        ([*PROMPTS, "--image", "nowhere.png"], "no image at nowhere.png"),
+        (["--prompt_file", "nowhere.txt"], "No such file or directory: 'nowhere.txt'): correct --prompt_file"),
+        ([*PROMPTS, "--image", "nowhere.png"], "no image at nowhere.png: correct --image"),
         ([*PROMPTS, "--rows", "2"], "--rows 2 needs an image to complete: give --image"),
         ([*PROMPTS, "--paste", "true"], "--paste needs an image to complete: give --image"),
         ([*PROMPTS, "--top", "1"], "cannot choose the best 1 of 4 candidates without a scorer: give a CLIP"),
@@ -282,7 +283,9 @@ def test_fit_rejects_a_checkpoint_of_another_kind_of_model(
         capsys, "fit", "--config", "configs/openmoji/quickstart_dvae.yaml", "--ckpt_path", str(dalle_checkpoint),
         "--trainer.logger.init_args.save_dir", str(tmp_path),
     )  # fmt: skip
-    assert f"cannot load {dalle_checkpoint} into LitDVAE: no dVAE checkpoint; choose another --ckpt_path" in error
+    assert (
+        f"cannot load {dalle_checkpoint} into LitDVAE: it is not a dVAE checkpoint; choose another --ckpt_path" in error
+    )
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])

@@ -83,7 +83,7 @@ def test_the_name_of_a_rejected_record_is_printed_verbatim(tmp_path: Path, capsy
     ("options", "words"),
     [
         (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
-        (["--config", "configs/coco/dvae.yaml", "--limit", "0"], "limit is 0, but must be at least 1"),
+        (["--config", "configs/coco/dvae.yaml", "--limit", "0"], "--limit is 0, but must be at least 1"),
         (["--config", "configs/coco/dvae.yaml", "--data.image_sise", "8"], "image_sise"),
         (
             ["--config", "configs/coco/dvae.yaml", "--data.source.init_args.path", "docs"],

@@ -10,7 +10,7 @@ from lightning_dalle.files import atomic_write, make_folder, read_yaml, sha256, 
 
 
 def test_json_with_nan_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot write .*result\.json: one of its numbers is NaN or infinite"):
+    with pytest.raises(UserError, match=r"cannot write .*result\.json: .*nan; check whether training diverged"):
         write_json(tmp_path / "result.json", {"fid": {"value": float("nan")}})
     assert not list(tmp_path.iterdir())
 
@@ -45,8 +45,8 @@ def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"- 1", r"the config .*\.yaml must be a YAML mapping of keys, but is \[1\]"),
-        (b"a: [", r"cannot read the config .*\.yaml: while parsing"),
+        (b"- 1", r"the config .*\.yaml contains \[1\]: replace it by a YAML mapping"),
+        (b"a: [", r"cannot read the config .*\.yaml: while parsing.*; correct its path or its YAML"),
         (b"\xff\xfe\x00", r"cannot read the config .*\.yaml: "),
     ],
 )

@@ -26,7 +26,7 @@ def test_warm_up_is_linear_from_zero() -> None:
 
 
 def test_warm_up_longer_than_the_schedule_is_refused() -> None:
-    with pytest.raises(UserError, match=r"warmup_steps is 10, but must be at least 0 and below its num_steps=10"):
+    with pytest.raises(UserError, match=r"warmup_steps is 10: set it to at least 0 and below its num_steps=10"):
         CosineAnneal(start=1.0, end=0.0, num_steps=10, warmup_steps=10)
 
 
@@ -51,7 +51,7 @@ def test_warm_up_is_at_most_half_of_a_short_fit(steps: int) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 70.0])
 def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
-    with pytest.raises(UserError, match=f"fraction is {fraction}, but must be above 0 and at most 1"):
+    with pytest.raises(UserError, match=f"fraction is {fraction}: set it above 0 and at most 1"):
         CosineAnneal(start=1.0, end=0.0, fraction=fraction)
 
 
@@ -92,5 +92,5 @@ def test_state_is_restored() -> None:
     ("name", "value", "least"), [("warmup_steps", -1, 0), ("max_reductions", -1, 0), ("patience", 0, 1)]
 )
 def test_a_value_below_its_minimum_is_refused(name: str, value: int, least: int) -> None:
-    with pytest.raises(UserError, match=f"{name} is {value}, but must be at least {least}"):
+    with pytest.raises(UserError, match=f"{name} is {value}: set it to at least {least}"):
         HalveOnPlateau(peak=1.0, **{name: value})

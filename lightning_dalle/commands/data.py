@@ -1,4 +1,4 @@
-"""Command `data report`: counts of a dataset's records, and of those that each filter rejects, before any training."""
+"""`data report`: count the records of a dataset, and how many of them each filter rejects, before training."""
 
 import itertools
 import json
@@ -31,15 +31,15 @@ def report(
     Every image is decoded once. Training reuses the cached decisions about rows on disk.
 
     Args:
-        config: config of a fit, or its keys under `data` alone.
-        data: config keys of the data to override, such as `--data.source.init_args.path my/images`.
+        config: config file of `fit`, or a file with its keys under `data` alone.
+        data: keys under `data` to override, such as `--data.source.init_args.path my/images`.
         limit: number of records to check in each split, from its start; needed for streamed data without an end.
         out: JSON file to write the counts to.
         caption_counts: JSON file to write frequent captions of the split train to, with their counts. The filter
             DuplicateCaptions reads it for streamed data.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}, but must be at least 1")
+        raise UserError(f"--limit is {limit}, but must be at least 1")
     datamodule = read_datamodule(config, data or {})
 
     from rich.console import Console
@@ -47,7 +47,7 @@ def report(
     filters = datamodule.pipeline
     splits = datamodule.source.load(datamodule.image_size)
     if any("codes" in rows.column_names for rows in splits.values()):
-        raise UserError(f"the data of {config} are encoded; report on the source of the images instead")
+        raise UserError(f"the data of {config} are codes, which no filter checks: give a config of the images instead")
     if caption_counts is not None:
         write_caption_counts(caption_counts, splits, limit, filters)
     reports = {name: split_report(rows, limit, filters) for name, rows in splits.items()}
@@ -62,11 +62,11 @@ def report(
         }
         make_folder(out.parent)
         write_json(out, result)
-        print(f"written to {out}")
+        print(f"wrote the counts to {out}")
 
 
 def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageDataModule":
-    """Build the datamodule of a fit's config, without the model and the Trainer."""
+    """Return the datamodule of a config of `fit`, without building the model and the Trainer."""
     settings = read_yaml(config)
     settings = settings.get("data", settings)
 
@@ -83,18 +83,19 @@ def read_datamodule(config: Path, overrides: dict[str, Any]) -> "CaptionedImageD
         parsed = parser.parse_args(arguments, namespace=parser.parse_object({"data": settings}, defaults=False))
         datamodule: CaptionedImageDataModule = parser.instantiate(parsed).data
     except ArgumentError as error:
-        raise UserError(f"cannot read the data keys of {config}: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"cannot build the data of {config}, correct its keys: {' '.join(str(error).split())}"
+        ) from error
     return datamodule
 
 
 class SplitReport(NamedTuple):
-    """Counts of one split."""
+    """Number of records of one split, and of rejected records by reason."""
 
     records: int
     rejected: Counter[str]
-    """Number of rejected records by reason."""
     examples: dict[str, str]
-    """Name of the first rejected record by reason."""
+    """File, URL, id or index of the first rejected record by reason."""
 
     @property
     def kept(self) -> int:
@@ -103,7 +104,7 @@ class SplitReport(NamedTuple):
 
 
 def split_report(rows: "Dataset | IterableDataset", limit: int | None, filters: "FilterPipeline") -> SplitReport:
-    """Filter the first `limit` records of a split, or all."""
+    """Filter the first `limit` records of a split, or all of them, and return their counts."""
     from datasets import Dataset
     from datasets import Image as EncodedImage
     from rich.progress import track
@@ -132,14 +133,16 @@ def write_caption_counts(file: Path, splits: Mapping[str, Any], limit: int | Non
     from lightning_dalle.data.filters.rules import DuplicateCaptions
 
     if "train" not in splits:
-        raise UserError(f"captions are counted in the split train, but the source has only {', '.join(splits)}")
+        raise UserError(
+            f"--caption_counts needs the split train, but data.source has only {', '.join(splits)}: omit it"
+        )
     duplicates = next((found for found in filters.filters if isinstance(found, DuplicateCaptions)), DuplicateCaptions())
     records = itertools.islice(splits["train"].select_columns("captions"), limit)
     frequent = duplicates.counted(caption_list(record["captions"]) for record in records).counts
     text = json.dumps({"more_than": duplicates.max_count, "captions": frequent}, ensure_ascii=False, indent=1)
     make_folder(file.parent)
     write_text(file, text + "\n")
-    print(f"{len(frequent)} captions of more than {duplicates.max_count} records, written to {file}")
+    print(f"wrote {len(frequent)} captions that occur in more than {duplicates.max_count} records to {file}")
 
 
 def table(reports: Mapping[str, SplitReport], filters: "FilterPipeline") -> "Table":

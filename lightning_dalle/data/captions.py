@@ -1,13 +1,13 @@
-"""Captions as clean lists of text, from any value of a caption column."""
+"""Conversion of any value of a caption column into a list of clean captions."""
 
 import unicodedata
 from typing import Any
 
 MAX_CAPTION_CHARACTERS = 2000
-"""Maximum length of a caption. 256 tokens hold about 1,100 characters of English; longer texts are whole pages."""
+"""Most characters of a caption. Longer texts are usually whole pages; 256 tokens hold about 1,100 characters."""
 
 _REPLACEMENTS = {"Cc": " ", "Cs": ""}
-"""Replacements of control characters and surrogates. Category Cf is kept: it joins letters and emoji."""
+"""Replacements of control characters (Cc) and surrogates (Cs). Format characters (Cf) join letters and emoji."""
 
 
 def caption_list(value: Any) -> list[str]:
@@ -29,6 +29,6 @@ def _text(value: Any) -> str:
 
 def _clean(text: str) -> str:
     text = text.replace("\ufffd", "")
-    if not text.isprintable():  # rare, and a look at each character is slow
+    if not text.isprintable():  # rare: the loop over characters is slow
         text = "".join(_REPLACEMENTS.get(unicodedata.category(character), character) for character in text)
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""LightningDataModule of all models: a source of captioned images in, batches of images and text tokens out."""
+"""LightningDataModule that reads captioned images and yields batches of images and text tokens for all models."""
 
 import itertools
 import logging
@@ -46,14 +46,14 @@ __all__ = ["Batch", "CaptionedImageDataModule", "Source"]
 log = logging.getLogger(__name__)
 
 MAX_STREAMED_CAPTIONS = 50_000
-"""Number of streamed captions to learn the tokenizer from. Most formats store them with images, which are read too."""
+"""Largest number of streamed captions to learn the tokenizer from. Most formats read the images too, which is slow."""
 
 
 class CaptionedImageDataModule(pl.LightningDataModule):
     """Captioned images for the dVAE, the transformer and CLIP.
 
     Args:
-        source: source of the images and captions.
+        source: class that loads the images and captions, such as CaptionedImages.
         image_size: height and width of the images, in pixels.
         batch_size: number of records in a batch, per device.
         text_len: number of tokens to which a caption is truncated or padded (256 in the paper).
@@ -64,13 +64,13 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         filters: filters of the records of every split. Rows are filtered once before training, streamed records while
             they are read.
         augmentation: augmentation of the training images; without one they are center crops.
-        tokenizer_file: JSON file of a tokenizer. If not given, it is learned from the training captions; of streamed
-            data from the first 50,000 in the order of the first epoch.
+        tokenizer_file: JSON file of a tokenizer. If not given, it is learned from the training captions, of
+            which streamed data uses the first 50,000 in the order of the first epoch.
         epoch_length: number of streamed records in an epoch over all devices, rounded down to whole batches of every
             worker. An epoch begins where the last one stopped, and no record is repeated before all were read.
         shuffle_buffer: number of undecoded streamed records in the shuffle buffer of each worker.
-        hard_negative_group_size: number of rows with similar captions that CLIP gets side by side as hard negatives; 0
-            shuffles single rows.
+        hard_negative_group_size: number of rows with similar captions that are put side by side, as hard negatives for
+            CLIP; 0 shuffles all rows.
     """
 
     def __init__(
@@ -122,20 +122,20 @@ class CaptionedImageDataModule(pl.LightningDataModule):
             found = CaptionTokenizer.from_json(self.tokenizer_file.read_text())
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"cannot read a tokenizer from {self.tokenizer_file} ({error!r}); check data.tokenizer_file"
+                f"cannot read a tokenizer from {self.tokenizer_file} ({error!r}); correct data.tokenizer_file"
             ) from error
         if found.vocab_size != self.vocab_size:
             raise UserError(
                 f"the tokenizer in {self.tokenizer_file} has vocab_size={found.vocab_size}, but data.vocab_size is "
-                f"{self.vocab_size}; set it to {found.vocab_size}"
+                f"{self.vocab_size}; set data.vocab_size to {found.vocab_size}"
             )
         return CaptionTokenizer(found.bpe, found.vocab_size, self.text_len)
 
     def _streamed_captions(self) -> Iterator[Iterator[str]]:
         """Yield the first captions of each source that pass the filters, in proportion to the weights."""
-        parts, weights = self._parts("train")
-        for part, weight in zip(parts, weights, strict=True):
-            records = map(self.pipeline.check, ShardReader(part, 0, 1, self.seed, self.shuffle_buffer).one_pass())
+        streams, weights = self._streams("train")
+        for rows, weight in zip(streams, weights, strict=True):
+            records = map(self.pipeline.check, ShardReader(rows, 0, 1, self.seed, self.shuffle_buffer).one_pass())
             kept = (record["captions"] for record in records if not isinstance(record, Rejection))
             count = round(MAX_STREAMED_CAPTIONS * weight / sum(weights))
             yield itertools.islice(itertools.chain.from_iterable(kept), count)
@@ -151,21 +151,21 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         train, is_mixture = self.split("train"), isinstance(self.source, Mixture)
         if self.hard_negative_group_size and (isinstance(train, IterableDataset) or is_mixture):
             raise UserError(
-                f"hard_negative_group_size={self.hard_negative_group_size} needs the rows of a single source, but this "
-                f"source is {'a mixture' if is_mixture else 'streamed'}; set it to 0 or change the source"
+                f"data.hard_negative_group_size={self.hard_negative_group_size} needs rows on disk of a single source, "
+                f"but data.source is {'a mixture' if is_mixture else 'streamed'}; set hard_negative_group_size to 0"
             )
         _, world_size = self._rank_and_world_size()
         if isinstance(train, Dataset) and len(train) // world_size < self.batch_size:
             raise UserError(
                 f"the training split has {len(train)} records, fewer than one batch of batch_size={self.batch_size}"
                 + (f" for each of {world_size} processes" if world_size > 1 else "")
-                + "; reduce batch_size"
+                + "; reduce data.batch_size"
             )
 
     def dataset(
         self, split: str, bpe_dropout: float = 0.0, augmentation: Augmentation | None = None
     ) -> CaptionedImageDataset | EncodedDataset:
-        """Return a split of rows as examples."""
+        """Return the dataset of examples of a split that has rows on disk."""
         rows = self.split(split)
         dataset = EncodedDataset if "codes" in rows.column_names else CaptionedImageDataset
         return dataset(rows, self._transform(bpe_dropout, augmentation))
@@ -181,7 +181,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         return self._loader("test" if "test" in self.splits else "val")
 
     def predict_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Return the loader of the training split, or one loader per split of `set_predict_indices`."""
+        """Return the loader of the training split, or one loader per split that `set_predict_indices` chose."""
         if self._predict_indices is None:
             return self._loader("train")
         loaders = []
@@ -195,20 +195,20 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         return batch._replace(images=to_float(batch.images)) if isinstance(batch, Batch) else batch
 
     def set_predict_indices(self, indices: Callable[[], Mapping[str, Sequence[SampleIndex]]]) -> None:
-        """Make `predict` read given indices of each split on this rank; the function is called with the loaders."""
+        """Make `predict` read the indices by split that `indices()` returns on this rank when loaders are built."""
         self._predict_indices = indices
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def split(self, name: str) -> Dataset | IterableDataset:
         """Return the records of a split; raise a UserError if the source has no such split."""
-        assert self.splits, "setup() comes first"
+        assert self.splits, "call setup() first"
         if name not in self.splits:
-            raise UserError(f"this run needs the split {name}, but data.source has only {', '.join(self.splits)}")
+            raise UserError(f"data.source needs a split {name} for this run, but has only {', '.join(self.splits)}")
         return self.splits[name]
 
     @property
     def has_image_rows(self) -> bool:
-        """Whether all splits are rows with images, neither streamed nor encoded."""
+        """Whether all splits are rows on disk with images, neither streamed nor encoded."""
         return all(isinstance(rows, Dataset) and "image" in rows.column_names for rows in self.splits.values())
 
     def _load(self) -> DatasetDict | IterableDatasetDict:
@@ -228,7 +228,9 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         self.rejected[split] = rejected
         counts = ", ".join(f"{count} {reason} (such as {examples[reason]})" for reason, count in rejected.most_common())
         if not kept:
-            raise UserError(f"the filters reject all {len(rows)} records of the split {split}: {counts}; loosen them")
+            raise UserError(
+                f"the filters reject all {len(rows)} records of the split {split}: {counts}; loosen data.filters"
+            )
         if counts:
             log.warning("split %s: rejected %s, of %d records", split, counts, len(rows))
         return kept
@@ -244,8 +246,8 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         if isinstance(rows, IterableDataset):
             transform = self._transform(bpe_dropout, augmentation)
             length = self._epoch_length_of_rank(world_size) if is_training else None
-            parts, weights = self._parts(split)
-            stream = StreamedDataset(parts, weights, transform, self.pipeline, length, self.shuffle_buffer, **options)
+            streams, weights = self._streams(split)
+            stream = StreamedDataset(streams, weights, transform, self.pipeline, length, self.shuffle_buffer, **options)
             return self._loader_of(stream, None, drop_last=is_training)
         dataset = self.dataset(split, bpe_dropout, augmentation)
         sampler: ResumableSampler
@@ -287,13 +289,13 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         batches_per_worker = self.epoch_length // (self.batch_size * world_size * num_workers)
         if not batches_per_worker:
             raise UserError(
-                f"epoch_length={self.epoch_length} is less than one batch of batch_size={self.batch_size} for each of "
-                f"{num_workers} workers in {world_size} processes; increase epoch_length"
+                f"data.epoch_length is {self.epoch_length}, but batch_size {self.batch_size} for {num_workers} workers "
+                f"in {world_size} processes needs at least {self.batch_size * world_size * num_workers}"
             )
         return batches_per_worker * num_workers * self.batch_size
 
-    def _parts(self, split: str) -> tuple[list[IterableDataset], list[float]]:
-        """Return a streamed split of every source, and the weights of the sources."""
+    def _streams(self, split: str) -> tuple[list[IterableDataset], list[float]]:
+        """Return the record stream of each source for one split, and the sampling weights of the sources."""
         if isinstance(self.source, Mixture):
             return self.source.streams(split, self.image_size), self.source.weights
         return [self.split(split)], [1.0]
@@ -308,8 +310,8 @@ class CaptionedImageDataModule(pl.LightningDataModule):
             return
         if (saved.vocab_size, saved.text_len) != (self.vocab_size, self.text_len):
             raise UserError(
-                f"cannot resume: the checkpoint was trained with vocab_size={saved.vocab_size} and "
-                f"text_len={saved.text_len}, but this run has vocab_size={self.vocab_size} and text_len={self.text_len}"
+                f"cannot resume: data.vocab_size is {self.vocab_size} (in the checkpoint {saved.vocab_size}) and "
+                f"data.text_len is {self.text_len} (in the checkpoint {saved.text_len}); set both as in the checkpoint"
             )
         if self.tokenizer_file is None:
             self.tokenizer = saved  # the model was trained on these tokens, even if the captions have changed since

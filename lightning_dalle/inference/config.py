@@ -1,4 +1,4 @@
-"""Settings of sampling and generation, without torch, so that `--help` answers at once."""
+"""Settings of sampling and generation, in a module without torch, which `--help` imports quickly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ class SamplingConfig:
     top_k: int | None = None
     """Number of likeliest codes to sample from; null for all."""
     top_p: float | None = None
-    """Probability that the likeliest codes must reach together (nucleus sampling); null for 1."""
+    """Total probability of the likeliest codes, from which codes are sampled (nucleus sampling); null for 1."""
     logit_threshold: float | None = None
-    """Least logit of a code that may be sampled; the likeliest code always may."""
+    """Lowest logit of a code that may be sampled; null for no limit. The likeliest code may always be sampled."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none. Other values need a model trained with caption_dropout."""
+    """Scale of classifier-free guidance; 1 turns it off. Other values need a model trained with caption_dropout."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -37,7 +37,7 @@ class GenerationConfig:
     num_candidates: int = 1
     """Number of images sampled for each prompt (512 in the paper)."""
     top: int | None = None
-    """Number of candidates to keep, the best by score; null for all. Fewer than all need a scorer."""
+    """Number of candidates to keep, the best by score; null for all. Keeping fewer needs a scorer, such as a CLIP."""
     seed: int = 0
     """Seed of the first candidate; each further candidate's seed is one higher."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -67,8 +67,8 @@ def check_candidates(candidates: int | Sequence[int], top: int = 1, has_scorer: 
     """Raise a UserError if the best `top` images cannot be chosen among a number of candidates.
 
     Args:
-        candidates: number of candidates of one prompt, or increasing numbers, each a set to choose from.
-        top: number of images to keep of each set.
+        candidates: number of candidates of one prompt, or several numbers in increasing order, one per choice.
+        top: number of images to keep in each choice.
         has_scorer: whether a scorer ranks the candidates; only then may fewer be kept than sampled.
     """
     numbers = [candidates] if isinstance(candidates, int) else list(candidates)

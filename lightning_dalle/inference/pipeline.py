@@ -1,4 +1,4 @@
-"""From prompts to images: the one pipeline that commands, callbacks, evaluation and notebooks use."""
+"""Text-to-image pipeline, which commands, callbacks, evaluation and notebooks share."""
 
 import itertools
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from lightning_dalle.tokenizer import CaptionTokenizer
 
 
 class Request(NamedTuple):
-    """Prompt and seed of one image to sample; the same prompt and seed give the same image in any batch."""
+    """Prompt and seed of one image to sample; equal requests give equal images in batches of any size."""
 
     prompt: str
     seed: int
@@ -43,7 +43,7 @@ class GeneratedImage(NamedTuple):
 
 
 class ImagePrompt(NamedTuple):
-    """Upper part of an image that the model completes."""
+    """Upper part of an image, which the model completes."""
 
     codes: Int[Tensor, " n"]
     """Codes of whole rows of the grid, in raster order."""
@@ -55,7 +55,7 @@ class ImagePrompt(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class TextToImage:
-    """DALL-E, its dVAE and tokenizer, in eval mode on one device, and a scorer that ranks candidates."""
+    """Pipeline of a DALL-E with its dVAE and tokenizer, in eval mode on one device, and a scorer of the images."""
 
     dalle: DALLE
     dvae: DVAE
@@ -63,14 +63,14 @@ class TextToImage:
     attribution: str | None = None
     """Credit line that the licence of the training images requires on generated images."""
     scorer: Scorer | None = None
-    """Scorer that ranks candidates; None leaves them in the order of their seeds."""
+    """Model that ranks candidates by how well they fit the prompt; None keeps the order of their seeds."""
 
     @classmethod
     def from_pretrained(cls, path: Path | str, dvae: Path | None = None) -> "TextToImage":
         """Load a DALL-E, and the CLIP that was trained or exported with it as the scorer.
 
         Args:
-            path: checkpoint of a DALL-E, or folder of a run of `reproduce` or of an `export`; only folders have a CLIP.
+            path: checkpoint of a DALL-E, or folder that `reproduce` or `export` wrote; only folders have a CLIP.
             dvae: checkpoint of another dVAE with the same grid and codebook size, to decode with.
 
         Raises:
@@ -97,11 +97,7 @@ class TextToImage:
         return self
 
     def tokenize(self, prompts: list[str]) -> Int[Tensor, "b t"]:
-        """Return the padded tokens of the prompts; the tokenizer truncates a long prompt with a warning.
-
-        Raises:
-            UserError: if a prompt is empty.
-        """
+        """Return the padded tokens of prompts, none of them empty; a long prompt is truncated with a warning."""
         check_prompts(prompts)
         ids = [self.tokenizer.pad(self.tokenizer.encode(prompt))[0] for prompt in prompts]
         return torch.tensor(ids, device=self.device)
@@ -156,7 +152,7 @@ class TextToImage:
         image_prompt: ImagePrompt | None = None,
         on_progress: OnProgress = no_progress,
     ) -> Iterator[list[GeneratedImage]]:
-        """Yield the images of each prompt, best first; the n-th prompt's seeds start at seed + n * num_candidates."""
+        """Yield the images of each prompt, best first; prompt n, from 0, has seeds from seed + n * num_candidates."""
         num_candidates, seed = config.num_candidates, config.seed
         check_candidates(num_candidates, config.num_kept, self.scorer is not None)
         repeated = [prompt for prompt in prompts for _ in range(num_candidates)]
@@ -185,7 +181,7 @@ class TextToImage:
         Args:
             requests: prompts and seeds.
             sampling: settings that turn logits into codes.
-            prefix: first codes of every image, from an image prompt.
+            prefix: first codes of every image, as in `ImagePrompt`.
             batch_size: number of images sampled at once.
             on_progress: callback with the number of codes sampled and the total.
         """
@@ -214,13 +210,10 @@ class TextToImage:
 
 
 def resolve_checkpoint(path: Path) -> tuple[Path, Path | None]:
-    """Return the file of a DALL-E, and that of the CLIP in the same folder, if there is one.
+    """Return the checkpoint of a DALL-E, and of the CLIP in the same folder, or None.
 
     Args:
-        path: checkpoint, or folder of a run of `reproduce` or of an `export`.
-
-    Raises:
-        UserError: if the folder has no DALL-E.
+        path: checkpoint, or folder that `reproduce` or `export` wrote.
     """
     if not path.is_dir() or (path / ".metadata").is_file():
         return path, None  # .metadata marks a sharded checkpoint: `read_checkpoint` reports how to merge it
@@ -230,4 +223,4 @@ def resolve_checkpoint(path: Path) -> tuple[Path, Path | None]:
         if dalle.is_file():
             return dalle, clip if clip.is_file() else None
     files = " nor ".join(layout.format("dalle") for layout in layouts)
-    raise UserError(f"{path} has no DALL-E, neither {files}: give a checkpoint, or the folder of a run or an export")
+    raise UserError(f"{path} has no DALL-E, neither {files}: give a checkpoint, or a folder of `reproduce` or `export`")

@@ -1,4 +1,4 @@
-"""Best of N: scores candidates of one prompt and chooses among them (section 2.6), one batch in memory at a time."""
+"""Best-of-N reranking: score the candidates of one prompt and choose the best (section 2.6), batch by batch."""
 
 import heapq
 import itertools
@@ -15,7 +15,7 @@ from lightning_dalle.inference.scorers import Scorer, fingerprint
 
 
 class Candidate(NamedTuple):
-    """One of several images of a prompt."""
+    """One of several images sampled for the same prompt, with its score."""
 
     number: int
     """Index among the candidates, from 0."""
@@ -35,11 +35,7 @@ def sort_key(score: float | None) -> float:
 def score_candidates(
     images: Iterable[Float[Tensor, "3 h w"]], prompt: str, scorer: Scorer | None, batch_size: int = 64
 ) -> Iterator[Candidate]:
-    """Yield the candidates of one prompt in their order, scored a batch at a time.
-
-    Raises:
-        UserError: if a score is NaN or infinite.
-    """
+    """Yield the scored candidates of one prompt in order; raise a UserError if a score is NaN or infinite."""
     numbered = enumerate(images)
     while batch := list(itertools.islice(numbered, batch_size)):
         scores = [None] * len(batch)
@@ -59,7 +55,7 @@ def rerank(candidates: Iterable[Candidate], top: int) -> list[Candidate]:
 
 
 def best_of_n(candidates: Iterable[Candidate], sizes: Sequence[int]) -> Iterator[tuple[int, Candidate]]:
-    """Yield each n of the increasing sizes with the best of the first n candidates (nested sets, Fig. 6 and 9c)."""
+    """Yield (n, best of the first n candidates) for each n in `sizes`, as in the paper's Fig. 6 and 9c."""
 
     def better(one: Candidate, other: Candidate) -> Candidate:
         return min(one, other, key=lambda candidate: sort_key(candidate.score))
@@ -72,7 +68,7 @@ def best_of_n(candidates: Iterable[Candidate], sizes: Sequence[int]) -> Iterator
 def expected_best_of_n(values: Sequence[float | bool], scores: Sequence[float], n: int) -> float:
     """Return the value of the best-scored of n candidates, averaged over all n-subsets of the candidates.
 
-    The k-th best of m candidates, from 0, is the best of comb(m - 1 - k, n - 1) of the comb(m, n) subsets.
+    Of m candidates, the k-th best (from 0) is the best one in comb(m - 1 - k, n - 1) of the comb(m, n) subsets.
 
     Args:
         values: value of each candidate, to be averaged.

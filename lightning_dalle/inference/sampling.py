@@ -19,9 +19,9 @@ from lightning_dalle.models.kv_cache import KVCaches
 
 
 def filter_logits(logits: Float[Tensor, "b k"], sampling: SamplingConfig) -> Float[Tensor, "b k"]:
-    """Return the logits divided by the temperature, -inf for codes that must not be sampled.
+    """Return the logits divided by the temperature, with -inf for codes that `sampling` excludes.
 
-    `logit_threshold` compares with the guided logit before the temperature divides it.
+    `logit_threshold` is compared with the logits before that division.
     """
     scaled = logits / sampling.temperature
     if (sampling.logit_threshold, sampling.top_k, sampling.top_p) == (None, None, None):
@@ -53,14 +53,14 @@ def uniforms(seeds: list[int], length: int) -> Tensor:
 
 
 MAX_ROWS, MAX_COLUMNS = 32, 384
-"""Largest 16-bit matrix whose rows a CPU multiplies independently of their number: with more rows of more columns, the
-order of summation on AMX units depends on the number of rows."""
+"""Limits up to which a CPU multiplies each row of a bf16 matrix independently of the number of rows. If both are
+exceeded, AMX units sum in an order that depends on that number."""
 
 
 class BatchInvariantLinear(nn.Linear):
     """Linear layer whose output for a row does not depend on the number of rows.
 
-    It multiplies at most `MAX_ROWS` rows at once, in parts of equal size, so that no part has a single row.
+    It multiplies at most `MAX_ROWS` rows at once, in nearly equal parts: a single row would be rounded differently.
     """
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
@@ -72,10 +72,10 @@ class BatchInvariantLinear(nn.Linear):
 
 
 def to_native_bf16(model: DALLE) -> DALLE:
-    """Return a copy with bf16 weights where the model's device multiplies bf16 natively, else the model itself.
+    """Return a copy with bf16 weights if the model's device multiplies bf16 natively, else the model itself.
 
-    On a CPU each image still depends only on its prompt and seed. With the layers replaced here, oneDNN's result for a
-    row is the same to the last bit for any number of rows above one (measured, not documented).
+    On a CPU, `BatchInvariantLinear` replaces wide linear layers, so that an image depends only on its prompt and seed.
+    oneDNN then computes a row to the same bits for any number of rows above one (measured, not documented).
     """
     device = model.start.device.type
     if not has_native_bf16(device):
@@ -92,7 +92,7 @@ def to_native_bf16(model: DALLE) -> DALLE:
 
 
 class CUDAGraphStep:
-    """Decode step recorded as one CUDA graph, which a GPU replays without the time Python needs to launch kernels.
+    """Decode step recorded as one CUDA graph, whose replay saves the time in which Python launches kernels.
 
     Args:
         step: function from codes to logits; must have run once before, so that all its buffers exist.
@@ -114,9 +114,9 @@ class CUDAGraphStep:
 def prefill(
     model: DALLE, text_tokens: Int[Tensor, "c t"], prefix: Int[Tensor, "c n"]
 ) -> tuple[Float[Tensor, "c k"], KVCaches]:
-    """Return the logits of the next code, and caches filled with each prompt and image prefix.
+    """Return the logits of the next code, and KV caches filled with each prompt and its first codes `prefix`.
 
-    Equal rows are computed once: 512 candidates of one prompt share one prefill.
+    Equal rows are computed once, so 512 candidates of one prompt share one prefill.
     """
     rows, prefix_index = torch.cat([text_tokens, prefix], dim=1).unique(dim=0, return_inverse=True)
     if len(rows) == 1:  # the CPU kernel for a single row rounds differently
@@ -141,7 +141,7 @@ def sample_codes(
         text_tokens: tokens of the prompts, padded.
         seeds: seed of each image.
         sampling: settings that turn logits into codes.
-        prefix: first codes of each image in raster order, to be kept: an image to complete.
+        prefix: first codes of each image in raster order, which are kept to complete an image.
         on_code: callback after each decoded code, for a progress bar.
 
     Raises:

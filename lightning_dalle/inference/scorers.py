@@ -1,4 +1,4 @@
-"""Scorers: how well an image fits its prompt, by a CLIP or another model; candidates are ranked by them."""
+"""Scorers: models such as a CLIP that rate how well images fit a caption, by which candidates are ranked."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from lightning_dalle.models.clip import CLIP
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Interface of a scorer. A config names one by `class_path`: a class, or a function that returns a scorer."""
+    """Interface of a model that scores how well images fit a caption; a config names it by `class_path`."""
 
     def score(self, images: Tensor, caption: str) -> Tensor:
         """Return scores (n,), on the CPU, of images (n, 3, h, w) in [0, 1]; higher is better."""
@@ -21,7 +21,7 @@ class Scorer(Protocol):
 
 
 def fingerprint(scorer: Scorer | None) -> str | None:
-    """Return a name of the scorer that changes with its scores: its class and its own `fingerprint`, if it has one."""
+    """Return a scorer's class and its attribute `fingerprint`, if any, as one text that identifies it in results."""
     if scorer is None:
         return None
     name = f"{type(scorer).__module__}.{type(scorer).__qualname__}"
@@ -29,7 +29,7 @@ def fingerprint(scorer: Scorer | None) -> str | None:
 
 
 class CLIPScorer(nn.Module):
-    """Cosine similarity of image and caption embeddings of a CLIP (section 2.6)."""
+    """Scorer by the cosine similarity of the image and caption embeddings of a CLIP (section 2.6)."""
 
     def __init__(self, clip: CLIP, name: str) -> None:
         super().__init__()
@@ -41,16 +41,13 @@ class CLIPScorer(nn.Module):
         """Load a CLIP that was trained with this package.
 
         Args:
-            checkpoint: checkpoint of a LitCLIP, or its export.
-
-        Raises:
-            UserError: if the file is missing or holds no CLIP.
+            checkpoint: checkpoint of a LitCLIP, or its file written by `export`.
         """
         return cls(load_clip(checkpoint), "CLIP")
 
     @torch.no_grad()
     def score(self, images: Tensor, caption: str) -> Tensor:
-        """Return cosines (n,), in [-1, 1]."""
+        """Return the cosine similarity (n,) of each image and the caption, in [-1, 1]."""
         image = self.clip.embed_images(images.to(self.clip.mean.device))  # (n, d)
         text = self.clip.embed_texts([caption])  # (1, d)
         return (image @ text.T)[:, 0].float().cpu()
@@ -63,16 +60,15 @@ class OpenCLIP(CLIPScorer):
         model: open_clip's name of the architecture, such as ViT-B-32.
         weights: open_clip's name of pretrained weights (downloaded once), or a local file. OpenAI's weight files
             need a model whose name ends in -quickgelu.
-
-    Raises:
-        UserError: if open_clip has no such model, or the weights cannot be loaded.
     """
 
     def __init__(self, model: str, weights: str) -> None:
         import open_clip
 
         if model not in open_clip.list_models():
-            raise UserError(f"open_clip has no model {model}; it has {', '.join(open_clip.list_models()[:8])}, ...")
+            raise UserError(
+                f"open_clip has no model {model}: give one of {', '.join(open_clip.list_models()[:8])}, ..."
+            )
         names = open_clip.list_pretrained_tags_by_model(model)
         if weights not in names and not Path(weights).is_file():
             raise UserError(
@@ -86,16 +82,18 @@ class OpenCLIP(CLIPScorer):
             network = open_clip.create_model(model, pretrained=weights, force_quick_gelu=is_quick)
         except Exception as error:  # open_clip raises many kinds: network, file or shape errors
             reason = str(error).partition("\n")[0]
-            raise UserError(f"cannot load the CLIP weights {weights} into {model}: {reason}") from error
+            raise UserError(
+                f"cannot load the CLIP weights {weights} into {model} ({reason}): give other weights"
+            ) from error
         preprocess = open_clip.get_model_preprocess_cfg(network)
         super().__init__(CLIP(network, tokenizer, preprocess), model)
 
 
 def load_scorer(name: str) -> CLIPScorer:
-    """Return the scorer of a CLIP's checkpoint, or of open_clip's MODEL:WEIGHTS, such as ViT-B-32:openai.
+    """Load a CLIP that scores how well images fit a caption.
 
-    Raises:
-        UserError: if neither exists.
+    Args:
+        name: checkpoint of a CLIP trained by this package, or MODEL:WEIGHTS of open_clip, such as ViT-B-32:openai.
     """
     model, colon, weights = name.partition(":")
     if colon and not Path(name).is_file():
@@ -104,5 +102,5 @@ def load_scorer(name: str) -> CLIPScorer:
         import open_clip
 
         if names := open_clip.list_pretrained_tags_by_model(name):
-            raise UserError(f"the open_clip model {name} needs the name of its weights, such as {name}:{names[0]}")
+            raise UserError(f"the open_clip model {name} needs weights: give MODEL:WEIGHTS, such as {name}:{names[0]}")
     return CLIPScorer.from_checkpoint(Path(name))

@@ -16,7 +16,7 @@ from lightning_dalle.errors import UserError
 from lightning_dalle.files import make_folder, write_json
 
 VOCAB_SIZE = 49408
-"""Number of tokens of CLIP's BPE vocabulary, which open_clip contains."""
+"""Number of tokens of CLIP's BPE vocabulary, which is part of open_clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,16 @@ class CLIPConfig:
     head_width: int = 64
     """Width of an attention head in both encoders."""
     embed_dim: int = 512
-    """Width of the shared embedding space."""
+    """Number of dimensions of the embedding space that images and texts share."""
     text_len: int = 77
-    """Number of tokens of a caption, the start and end tokens included."""
+    """Number of tokens to which captions are padded or truncated, with the start and end tokens."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
-            raise UserError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
+            raise UserError(
+                f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}): change "
+                "data.image_size or patch_size"
+            )
         for name in ("vision_width", "text_width"):
             if getattr(self, name) % self.head_width:
                 raise UserError(f"{name} ({getattr(self, name)}) must be a multiple of head_width ({self.head_width})")
@@ -52,7 +55,7 @@ class CLIPConfig:
             raise UserError(f"text_len ({self.text_len}) must be at least 3: a start token, a token and an end token")
 
     def to_open_clip(self) -> dict[str, Any]:
-        """Return the config in open_clip's format."""
+        """Return the config as keyword arguments of `open_clip.CLIP`."""
         return {
             "embed_dim": self.embed_dim,
             "vision_cfg": {
@@ -78,7 +81,7 @@ class CLIP(nn.Module):
     Args:
         network: CLIP module of open_clip.
         tokenizer: tokenizer of open_clip, which truncates long captions but keeps the end token.
-        preprocess: open_clip's settings: size, mean and std of the images that the network was trained on.
+        preprocess: image size of the network, and mean and std of its inputs, in open_clip's format.
     """
 
     mean: Tensor
@@ -94,7 +97,7 @@ class CLIP(nn.Module):
 
     @classmethod
     def from_config(cls, config: CLIPConfig) -> "CLIP":
-        """Create an untrained CLIP."""
+        """Create a CLIP with random weights."""
         import open_clip
 
         network = open_clip.CLIP(**config.to_open_clip())
@@ -117,7 +120,7 @@ class CLIP(nn.Module):
         return self.tokenizer(captions).to(self.mean.device)
 
     def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Return unit-length embeddings of images in [0, 1], resized bicubically where their size differs."""
+        """Return unit-length embeddings of images in [0, 1], which are resized bicubically to the network's size."""
         if images.shape[-2:] != self.size:
             images = nn.functional.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
         return self.network.encode_image((images - self.mean) / self.std, normalize=True)  # type: ignore[operator]

@@ -22,7 +22,7 @@ class DALLEConfig:
     text_len: int
     """Number of caption tokens, padding included (256 in the paper)."""
     text_vocab_size: int
-    """Number of text token ids (16,384 in the paper). The ids above them are padding, one per position."""
+    """Number of text tokens (16,384 in the paper). Larger ids are padding, one for each text position."""
     grid: int
     """Number of image codes along one side (32 in the paper)."""
     codebook_size: int
@@ -40,7 +40,7 @@ class DALLEConfig:
 
 
 class Logits(NamedTuple):
-    """Next-token logits of every caption token and every image code."""
+    """Logits that predict every caption token and every image code of a sequence."""
 
     text: Float[Tensor, "b t v"]
     image: Float[Tensor, "b i k"]
@@ -50,7 +50,7 @@ class DALLE(nn.Module):
     """Embeddings, a transformer, and one output head each for text and image.
 
     The transformer reads a start vector, the caption tokens and all image codes but the last. Each position predicts
-    the next token or code. Text positions never predict image codes, and image positions never predict text tokens.
+    the next token or code. Logits of a token cover only the text vocabulary, logits of a code only the codebook.
     """
 
     def __init__(self, config: DALLEConfig) -> None:
@@ -69,7 +69,7 @@ class DALLE(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, init: NormalInit = nn.init.normal_) -> None:
-        """Initialize all weights; the model has no buffers."""
+        """Initialize all parameters, also those of a model created on the meta device: it has no buffers to fill."""
         self.transformer.reset_parameters(init)
         init(self.start, std=0.02)
         for module in self.children():
@@ -79,7 +79,7 @@ class DALLE(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, text_tokens: Int[Tensor, "b t"], codes: Int[Tensor, "b i"]) -> Logits:
-        """Return logits of every caption token and image code, each given all before it."""
+        """Return logits of every caption token and image code, each given all tokens and codes before it."""
         x = torch.cat([self.embed_text(text_tokens), self.embed_codes(codes[:, :-1])], dim=1)  # (b, t + i, d)
         x = self.transformer(x)  # (b, t + i, d)
         text, image = x.split([self.config.text_len, self.config.image_len], dim=1)
@@ -94,7 +94,7 @@ class DALLE(nn.Module):
         return self.image_head(self.transformer(x, caches)[:, -1]), caches
 
     def decode_step(self, codes: Int[Tensor, " b"], caches: KVCaches) -> Float[Tensor, "b k"]:
-        """Append one code to each sequence and return logits of the next."""
+        """Append one code to each sequence in the KV caches and return logits of the next code."""
         x = self.image_embedding(codes) + self.image_positions().index_select(0, caches.next_pos)  # (b, d)
         return self.image_head(self.transformer(x[:, None], caches)[:, 0])
 
@@ -108,16 +108,16 @@ class DALLE(nn.Module):
         return self.image_embedding(codes) + self.image_positions()[: codes.shape[1]]
 
     def image_positions(self) -> Float[Tensor, "i d"]:
-        """Return each grid position's embedding: the sum of its row's and its column's."""
+        """Return the position embedding of each image code: that of its row plus that of its column."""
         return (self.row_position.weight[:, None] + self.column_position.weight).flatten(0, 1)
 
     def null_caption(self, batch_size: int) -> Int[Tensor, "b t"]:
-        """Return empty captions, padding only, for the unconditional logits of classifier-free guidance."""
+        """Return captions of padding only, which give the unconditional logits of classifier-free guidance."""
         pads = torch.arange(self.config.text_len, device=self.start.device) + self.config.text_vocab_size
         return pads.expand(batch_size, -1)
 
     def _patterns(self) -> Iterator[Pattern]:
-        """Yield each layer's pattern over the positions that the transformer reads."""
+        """Yield each layer's attention pattern. The transformer reads a start vector first, and never the last code."""
         c = self.config
         for kind in layer_kinds(c.transformer.n_layer):
             yield Pattern(

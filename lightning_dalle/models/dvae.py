@@ -1,6 +1,6 @@
 """Discrete VAE: images to a grid of codes and back (paper, section 2.1 and appendix A).
 
-Blocks and groups are named as in openai/DALL-E, so that its weights map onto ours one to one.
+Modules are named as in openai/DALL-E, so that OpenAI's weights can be loaded by name.
 """
 
 import itertools
@@ -27,21 +27,21 @@ class DVAEConfig:
     codebook_size: int = 8192
     """Number of different codes, K in the paper."""
     n_group: int = 4
-    """Number of groups of blocks; each but the last halves the resolution."""
+    """Number of groups of residual blocks; each but the last halves the encoder's resolution."""
     patch: int = 1
-    """Side in pixels of the patches that the first convolution reads and the last writes; 1 in the paper. In the same
-    time, small models learn more from fewer positions with more channels."""
+    """Side in pixels of the patches that become channels of the encoder's input and the decoder's output; 1 in the
+    paper. Larger patches leave fewer positions to compute, so that small models train faster."""
     n_block: int = 2
     """Number of residual blocks per group."""
     n_hid: int = 256
-    """Number of channels at full resolution; doubled from group to group."""
+    """Number of channels at the highest resolution; doubled each time the resolution is halved."""
     n_init: int = 128
     """Number of channels of the decoder's first layer, the embedding of a code."""
     min_log_scale: float | None = None
-    """Lower bound of ln b in the logit-Laplace density; unbounded in the paper. Flat colors drive b to zero, and then
-    outweigh errors at edges, where b is large."""
+    """Lower bound of ln b in the logit-Laplace density; None, as in the paper, for no bound. Without one, flat colors
+    drive b to zero, and their errors then outweigh errors at edges, where b is large."""
     block_gain: float | None = None
-    """Scale of a block's residual path; None for openai/DALL-E's 1 / (n_group * n_block)^2."""
+    """Factor on a block's residual path; None for openai/DALL-E's 1 / (n_group * n_block)^2."""
     center_inputs: bool = False
     """Whether the encoder's inputs are rescaled from openai/DALL-E's [0.1, 0.9] to [-0.8, 0.8], which speeds up short
     trainings."""
@@ -50,10 +50,10 @@ class DVAEConfig:
         if self.image_size < 1 or self.image_size % self.downsampling:
             raise UserError(
                 f"image_size ({self.image_size}) must be a positive multiple of {self.downsampling}, the downsampling "
-                f"of patch={self.patch} and n_group={self.n_group}"
+                f"of patch={self.patch} and n_group={self.n_group}: change data.image_size"
             )
         if self.n_hid % 4:
-            raise UserError(f"n_hid ({self.n_hid}) must be a multiple of 4, the bottleneck factor of a block")
+            raise UserError(f"n_hid ({self.n_hid}) must be a multiple of 4, since a block has n_hid / 4 inner channels")
 
     @property
     def downsampling(self) -> int:
@@ -62,7 +62,7 @@ class DVAEConfig:
 
     @property
     def post_gain(self) -> float:
-        """Scale of a block's residual path."""
+        """Factor on a block's residual path: `block_gain`, or openai/DALL-E's if it is None."""
         return (self.n_group * self.n_block) ** -2 if self.block_gain is None else self.block_gain
 
     @property
@@ -82,7 +82,7 @@ def unmap_pixels(mapped: Tensor) -> Tensor:
 
 
 class Conv(nn.Conv2d):
-    """Convolution that keeps the image size, with initial weights N(0, 1/(n_in k^2)) and bias 0 (openai/DALL-E)."""
+    """Convolution that keeps the image size; its initial weights are N(0, 1/(n_in kernel^2)), as in openai/DALL-E."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int) -> None:
         super().__init__(n_in, n_out, kernel, padding=kernel // 2)
@@ -100,7 +100,7 @@ class Conv(nn.Conv2d):
 
 
 class ResBlock(nn.Module):
-    """Bottleneck residual block: x + gain * (ReLU, convolution) x 4 (openai/DALL-E)."""
+    """Bottleneck residual block of openai/DALL-E: four pairs of ReLU and convolution, scaled by `post_gain`."""
 
     def __init__(self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], post_gain: float) -> None:
         super().__init__()
@@ -118,13 +118,13 @@ class ResBlock(nn.Module):
 
 
 def group(widths: list[int], kernels: tuple[int, int, int, int], post_gain: float) -> nn.Sequential:
-    """Return a chain of blocks through the given widths."""
+    """Return a chain of residual blocks, each from one of `widths` (numbers of channels) to the next."""
     blocks = [ResBlock(n_in, n_out, kernels, post_gain) for n_in, n_out in itertools.pairwise(widths)]
     return nn.Sequential(OrderedDict((f"block_{i + 1}", block) for i, block in enumerate(blocks)))
 
 
 class Encoder(nn.Module):
-    """Encoder of images to codebook logits per grid position: a 7x7 convolution, groups with max-pooling, a 1x1 one."""
+    """Encoder of images to codebook logits: a 7x7 convolution, groups of blocks with max-pooling, a 1x1 convolution."""
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
@@ -153,8 +153,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder of hard or relaxed codes to logit-Laplace parameters: a 1x1 convolution, groups with upsampling, a 1x1
-    one."""
+    """Decoder of hard or relaxed codes to logit-Laplace parameters: the encoder's layers reversed, with upsampling."""
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
@@ -194,7 +193,7 @@ class LogitLaplace(NamedTuple):
 
 
 class DVAE(nn.Module):
-    """Encoder and decoder around a categorical latent at each position of a square grid."""
+    """Discrete VAE: compresses an image to a square grid of codes, and reconstructs the image from them."""
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
@@ -205,11 +204,11 @@ class DVAE(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 h w"], temperature: float, generator: Generator | None = None
     ) -> tuple[Float[Tensor, "b k g g"], LogitLaplace]:
-        """Return the encoder's logits, and the reconstruction from relaxed codes.
+        """Return the encoder's logits, and the distribution of the pixels that the decoder predicts from relaxed codes.
 
         Args:
             images: images in [0, 1].
-            temperature: temperature of the relaxation, above 0; the relaxed codes become one-hot as it falls to 0.
+            temperature: temperature of the Gumbel-softmax, above 0; relaxed codes become one-hot as it falls to 0.
             generator: source of the Gumbel noise, on the device of the images.
         """
         logits = self.encoder_logits(images)  # (b, k, g, g)
@@ -217,7 +216,7 @@ class DVAE(nn.Module):
         return logits, self.reconstruct(z)
 
     def reconstruct(self, z: Float[Tensor, "b k g g"] | Int[Tensor, "b g g"]) -> LogitLaplace:
-        """Return the distribution of the pixels given codes, hard or relaxed."""
+        """Return the distribution of the pixels that the decoder predicts from hard or relaxed codes."""
         mu, log_scale = self.decoder(z).chunk(2, dim=1)  # (b, 3, h, w) each
         if self.config.min_log_scale is not None:
             log_scale = log_scale.clamp(min=self.config.min_log_scale)
@@ -233,7 +232,7 @@ class DVAE(nn.Module):
         return self.encoder_logits(images).argmax(dim=1)
 
     def decode(self, codes: Int[Tensor, "b g g"]) -> Float[Tensor, "b 3 h w"]:
-        """Return the images in [0, 1] that codes stand for."""
+        """Return the decoder's images in [0, 1] for the given codes."""
         return self.reconstruct(codes).image
 
 
@@ -242,15 +241,15 @@ def gumbel_softmax(
 ) -> Float[Tensor, "b k g g"]:
     """Return a relaxed sample of the categorical distribution over axis 1 (Jang et al. 2016; paper, section 2.1).
 
-    `torch.nn.functional.gumbel_softmax` accepts no generator, which exact resume needs.
+    `torch.nn.functional.gumbel_softmax` accepts no generator, so a resumed run could not repeat its noise.
     """
     return ((logits + gumbel_noise(logits, generator)) / temperature).softmax(dim=1)
 
 
 def gumbel_noise(like: Tensor, generator: Generator | None = None) -> Tensor:
-    """Return Gumbel noise, which makes the argmax of logits a sample when added to them.
+    """Return Gumbel noise of the shape of `like`; the argmax of logits plus this noise is a sample from their softmax.
 
-    It is computed from uniform numbers, since `exponential_` takes four times as long on a CPU as two logarithms.
+    Two logarithms of uniform numbers take a quarter of the time of `exponential_` on a CPU.
     """
     uniform = torch.empty_like(like).uniform_(generator=generator).clamp_(min=torch.finfo(like.dtype).tiny)
     return -(-uniform.log()).log()

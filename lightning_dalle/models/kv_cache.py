@@ -1,7 +1,7 @@
-"""KV cache of a sequence: the keys and values that later positions will see, and no others.
+"""KV caches of the transformer's layers, which keep only the keys and values that later positions will see.
 
-Prefill stores the text and the first codes at once; each decode step then adds one position. All tensors of a step keep
-their shapes and the position is a tensor, so that a step can be a CUDA graph.
+Prefill stores the text and the first codes at once; each decode step then adds one position. The caches keep their
+shapes and the position is a tensor, so that a decode step can be captured as a CUDA graph.
 """
 
 import torch
@@ -13,20 +13,15 @@ from lightning_dalle.models.attention.patterns import Pattern
 
 
 def cache_len(pattern: Pattern) -> int:
-    """Return the number of image slots of a layer: the span of positions that one position sees, itself included."""
+    """Return the number of image positions that a layer caches: the span that one position sees, itself included."""
     return max(1, min(pattern.grid if pattern.image.column_major else pattern.lookback + 1, pattern.image_len))
 
 
 class CacheLayout:
-    """Assignment of image positions to cache slots, which follow the slots of the text.
+    """Assignment of image positions to the slots of a KV cache; the first slots belong to the text.
 
-    The slots form a ring: each position replaces one that is no longer visible. A column-major pattern holds the
-    current column instead.
-
-    Args:
-        pattern: attention pattern of the layer.
-        dtype: data type of the cached keys and values.
-        device: device of the cache.
+    The image slots form a ring buffer: each position replaces one that is no longer visible. In a column-major pattern
+    they hold the column of the current position instead.
     """
 
     def __init__(self, pattern: Pattern, dtype: torch.dtype, device: torch.device) -> None:
@@ -44,7 +39,7 @@ class CacheLayout:
         self.mask_bias = additive(visible.to(device), dtype)  # (i, t + w)
 
     def set_position(self, position: Int[Tensor, " 1"]) -> None:
-        """Select the slot, the held positions and the mask of the image position that is decoded next."""
+        """Select the slot to write, the positions in all slots and the mask for the next image position to decode."""
         self.position = position
         self.slot = self.slots.index_select(0, position)[0]  # (1)
         self.held_positions = self.slot_positions.index_select(0, position)[0]  # (w)
@@ -54,18 +49,15 @@ class CacheLayout:
 class KVCache:
     """Key/value cache of one attention layer: the slots of the text, then those of the image.
 
-    A column-major layer stores the whole image, since every column is read again, and copies the current column to its
-    slots at each step.
-
-    Args:
-        layout: slots of the layer.
+    A column-major layer also stores the whole image, since each row reads every column again. At each step it copies
+    the current column to the image slots.
     """
 
     def __init__(self, layout: CacheLayout) -> None:
         self.layout, self.is_filled = layout, False
 
     def prefill(self, k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"]) -> None:
-        """Store the keys and values of the first s positions, at least those of the text."""
+        """Store the keys and values of the first s positions, which include the whole text."""
         layout = self.layout
         text, image = self._stack(k, v).tensor_split([layout.pattern.text_len], dim=3)
         _, b, h, n, d = image.shape
@@ -81,7 +73,7 @@ class KVCache:
     def update(
         self, k: Float[Tensor, "b h 1 d"], v: Float[Tensor, "b h 1 d"]
     ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "1 s"]]:
-        """Store one more position; return the cached keys and values, and their additive mask."""
+        """Store the next position; return the keys, values and additive mask of all slots."""
         layout = self.layout
         if layout.pattern.image.column_major:
             self.image.index_copy_(3, layout.position, self._stack(k, v))
@@ -91,7 +83,7 @@ class KVCache:
         return self.slots[0], self.slots[1], layout.bias
 
     def reorder(self, index: Int[Tensor, " m"]) -> None:
-        """Replace the batch by the sequences of these indices."""
+        """Replace the cached sequences by those at `index`, such as one prompt's repeated for each candidate."""
         self.slots = self.slots.index_select(1, index)
         if self.layout.pattern.image.column_major:
             self.image = self.image.index_select(1, index)
@@ -101,12 +93,12 @@ class KVCache:
 
 
 class KVCaches:
-    """KV caches of all layers, and the position to decode next.
+    """KV caches of all layers, and the next position to read, counted from the first image code.
 
     Args:
         patterns: attention patterns of the layers.
-        like: hidden states, whose device and data type the caches take. On a CPU they are at least fp32, in which
-            attention of a single query is five times as fast as in 16 bits.
+        like: hidden states, whose device and data type the caches take. On a CPU the caches use at least fp32, since
+            attention of a single query takes five times as long in 16 bits.
     """
 
     def __init__(self, patterns: list[Pattern], like: Tensor) -> None:
@@ -116,7 +108,7 @@ class KVCaches:
         self.next_pos: Int[Tensor, " 1"] = torch.full((1,), -patterns[0].text_len, device=like.device)
 
     def advance(self, length: int) -> None:
-        """Move on by the positions that the layers read next: at least the text in prefill, then one per step."""
+        """Move `next_pos` by the number of positions to read: at least the text in prefill, one in a decode step."""
         position = self.next_pos.clone()
         self.next_pos += length  # in place, since a CUDA graph reads this tensor
         if length == 1:
@@ -124,6 +116,6 @@ class KVCaches:
                 layout.set_position(position)
 
     def reorder(self, index: Int[Tensor, " m"]) -> None:
-        """Replace the batch by the sequences of these indices."""
+        """Replace the cached sequences by those at `index`, in all layers."""
         for layer in self.layers:
             layer.reorder(index)

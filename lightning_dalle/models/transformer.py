@@ -16,10 +16,10 @@ from lightning_dalle.models.kv_cache import KVCache, KVCaches
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Shape of the autoregressive transformer; the defaults are the paper's 12 billion parameters."""
+    """Shape of the autoregressive transformer; the defaults give the paper's 12 billion parameters."""
 
     n_layer: int = 64
-    """Number of residual blocks; attention repeats row, column, row, row, and is convolutional in the last."""
+    """Number of residual blocks. Their attention repeats row, column, row, row; that of the last is convolutional."""
     n_head: int = 62
     """Number of attention heads per block; must divide `n_embd`."""
     n_embd: int = 3968
@@ -27,7 +27,7 @@ class TransformerConfig:
     conv_kernel: int = 11
     """Side of the last layer's convolutional pattern; odd."""
     qk_norm: bool = False
-    """Whether queries and keys are normalized (Chameleon); not in the paper."""
+    """Whether a LayerNorm normalizes the queries and keys of each head, as in Chameleon; not in the paper."""
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
@@ -42,7 +42,7 @@ class TransformerConfig:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention under a pattern."""
+    """Multi-head self-attention in which each position sees the earlier positions of an attention pattern."""
 
     def __init__(self, config: TransformerConfig, pattern: Pattern) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two-layer perceptron, four times as wide inside (12 d^2 parameters per block, paper, Table 2)."""
+    """Two-layer perceptron of hidden width 4 d, with 8 d^2 of the 12 d^2 weights of a block (paper, Table 2)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -99,11 +99,11 @@ class Block(nn.Module):
 
 
 NormalInit = Callable[..., object]
-"""Function of a parameter and `std` that fills it from a normal distribution with mean 0."""
+"""Function that fills a parameter from a normal distribution of mean 0 and the standard deviation `std`."""
 
 
 class Transformer(nn.Module):
-    """Residual blocks, one pattern each, and a final norm. Its owner must call `reset_parameters`."""
+    """Residual blocks, each with its attention pattern, and a final LayerNorm. Call `reset_parameters` before use."""
 
     def __init__(self, config: TransformerConfig, patterns: list[Pattern]) -> None:
         super().__init__()

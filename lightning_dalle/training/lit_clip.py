@@ -12,16 +12,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
-from lightning_dalle.checkpoints import check_dvae, check_resumable, check_resume_config, clip_metadata
+from lightning_dalle.checkpoints import check_dvae, check_resume_config, clip_metadata
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.sources.encoded import require_images
-from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.metrics import RetrievalRecall
 from lightning_dalle.models.clip import CLIP, CLIPConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.training.optim.param_groups import OptimizerFactory, configure_optimizer
 from lightning_dalle.training.reconstruction_augment import ReconstructionAugment
-from lightning_dalle.training.steps import should_log, step_generator
+from lightning_dalle.training.steps import loaded_config, should_log, step_generator
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
@@ -68,9 +67,8 @@ class LitCLIP(pl.LightningModule):
         contrastive = ClipLoss(gather_with_grad=True, rank=self.global_rank, world_size=self.trainer.world_size)
         images = batch.images
         if self.reconstruction_augment is not None:
-            generator = step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank)
-            images = self.reconstruction_augment(images, generator)
-        # torch's fused attention kernel for CPUs takes half of a bf16 step, in its backward pass.
+            images = self.reconstruction_augment(images, step_generator(self, self.seed, batch_idx))
+        # On CPUs, the backward pass of torch's fused attention would take half of a bf16 step.
         with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():
             image_embeddings, text_embeddings = self.clip.embed_images(images), self.clip.embed_texts(batch.captions)
         with torch.autocast(self.device.type, enabled=False):  # bf16 resolves logits near 100 to 0.5
@@ -108,9 +106,4 @@ class LitCLIP(pl.LightningModule):
         checkpoint.update(clip_metadata(self.config))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        path = self.trainer.ckpt_path
-        if "clip_config" not in checkpoint:
-            raise UserError(f"cannot load {path} into LitCLIP: no CLIP checkpoint; choose another --ckpt_path")
-        if self.trainer.state.fn == "fit":
-            check_resumable(checkpoint, path)
-        check_resume_config(CLIPConfig(**checkpoint["clip_config"]), self.config)
+        check_resume_config(CLIPConfig(**loaded_config(self, checkpoint, "clip")), self.config)

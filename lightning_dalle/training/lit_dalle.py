@@ -7,21 +7,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
-from lightning_dalle.checkpoints import (
-    check_dvae,
-    check_resumable,
-    check_resume_config,
-    dalle_metadata,
-    load_dvae,
-    weights_digest,
-)
+from lightning_dalle.checkpoints import check_dvae, check_resume_config, dalle_metadata, load_dvae, weights_digest
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.loading.examples import EncodedBatch
 from lightning_dalle.data.sources.encoded import EncodedImages
@@ -34,7 +26,7 @@ from lightning_dalle.schedules import CosineAnneal, HalveOnPlateau
 from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.distributed.sharding import build_dalle
 from lightning_dalle.training.optim.param_groups import OptimizerFactory, configure_optimizer
-from lightning_dalle.training.steps import should_log, step_generator
+from lightning_dalle.training.steps import loaded_config, should_log, step_generator
 
 
 class LitDALLE(pl.LightningModule):
@@ -63,6 +55,11 @@ class LitDALLE(pl.LightningModule):
         seed: seed of caption dropout, sampled codes and code corruption.
     """
 
+    dvae: DVAE
+    """Frozen dVAE, assigned by `configure_model`."""
+    dalle: DALLE
+    """Model to train, assigned by `configure_model`."""
+
     def __init__(
         self,
         config: TransformerConfig = TransformerConfig(),  # noqa: B008 (frozen)
@@ -86,28 +83,25 @@ class LitDALLE(pl.LightningModule):
         self.checkpoint_activations = checkpoint_activations
         self.optimizer, self.seed = OptimizerFactory(optimizer), seed
         self.loaded_attribution: str | None = None
-        self.dvae: DVAE | None = None
-        self.dalle: DALLE | None = None
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "loss_text", "loss_image")})
 
     def configure_model(self) -> None:
-        if self.dalle is None:
-            if self.dvae_checkpoint is None:
-                raise UserError("no dVAE is given to encode the images; set model.dvae_checkpoint to its checkpoint")
-            dvae = load_dvae(self.dvae_checkpoint).requires_grad_(False).to(memory_format=torch.channels_last)
-            self.dvae = dvae
-            config = DALLEConfig(
-                transformer=self.config,
-                text_len=self.text_len,
-                text_vocab_size=self.text_vocab_size,
-                grid=dvae.config.grid,
-                codebook_size=dvae.config.codebook_size,
-            )
-            self.dalle = build_dalle(config, self.trainer, self.checkpoint_activations)
+        if hasattr(self, "dalle"):
+            return  # Lightning calls this hook again after setup
+        if self.dvae_checkpoint is None:
+            raise UserError("no dVAE is given to encode the images; set model.dvae_checkpoint to its checkpoint")
+        self.dvae = load_dvae(self.dvae_checkpoint).requires_grad_(False).to(memory_format=torch.channels_last)
+        config = DALLEConfig(
+            transformer=self.config,
+            text_len=self.text_len,
+            text_vocab_size=self.text_vocab_size,
+            grid=self.dvae.config.grid,
+            codebook_size=self.dvae.config.codebook_size,
+        )
+        self.dalle = build_dalle(config, self.trainer, self.checkpoint_activations)
 
     def setup(self, stage: str) -> None:
         self.configure_model()
-        assert self.dvae is not None
         if isinstance(self.learning_rate, HalveOnPlateau) and stage == "fit":
             check_checkpoint_order(self.trainer)
         source = self.trainer.datamodule.source  # type: ignore[attr-defined]
@@ -156,30 +150,21 @@ class LitDALLE(pl.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        assert self.dalle is not None
         if self.learning_rate is None:
             raise UserError("fit needs model.learning_rate, but none is given; set it in the config")
         learning_rate = self.learning_rate.for_max_steps(self.trainer.max_steps)
         return configure_optimizer(self.dalle, self.optimizer, learning_rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.dalle is not None
-        assert self.dvae is not None
         checkpoint.update(dalle_metadata(self.dalle, self.dvae, self.tokenizer, self.attribution))
         if isinstance(self.learning_rate, HalveOnPlateau):
             checkpoint["plateau"] = self.learning_rate.state_dict()
         # EMAWeightAveraging also averages the frozen dVAE, with rounding errors, so its original weights are saved.
-        weights = checkpoint["state_dict"]
-        weights.update({f"dvae.{name}": value for name, value in self.dvae.state_dict().items()})
+        self.dvae.state_dict(destination=checkpoint["state_dict"], prefix="dvae.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        path = self.trainer.ckpt_path
-        if "dalle_config" not in checkpoint:
-            raise UserError(f"cannot load {path} into LitDALLE: no DALL-E checkpoint; choose another --ckpt_path")
-        if self.trainer.state.fn == "fit":
-            check_resumable(checkpoint, path)
-        assert self.dalle is not None
-        check_resume_config(DALLEConfig.from_dict(checkpoint["dalle_config"]), self.dalle.config)
+        found = DALLEConfig.from_dict(loaded_config(self, checkpoint, "dalle"))
+        check_resume_config(found, self.dalle.config)
         self.loaded_attribution = checkpoint["attribution"]
         if isinstance(self.learning_rate, HalveOnPlateau) and "plateau" in checkpoint:
             self.learning_rate.load_state_dict(checkpoint["plateau"])
@@ -199,34 +184,25 @@ class LitDALLE(pl.LightningModule):
     def _codes(self, batch: Batch | EncodedBatch) -> Int[Tensor, "b i"]:
         if isinstance(batch, EncodedBatch):
             return batch.codes.flatten(1)
-        assert self.dvae is not None
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # codes are always computed in fp32
             return self.dvae.encode(batch.images).flatten(1)
 
     def _sample_codes(self, batch: Batch, batch_idx: int) -> tuple[Int[Tensor, "b i"], Float[Tensor, "b i k"]]:
         """Return codes sampled from the encoder's distribution, and the distribution."""
-        assert self.dvae is not None
-        generator = self._generator(batch_idx, 2)
+        generator = step_generator(self, self.seed, batch_idx, 2)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             logits = self.dvae.encoder_logits(batch.images)  # (b, k, g, g)
             codes = (logits + gumbel_noise(logits, generator)).argmax(dim=1)  # (b, g, g)
             return codes.flatten(1), logits.softmax(dim=1).flatten(2).movedim(1, 2)
 
-    def _losses(
-        self,
-        text_tokens: Int[Tensor, "b t"],
-        codes: Int[Tensor, "b i"],
-        targets: Int[Tensor, "b i"] | Float[Tensor, "b i k"],
-    ) -> dict[str, Tensor]:
-        assert self.dalle is not None
+    def _losses(self, text_tokens: Tensor, codes: Int[Tensor, "b i"], targets: Tensor) -> dict[str, Tensor]:
         logits = self.dalle(text_tokens, codes)
         return dalle_loss(logits.text, logits.image, text_tokens, targets, self.image_loss_weight)
 
     def _drop_captions(self, text_tokens: Tensor, batch_idx: int) -> Tensor:
         if not self.caption_dropout:
             return text_tokens
-        assert self.dalle is not None
-        generator = self._generator(batch_idx)
+        generator = step_generator(self, self.seed, batch_idx)
         is_dropped = torch.rand(len(text_tokens), generator=generator, device=self.device) < self.caption_dropout
         return torch.where(is_dropped[:, None], self.dalle.null_caption(len(text_tokens)), text_tokens)
 
@@ -234,12 +210,9 @@ class LitDALLE(pl.LightningModule):
         """Replace some codes by those of the previous image of the batch at the same positions."""
         if not self.code_corruption:
             return codes
-        generator = self._generator(batch_idx, 1)
+        generator = step_generator(self, self.seed, batch_idx, 1)
         is_replaced = torch.rand(codes.shape, generator=generator, device=self.device) < self.code_corruption
         return torch.where(is_replaced, codes.roll(1, dims=0), codes)
-
-    def _generator(self, batch_idx: int, *purpose: int) -> Generator:
-        return step_generator(self.device, self.seed, self.global_step, batch_idx, self.global_rank, *purpose)
 
 
 def check_checkpoint_order(trainer: pl.Trainer) -> None:
@@ -249,10 +222,8 @@ def check_checkpoint_order(trainer: pl.Trainer) -> None:
     that validation. A learning rate that is halved on plateaus would then miss it.
     """
     for callback in trainer.checkpoint_callbacks:
-        if not isinstance(callback, ModelCheckpoint):
-            continue
         for option in ("every_n_train_steps", "train_time_interval"):
-            if value := getattr(callback, f"_{option}"):
+            if value := getattr(callback, f"_{option}", None):
                 raise UserError(
                     "a learning_rate that is halved on plateaus needs checkpoints after validations, but "
                     f"{option}={value} of ModelCheckpoint saves before them; remove {option}"

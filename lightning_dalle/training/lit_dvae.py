@@ -12,16 +12,15 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio
 
-from lightning_dalle.checkpoints import check_resumable, check_resume_config, dvae_metadata
+from lightning_dalle.checkpoints import check_resume_config, dvae_metadata
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.sources.encoded import require_images
-from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.metrics import CodebookPerplexity
 from lightning_dalle.losses import dvae_loss
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.schedules import CosineAnneal
 from lightning_dalle.training.optim.param_groups import OptimizerFactory, configure_optimizer
-from lightning_dalle.training.steps import should_log, step_generator
+from lightning_dalle.training.steps import loaded_config, should_log, step_generator
 
 
 class LitDVAE(pl.LightningModule):
@@ -65,9 +64,8 @@ class LitDVAE(pl.LightningModule):
         require_images(self.trainer.datamodule.source)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        step = self.global_step
-        generator = step_generator(self.device, self.seed, step, batch_idx, self.global_rank)
-        temperature, kl_weight = self.temperature_at(step), self.kl_weight_at(step)
+        generator = step_generator(self, self.seed, batch_idx)
+        temperature, kl_weight = self.temperature_at(self.global_step), self.kl_weight_at(self.global_step)
         logits, pixels = self.dvae(batch.images, temperature, generator)
         losses = dvae_loss(batch.images, logits, pixels, kl_weight, self.codebook_entropy_weight, self.mse_weight)
         if should_log(self.trainer):
@@ -113,9 +111,4 @@ class LitDVAE(pl.LightningModule):
         checkpoint.update(dvae_metadata(self.dvae))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        path = self.trainer.ckpt_path
-        if "dvae_config" not in checkpoint or "dalle_config" in checkpoint:
-            raise UserError(f"cannot load {path} into LitDVAE: no dVAE checkpoint; choose another --ckpt_path")
-        if self.trainer.state.fn == "fit":
-            check_resumable(checkpoint, path)
-        check_resume_config(DVAEConfig(**checkpoint["dvae_config"]), self.dvae.config)
+        check_resume_config(DVAEConfig(**loaded_config(self, checkpoint, "dvae")), self.dvae.config)

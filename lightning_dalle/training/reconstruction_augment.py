@@ -20,7 +20,7 @@ class ReconstructionAugment:
     """Replacement of some images of a batch by reconstructions, as a CLIP sees them when it ranks candidates.
 
     The codes of a reconstruction are sampled from the encoder's distribution. The reconstruction replaces the image of
-    the batch that it is nearest to, so that an image blurred into another one counts as the other one.
+    the batch that it is nearest to. It is therefore paired with the caption that it fits best.
 
     A CLIP trained only on real images scores the artefacts of a dVAE too highly. The paper's CLIP was trained elsewhere
     and without this augmentation.

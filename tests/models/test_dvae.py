@@ -129,9 +129,9 @@ def test_with_patches_each_code_still_covers_its_own_pixels() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"image_size": 30}, r"image_size \(30\) must be a positive multiple of 8"),
+        ({"image_size": 30}, r"image_size \(30\) must be a positive multiple of 8, .*: change data.image_size"),
         ({"image_size": -8}, r"image_size \(-8\) must be a positive multiple of 8"),
-        ({"n_hid": 6}, r"n_hid \(6\) must be a multiple of 4"),
+        ({"n_hid": 6}, r"n_hid \(6\) must be a multiple of 4, since"),
     ],
 )
 def test_an_invalid_shape_is_refused(values: dict[str, int], message: str) -> None:

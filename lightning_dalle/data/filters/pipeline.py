@@ -1,4 +1,4 @@
-"""Application of filters to records and to whole splits; every rejection is counted by its reason."""
+"""Pipeline that applies filters to single records and to whole splits, and counts rejections by reason."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ from lightning_dalle.data.images.decoding import UNREACHABLE_IMAGE, UnreadableIm
 from lightning_dalle.files import file_fingerprint
 
 Record = Mapping[str, Any]
-"""Record with `image`, undecoded (its "bytes" or "path"), and `captions`, a list of texts."""
+"""Record with an undecoded `image`, as a dict with "bytes" or "path", and `captions`, a list of texts."""
 
 CACHE_VERSION = 2
-"""Part of the cache key of decisions. Increase it when the same filters decide differently."""
+"""Version of the filters in the cache key of their decisions. Increase it when a filter decides differently."""
 
 DECISION = Features(captions=List(Value("string")), reason=Value("string"))
 MIN_ROWS_FOR_WORKERS = 10_000
@@ -33,19 +33,19 @@ MIN_ROWS_FOR_WORKERS = 10_000
 
 @dataclass(frozen=True)
 class Rejection:
-    """Decision to leave a record out."""
+    """Decision that a record is not used for training."""
 
     reason: str
 
 
 class FilterResult(NamedTuple):
-    """Rows that passed the filters, and counts of those that did not."""
+    """Rows of a split that passed the filters, and counts of the rejected rows."""
 
     kept: Dataset
     rejected: Counter[str]
     """Number of rejected records by reason."""
     examples: dict[str, str]
-    """Name of the first rejected record by reason, as `record_name` returns it."""
+    """File, URL, id or index of the first rejected record by reason."""
 
 
 class FilterPipeline:
@@ -66,7 +66,7 @@ class FilterPipeline:
     def check(self, record: Record, decode: bool = False) -> Record | Rejection:
         """Return the record with the captions that pass, or its rejection.
 
-        Image filters read the header of the image only; `decode` also rejects images that cannot be decoded.
+        Image filters only read the header of an image. If `decode` is true, images that cannot be decoded are rejected.
         """
         captions = caption_list(record["captions"])
         if not captions:
@@ -91,10 +91,10 @@ class FilterPipeline:
         return {**record, "captions": captions}
 
     def filter_rows(self, rows: Dataset, num_workers: int = 0) -> FilterResult:
-        """Filter the rows of a split; every image is decoded once, so that training finds all of them readable.
+        """Filter the rows of a split, and reject images that cannot be decoded.
 
-        Decisions are cached by the rows, the filters, and size and modification time of image files. Images whose URL
-        failed are requested again in every call. Large splits use `num_workers` processes.
+        Decisions are cached. The cache key contains the rows, the filters, and size and modification time of image
+        files. Images whose URL failed are requested again in every call. Large splits use `num_workers` processes.
         """
         pipeline = self._resolved(rows)
         decisions = rows.map(
@@ -122,7 +122,7 @@ class FilterPipeline:
         return FilterResult(kept, rejected, examples)
 
     def require_caption_counts(self) -> None:
-        """Raise a UserError if a filter needs caption counts but has no file of them, as for streamed data."""
+        """Raise a UserError if a filter DuplicateCaptions has no caption counts; streamed data needs a file of them."""
         for found in self.filters:
             if isinstance(found, DuplicateCaptions):
                 _ = found.counts
@@ -133,12 +133,12 @@ class FilterPipeline:
             if isinstance(found, DuplicateCaptions) and found.file is None:
                 filters[i] = found.counted(map(caption_list, rows["captions"]))
         pipeline = FilterPipeline(filters)
-        pipeline.require_caption_counts()  # part of the cache key, because a file name does not change with its content
+        pipeline.require_caption_counts()  # adds the counts to the cache key: the file may change but keep its name
         return pipeline
 
 
 def record_name(record: Record, index: int) -> str:
-    """Return the file or URL of a record's image, or else its id, or else its index, for messages."""
+    """Return the file or URL of a record's image, or else the record's id, or else its index, for messages."""
     image = record["image"]
     if image is not None and image["bytes"] is None and image["path"]:
         return str(image["path"])

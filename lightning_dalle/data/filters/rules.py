@@ -14,7 +14,7 @@ from lightning_dalle.errors import UserError
 
 @runtime_checkable
 class CaptionFilter(Protocol):
-    """Filter of single captions."""
+    """Interface of a filter that checks each caption of a record alone."""
 
     reason: ClassVar[str]
     """Name under which rejections are counted."""
@@ -24,7 +24,7 @@ class CaptionFilter(Protocol):
 
 @runtime_checkable
 class ImageFilter(Protocol):
-    """Filter of images by width and height in pixels."""
+    """Interface of a filter that checks the width and height of an image, in pixels."""
 
     reason: ClassVar[str]
 
@@ -33,7 +33,7 @@ class ImageFilter(Protocol):
 
 @runtime_checkable
 class RecordFilter(Protocol):
-    """Filter of whole records."""
+    """Interface of a filter that checks a whole record."""
 
     reason: ClassVar[str]
 
@@ -45,7 +45,7 @@ Filter = CaptionFilter | ImageFilter | RecordFilter
 
 @dataclass(frozen=True, kw_only=True)
 class TooShort:
-    """Filter of captions with few words or characters; the paper gives no threshold."""
+    """Filter that rejects captions with few words or characters; the paper gives no threshold."""
 
     reason: ClassVar[str] = "caption too short"
 
@@ -61,12 +61,12 @@ class TooShort:
 
 @dataclass(frozen=True, kw_only=True)
 class TooLong:
-    """Filter of long captions, whose end the transformer would not see."""
+    """Filter that rejects long captions, because the tokenizer truncates them."""
 
     reason: ClassVar[str] = "caption too long"
 
     max_characters: int = 1000
-    """Most characters that pass. 256 tokens hold about 1,100."""
+    """Most characters that pass. 256 tokens hold about 1,100 characters of English."""
 
     def rejects_caption(self, caption: str) -> bool:
         return len(caption) > self.max_characters
@@ -98,12 +98,12 @@ BOILERPLATE = (
     rf"(?:dscn?|dscf|pict|p|{_PICTURE})[-_ ]?\d[\d_ -]*(?:\(\d+\))?",
     r"[\W\d_]+",
 )
-"""Regular expressions of captions that do not describe an image: dates, credits, file names."""
+"""Regular expressions of captions that do not describe an image, such as dates, credits and file names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boilerplate:
-    """Filter of captions that fit any image, such as "photographed on 4 May 2012", "IMG_0042.jpg" or "logo"."""
+    """Filter that rejects captions which describe no image, such as "taken on 4 May 2012", "IMG_0042.jpg" or "logo"."""
 
     reason: ClassVar[str] = "boilerplate"
 
@@ -115,7 +115,7 @@ class Boilerplate:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"Boilerplate has an invalid regular expression {pattern!r}: {error}") from error
+                raise UserError(f"correct the patterns of Boilerplate: {pattern!r} is invalid, {error}") from error
 
     def rejects_caption(self, caption: str) -> bool:
         any_pattern = "|".join(f"(?:{pattern})" for pattern in self.patterns)  # `re` caches the compiled expression
@@ -124,7 +124,7 @@ class Boilerplate:
 
 @dataclass(frozen=True, kw_only=True)
 class AspectRatio:
-    """Filter of wide and tall images (paper, appendix C: width / height outside [1/2, 2])."""
+    """Filter that rejects wide and tall images (paper, appendix C: width / height outside [1/2, 2])."""
 
     reason: ClassVar[str] = "aspect ratio"
 
@@ -137,12 +137,12 @@ class AspectRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class TooSmall:
-    """Filter of small images, which would have to be enlarged."""
+    """Filter that rejects small images, because training would enlarge them."""
 
     reason: ClassVar[str] = "image too small"
 
     min_side: int
-    """Fewest pixels of the shorter side that pass, usually image_size."""
+    """Fewest pixels of the shorter side that pass, usually data.image_size."""
 
     def rejects_image(self, width: int, height: int) -> bool:
         return min(width, height) < self.min_side
@@ -150,9 +150,9 @@ class TooSmall:
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateCaptions:
-    """Filter of captions that more than `max_count` records share.
+    """Filter that rejects captions that more than `max_count` records of a split share.
 
-    Rows are counted once per split. Streamed data need a file of counts.
+    Captions of rows on disk are counted before training. Streamed data needs a file of counts.
     """
 
     reason: ClassVar[str] = "duplicate caption"
@@ -160,7 +160,7 @@ class DuplicateCaptions:
     max_count: int = 10
     """Most records that may share a caption, ignoring upper and lower case."""
     file: Path | None = None
-    """File of counts that `data report --caption_counts FILE` writes. If not given, the split itself is counted."""
+    """JSON file of counts that `data report --caption_counts FILE` writes. If not given, rows on disk are counted."""
 
     def rejects_caption(self, caption: str) -> bool:
         return caption.casefold() in self.counts
@@ -178,13 +178,14 @@ class DuplicateCaptions:
             counted_above, counts = int(found["more_than"]), dict(found["captions"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"cannot read caption counts from {self.file} ({error!r}); `data report --caption_counts {self.file}` "
-                "writes them"
+                f"cannot read caption counts from {self.file} ({error!r}); run `data report --caption_counts "
+                f"{self.file}` to write them"
             ) from error
         if counted_above > self.max_count:
             raise UserError(
-                f"{self.file} only has captions of more than {counted_above} records, but max_count is "
-                f"{self.max_count}; run `data report --caption_counts` with this max_count"
+                f"{self.file} lists only captions that occur in more than {counted_above} records, but the filter's "
+                f"max_count is {self.max_count}: raise max_count to {counted_above}, or run `data report "
+                f"--caption_counts {self.file}` with max_count {self.max_count} in its config"
             )
         return {caption: count for caption, count in counts.items() if count > self.max_count}
 

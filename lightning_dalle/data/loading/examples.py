@@ -1,4 +1,4 @@
-"""Datasets for PyTorch loaders: records become examples of image and tokens, and examples become batches."""
+"""PyTorch datasets that turn records into examples of image and tokens, and functions that collate batches."""
 
 import itertools
 import math
@@ -27,17 +27,17 @@ class Batch(NamedTuple):
     """Batch of images and captions, the input of every model."""
 
     images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
-    """Images in [0, 1], or uint8 from a loader, which the datamodule converts on the device."""
+    """Images as float in [0, 1]. A loader yields uint8, which the datamodule converts on the device."""
     text_tokens: Int[Tensor, "b t"]
     """Padded token ids of the captions."""
     is_truncated: Bool[Tensor, " b"]
-    """Whether each caption was longer than text_len."""
+    """Whether each caption had more than text_len tokens."""
     captions: list[str]
-    """Captions as text, for a model with its own tokenizer."""
+    """Texts of the captions, for a model with its own tokenizer."""
     ids: list[str]
     """Ids of the records."""
     rejected: dict[str, int] = {}  # noqa: RUF012 (never written to)
-    """Number of streamed records skipped on the way to this batch, by reason."""
+    """Number of streamed records rejected since the previous batch, by reason."""
 
 
 class EncodedBatch(NamedTuple):
@@ -51,7 +51,7 @@ class EncodedBatch(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One element of a `Batch`."""
+    """Image and tokenized caption of one record: one element of a `Batch`."""
 
     image: Pixels
     text_tokens: list[int]
@@ -59,7 +59,7 @@ class Example(NamedTuple):
     caption: str
     id: str
     rejected: Counter[str] = Counter()  # noqa: RUF012 (never written to)
-    """Number of streamed records skipped on the way to this one, by reason."""
+    """Number of streamed records rejected since the previous example, by reason."""
 
 
 EncodedExample = tuple[Tensor, list[int], bool, str, str]
@@ -68,7 +68,7 @@ EncodedExample = tuple[Tensor, list[int], bool, str, str]
 
 @dataclass(frozen=True)
 class ExampleTransform:
-    """Transform from records to examples, with all randomness seeded by the sample index."""
+    """Transform of records into examples; `seed` and the sample index seed all its random choices."""
 
     image_size: int
     tokenizer: CaptionTokenizer
@@ -105,7 +105,7 @@ def collate(examples: list[Example]) -> Batch:
 
 
 class CaptionedImageDataset(torch.utils.data.Dataset[Example]):
-    """Rows with undecoded images as examples, read by sample index."""
+    """Dataset of rows with undecoded images, which returns the example of a `SampleIndex`."""
 
     collate = staticmethod(collate)
 
@@ -131,7 +131,7 @@ class CaptionedImageDataset(torch.utils.data.Dataset[Example]):
 
 
 class EncodedDataset(torch.utils.data.Dataset[EncodedExample]):
-    """Encoded rows as examples, read by sample index; epoch e reads crop e modulo the number of crops."""
+    """Dataset of rows with codes of several crops of an image; epoch e reads crop e modulo their number."""
 
     def __init__(self, rows: Dataset, transform: ExampleTransform) -> None:
         self.rows, self.transform = rows.with_format("arrow"), transform
@@ -158,18 +158,19 @@ class EncodedDataset(torch.utils.data.Dataset[EncodedExample]):
 
 @dataclass(eq=False)
 class StreamedDataset(torch.utils.data.IterableDataset[Example]):
-    """Streamed records as examples; rejected records are skipped and counted in the next example.
+    """Iterable dataset of examples from streamed records; each example counts the rejected records before it.
 
-    An iteration yields `length` examples over all workers of this rank, a multiple of the number of workers. It
-    continues where the previous iteration stopped, also after a resume. If `length` is None, it yields every record
-    once, in the stored order.
+    One iteration yields `length` examples over all workers of this rank, so `length` must be a multiple of their
+    number. The next iteration, or a resumed run, continues where it stopped. If `length` is None, an iteration yields
+    every record once, in the stored order.
     """
 
     collate = staticmethod(collate)
 
-    parts: Sequence[IterableDataset]
-    """Split of each source."""
+    streams: Sequence[IterableDataset]
+    """Record streams to mix, one per source, all of the same split."""
     weights: Sequence[float]
+    """Sampling weight of each source."""
     transform: ExampleTransform
     filters: FilterPipeline
     length: int | None
@@ -190,9 +191,9 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
         num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
         reader, num_readers = self.rank * num_workers + worker_id, self.num_replicas * num_workers
         if self.length is None:
-            yield from self._one_pass([ShardReader(part, reader, num_readers, None, 1) for part in self.parts])
+            yield from self._one_pass([ShardReader(rows, reader, num_readers, None, 1) for rows in self.streams])
             return
-        readers = [ShardReader(part, reader, num_readers, self.seed, self.buffer_size) for part in self.parts]
+        readers = [ShardReader(rows, reader, num_readers, self.seed, self.buffer_size) for rows in self.streams]
         stream = MixedStream(readers, self.weights, self.seed)
         if self.state:
             stream.load_state_dict(self.state["stream"])
@@ -209,7 +210,7 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
                 return
 
     def _one_pass(self, readers: Sequence[ShardReader]) -> Iterator[Example]:
-        """Yield every example once, the last one with the records that were rejected after it."""
+        """Yield every example once. The last one also counts the records that were rejected after it."""
         pending: Example | None = None
         rejected = Counter[str]()
         for record in itertools.chain.from_iterable(reader.one_pass() for reader in readers):
@@ -224,7 +225,7 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
             yield pending._replace(rejected=pending.rejected + rejected)
 
     def _endless(self, stream: MixedStream, last_kept: list[int]) -> Iterator[Example]:
-        """Yield examples without end, and update `last_kept`: the last pass of each source in which a record passed."""
+        """Yield examples without end, and set `last_kept` to the number of each source's last pass that gave one."""
         rejected = Counter[str]()
         for source, epoch, record in stream:
             example = self._example(record, epoch)
@@ -232,7 +233,7 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
                 rejected[example.reason] += 1
                 if epoch > last_kept[source] + stream.readers[source].max_empty_passes:
                     counts = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
-                    raise UserError(f"all records of the streamed data were rejected: {counts}; loosen the filters")
+                    raise UserError(f"all records of the streamed data were rejected: {counts}; loosen data.filters")
                 continue
             last_kept[source] = epoch
             yield example._replace(rejected=rejected)

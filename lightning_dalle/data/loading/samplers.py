@@ -1,7 +1,7 @@
-"""Samplers: which row is used when, and where a resumed run continues.
+"""Samplers, which determine the order of rows on disk and resume in the middle of an epoch.
 
-Exact resume of rows on disk: seed and epoch alone decide the order of an epoch, and the state of a sampler says how far
-it has read. Exact resume of streamed data is in `streaming`.
+Seed and epoch alone determine the order of an epoch. The state of a sampler is how many indices it has read. Streamed
+data has no samplers; the module `streaming` resumes it.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from lightning_dalle.errors import UserError
 
 
 class SampleIndex(NamedTuple):
-    """Index of one use of a record. It seeds the augmentation, the choice of a caption and the BPE dropout."""
+    """Index of one use of a record, which seeds the augmentation, the choice of a caption and the BPE dropout."""
 
     epoch: int
     """Epoch of the record's source, from 0. In a mixture, small sources have more epochs than large ones."""
@@ -37,14 +37,14 @@ class SampleIndex(NamedTuple):
 class ResumableSampler(DistributedSampler[Any]):
     """Sampler of one rank, whose state lets a resumed run continue after the last index that was read.
 
-    Lightning restores a loader before it calls `set_epoch`, even from a checkpoint saved at the end of an epoch. So the
-    state contains its epoch and is ignored in all others.
+    Lightning restores a loader's state before it calls `set_epoch`. A checkpoint from the end of an epoch is resumed in
+    the next epoch, where its state must be ignored. So the state contains its epoch.
     """
 
     num_read = 0
-    """Number of indices of this epoch that were read."""
+    """Number of indices of the current epoch that were already read."""
     resume_at = (0, 0)
-    """Epoch to resume, and number of its indices that were read before."""
+    """Epoch to resume, and number of its indices that the interrupted run read."""
 
     def indices(self) -> Iterator[SampleIndex]:
         """Yield the indices of the whole epoch on this rank."""
@@ -70,8 +70,8 @@ class ResumableSampler(DistributedSampler[Any]):
 class HardNegativeSampler(ResumableSampler):
     """Sampler that puts records with similar captions side by side, as hard negatives of a contrastive loss.
 
-    Records are sorted by the rarest words of their captions and cut into groups, whose order is shuffled. So a batch
-    holds both "man surfing" and "woman surfing", in several skin tones.
+    Records are sorted by the rarest words of their captions and cut into groups, whose order is shuffled. So "man
+    surfing" and "woman surfing" often come in the same batch.
     """
 
     def __init__(self, captions: Sequence[str], group_size: int, **options: Any) -> None:
@@ -106,7 +106,7 @@ class EvalSampler(ResumableSampler):
 
 
 class FixedSampler(ResumableSampler):
-    """Sampler of a given list of indices, which may differ between ranks."""
+    """Sampler of a given list of indices. Each rank may have another list."""
 
     def __init__(self, indices: Sequence[SampleIndex]) -> None:
         super().__init__(indices, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ class MixtureSampler(ResumableSampler):
 
     Each source is read in successive permutations, which continue across epochs of the mixture. The epoch of an index
     is the number of its permutation, so a record that comes twice in one epoch is augmented differently. The column
-    `source` of the rows has the index of their source.
+    `source` of the rows contains the index of the source, from 0.
     """
 
     def __init__(self, rows: Dataset, weights: Sequence[float], **options: Any) -> None:
@@ -131,7 +131,7 @@ class MixtureSampler(ResumableSampler):
         if empty:
             raise UserError(
                 f"the filters reject all records of source {' and '.join(empty)} of the mixture (counted from 0); "
-                "loosen them or remove the source"
+                "loosen data.filters or remove the source"
             )
         ends = (torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights) * len(rows)).round().long()
         self.counts = ends.diff(prepend=torch.zeros(1, dtype=torch.long)).tolist()

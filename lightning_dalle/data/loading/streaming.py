@@ -1,7 +1,7 @@
-"""Streamed data: readers that share the shards, and their positions, from which a resumed run continues exactly.
+"""Readers of streamed data, which divide the shards among workers and resume from the exact record.
 
-`ShardReader` reads one reader's records of one source, `MixedStream` mixes the readers of several sources, and
-`StatefulStreamLoader` saves and restores the positions of all ranks.
+`ShardReader` reads one worker's records of one source. `MixedStream` mixes several sources. `StatefulStreamLoader`
+saves the positions of the readers of all ranks, and restores those of its own rank.
 """
 
 import itertools
@@ -24,15 +24,15 @@ CHUNK_SIZE = 32
 
 
 class StreamPosition(NamedTuple):
-    """Position of a reader: the first record of its shuffle buffer, and how many of the buffer it has yielded.
+    """Position of a `ShardReader`: the first record of its shuffle buffer, and how many of the buffer it has yielded.
 
-    `datasets` loses its shuffle buffer on resume. This reader refills it from the same record and shuffles it alike.
+    A resumed `ShardReader` fills its buffer from the same record and shuffles it alike; `datasets` would lose it.
     """
 
     epoch: int = 0
     """Number of complete passes through the data."""
     slice_index: int = 0
-    """Index of the shard slice that contains the buffer's first record, among the slices of this reader."""
+    """Index, among the reader's slices (every n-th record of a shard), of the slice with the buffer's first record."""
     record: int = 0
     """Number of the buffer's first record in its shard."""
     num_yielded: int = 0
@@ -41,10 +41,10 @@ class StreamPosition(NamedTuple):
 
 @dataclass
 class ShardReader:
-    """One of several readers that share a streamed split: in every pass each record goes to exactly one reader.
+    """Reader of one worker's records of a streamed split; in every pass each record goes to exactly one reader.
 
-    Shards are assigned in an order that changes with the pass. With fewer shards than readers, several readers read the
-    same shard and each keeps every n-th record.
+    The order in which shards are assigned to readers differs between passes. If there are fewer shards than readers,
+    several readers read the same shard, and each keeps every n-th record.
     """
 
     rows: IterableDataset
@@ -54,12 +54,12 @@ class ShardReader:
     seed: int | None
     """Seed of the order of shards and records. None keeps the stored order."""
     buffer_size: int
-    """Number of undecoded records in the shuffle buffer, which is filled again only when empty."""
+    """Number of undecoded records in the shuffle buffer, which is refilled only when empty."""
     position: StreamPosition = field(default_factory=StreamPosition)
 
     @property
     def max_empty_passes(self) -> int:
-        """Number of passes without a record after which this reader may give up.
+        """Number of passes without a usable record after which the data are taken to contain none.
 
         A single reader sees all data in one pass. One of n readers gets other shards in each pass, and misses a given
         shard in 10 n passes with a probability below 1 in 20,000.
@@ -67,11 +67,7 @@ class ShardReader:
         return 1 if self.num_readers == 1 else 10 * self.num_readers
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
-        """Yield (pass, record) without end; `position` follows the last record yielded.
-
-        Raises:
-            UserError: if this reader gets no record in many passes.
-        """
+        """Yield (number of the pass, record) without end, and set `position` to the last record yielded."""
         empty_passes = 0
         while True:
             before = self.position
@@ -81,13 +77,13 @@ class ShardReader:
             empty_passes = empty_passes + 1 if is_empty else 0
             if empty_passes == self.max_empty_passes:
                 raise UserError(
-                    f"reader {self.index} of {self.num_readers} (num_workers times processes) found no record in the "
-                    f"{self.rows.num_shards} shards of the streamed data; use fewer workers or processes"
+                    f"reader {self.index} of {self.num_readers} (data.num_workers times processes) found no record in "
+                    f"the {self.rows.num_shards} shards of the streamed data; reduce data.num_workers or the processes"
                 )
             self.position = StreamPosition(self.position.epoch + 1)
 
     def one_pass(self) -> Iterator[Record]:
-        """Yield the records that are left of the current pass."""
+        """Yield the records of the current pass that were not yielded yet."""
         epoch, _, _, num_yielded = self.position
         rows = self._rows(*self.position[:3])
         while buffer := list(itertools.islice(rows, self.buffer_size)):
@@ -100,7 +96,7 @@ class ShardReader:
             num_yielded = 0
 
     def _rows(self, epoch: int, first_slice: int, first_record: int) -> Iterator[tuple[int, int, Record]]:
-        """Yield (slice index, number in the shard, record) of a pass, unshuffled, from a given record on."""
+        """Yield (slice index, number in the shard, record) of a pass, unshuffled, starting with a given record."""
         for index, (shard, first, step) in enumerate(self._slices(epoch)[first_slice:], start=first_slice):
             skipped = first_record if index == first_slice else 0
             for number, row in enumerate(self._shard(shard, skipped), start=skipped):
@@ -108,7 +104,7 @@ class ShardReader:
                     yield index, number, row if row.get("id") else {**row, "id": f"{shard}-{number}"}
 
     def _slices(self, epoch: int) -> list[tuple[int, int, int]]:
-        """Return this reader's (shard, first record, step) in a pass."""
+        """Return the slices of this reader in a pass, each as (shard, first record, step)."""
         step = math.ceil(self.num_readers / self.rows.num_shards)
         slices = [(shard, first, step) for first in range(step) for shard in range(self.rows.num_shards)]
         if self.seed is not None:
@@ -125,7 +121,7 @@ class ShardReader:
 
 @dataclass
 class MixedStream:
-    """Mix of several sources: the source of each record is sampled by weight."""
+    """Stream of records of several sources; the source of each record is sampled in proportion to the weights."""
 
     readers: Sequence[ShardReader]
     weights: Sequence[float]
@@ -152,14 +148,14 @@ class MixedStream:
 
 
 class StatefulStreamLoader(StatefulDataLoader[Any]):
-    """DataLoader of a stream whose state holds the positions of all ranks.
+    """DataLoader of streamed data, whose state contains the positions of all ranks; each rank restores its own.
 
-    Lightning saves the loader state of rank 0 and restores it on every rank. This is enough for rows on disk,
-    of which all ranks have read equally many. The ranks of a stream read different shards and reject different records.
+    Lightning saves the loader state of rank 0 alone and restores it on every rank. But the ranks of a stream read
+    different shards and reject different records.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every rank; all ranks must call this together, as they do to save a checkpoint."""
+        """Return the states of all ranks. All ranks must call this together, as they do to save a checkpoint."""
         states: list[Any] = [super().state_dict()]
         if distributed.is_initialized():
             own, states = states[0], [None] * distributed.get_world_size()
@@ -167,13 +163,13 @@ class StatefulStreamLoader(StatefulDataLoader[Any]):
         return {"ranks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of this rank; raise a UserError if the number of ranks differs."""
+        """Restore the state of this rank; raise a UserError if the checkpoint has another number of ranks."""
         states = state_dict["ranks"]
         is_initialized = distributed.is_initialized()
         rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_initialized else (0, 1)
         if len(states) != world_size:
             raise UserError(
                 f"cannot resume the streamed data: the checkpoint was written by {len(states)} processes, but this run "
-                f"has {world_size}; start as many processes as before"
+                f"has {world_size}; start {len(states)} processes"
             )
         super().load_state_dict(states[rank])

@@ -1,4 +1,4 @@
-"""Dense attention: all pairs of positions, with a mask."""
+"""Dense attention: computes all query-key pairs and masks those that the pattern hides."""
 
 from functools import lru_cache
 
@@ -10,17 +10,17 @@ from torch import Tensor
 from lightning_dalle.models.attention.patterns import Pattern
 
 DENSE_MAX_LEN = 512
-"""Longest sequence for which plain matrix products are used in 16 bits on a CPU.
+"""Longest sequence for which `dense` uses plain matrix products in 16 bits on a CPU.
 
-PyTorch's CPU attention kernel is slower in 16 bits than in 32. Plain products keep all pairs for the backward pass,
-which takes too much memory in longer sequences.
+PyTorch's fused CPU attention is slower in 16 bits than in 32. Plain products are faster, but keep the weights of all
+query-key pairs for the backward pass, which takes too much memory in longer sequences.
 """
 
 
 def dense(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], pattern: Pattern
 ) -> Float[Tensor, "b h s d"]:
-    """Return attention over all pairs, masked by the pattern."""
+    """Return the attention output, computed over all query-key pairs with the pattern's mask."""
     if q.device.type == "cpu" and q.dtype.itemsize == 2 and q.shape[2] <= DENSE_MAX_LEN:
         bias = mask_bias(pattern, q.device, q.dtype)
         logits = torch.baddbmm(bias, flatten_heads(q), flatten_heads(k).mT, alpha=q.shape[3] ** -0.5)  # (m, s, s)
@@ -37,7 +37,7 @@ def flatten_heads(x: Float[Tensor, "b h s d"]) -> Float[Tensor, "m s d"]:
 
 @lru_cache(maxsize=8)
 def mask_bias(pattern: Pattern, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "s s"]:
-    """Return the additive mask of all pairs, shared by all layers of the same pattern."""
+    """Return a pattern's additive mask of all query-key pairs, which all layers of that pattern share."""
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         return additive(pattern.mask().to(device), dtype)
 

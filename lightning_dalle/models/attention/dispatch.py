@@ -1,4 +1,4 @@
-"""Choice of the fastest exact attention kernel for a pattern, by the measurements of `benchmarks/attention.py`."""
+"""Choice of the fastest exact attention kernel for a pattern, as measured by `benchmarks/attention.py`."""
 
 import torch
 from jaxtyping import Float
@@ -14,8 +14,8 @@ def attend(
 ) -> Float[Tensor, "b h s d"]:
     """Return the attention output at each position of a sequence or of its prefix.
 
-    One softmax covers text and image (paper, footnote 7). All kernels agree up to the order of sums. In 16 bits on a
-    CPU, logits and weights are rounded to 16 bits before and after the softmax.
+    One softmax covers text and image (paper, footnote 7). The kernels differ only in the order of sums. In 16 bits on
+    a CPU, they also round the logits and the attention weights to 16 bits.
     """
     pattern = pattern.prefix(q.shape[2])
     if q.device.type == "cuda" and use_flex(pattern, q.shape[3]):
@@ -28,9 +28,10 @@ def attend(
 
 
 def use_local(pattern: Pattern, dtype: torch.dtype) -> bool:
-    """Return whether the local kernel is faster on a CPU than the dense one.
+    """Return whether attention within local windows is faster on a CPU than dense attention with a mask.
 
-    It must compute at most half of all pairs, in a sequence long enough to repay many small matrix products.
+    It is, if the windows hold less than half of all query-key pairs and the sequence is long enough to repay many small
+    matrix products.
     """
     t, i = pattern.text_len, pattern.image_len
     keys = t + (i // pattern.grid if pattern.image.column_major else pattern.lookback + BLOCK)
@@ -38,5 +39,8 @@ def use_local(pattern: Pattern, dtype: torch.dtype) -> bool:
 
 
 def use_flex(pattern: Pattern, head_dim: int) -> bool:
-    """Return whether FlexAttention can skip enough of its 128x128 blocks; its heads have at least 16 channels."""
+    """Return whether FlexAttention is faster on a GPU than dense attention; its heads must have at least 16 channels.
+
+    It is, if the sequence is long enough to have 128x128 blocks of hidden query-key pairs, which it skips.
+    """
     return not pattern.is_causal and pattern.length > 512 and head_dim >= 16

@@ -1,4 +1,4 @@
-"""FlexAttention for CUDA, which skips blocks of pairs that the pattern hides entirely."""
+"""FlexAttention for CUDA, which skips blocks of query-key pairs that the pattern hides entirely."""
 
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -14,10 +14,10 @@ from lightning_dalle.models.attention.patterns import Pattern
 def flex(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], pattern: Pattern
 ) -> Float[Tensor, "b h s d"]:
-    """Return attention under the pattern of a whole sequence.
+    """Return the attention output under a pattern, computed by FlexAttention.
 
-    For column attention the image is reordered column by column, as in the paper (appendix B.1). In raster order no
-    block is hidden entirely; in this order half of them are.
+    For column attention the image is reordered column by column, as in the paper (appendix B.1). Half of all blocks
+    are then hidden entirely and skipped; in raster order none is.
     """
     mask = block_mask(pattern, q.device)
     if not pattern.image.column_major:
@@ -28,12 +28,12 @@ def flex(
 
 @cache
 def compiled() -> Callable[..., Tensor]:
-    """Compile FlexAttention, which is a fused kernel only then."""
+    """Return FlexAttention compiled to a fused kernel; uncompiled, it computes all query-key pairs."""
     return torch.compile(flex_attention, dynamic=False)
 
 
 def column_major(pattern: Pattern, device: torch.device) -> Int[Tensor, " s"]:
-    """Return the positions of the text, then of the image column by column."""
+    """Return the positions of a sequence in another order: the text first, then the image column by column."""
     column = torch.arange(pattern.image_len, device=device) % pattern.grid
     text = torch.arange(pattern.text_len, device=device)
     return torch.cat([text, pattern.text_len + column.argsort(stable=True)])
@@ -41,7 +41,7 @@ def column_major(pattern: Pattern, device: torch.device) -> Int[Tensor, " s"]:
 
 @lru_cache(maxsize=8)
 def block_mask(pattern: Pattern, device: torch.device) -> BlockMask:
-    """Return FlexAttention's mask of blocks, shared by all layers of the same pattern."""
+    """Return FlexAttention's block mask of a pattern, which all layers of that pattern share."""
     mask_mod, length = pattern.mask_mod, pattern.length
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         is_column_major = pattern.image.column_major

@@ -1,6 +1,6 @@
 """Local attention for CPUs: image queries in blocks, each with the text and the window of image keys that it may see.
 
-Letters of shapes: m batch times heads, t text positions, i image positions, n blocks of q queries with k keys each.
+Letters in shapes: m is batch times heads, t text positions, i image positions, n blocks of q queries with k keys each.
 """
 
 from functools import lru_cache
@@ -15,13 +15,13 @@ from lightning_dalle.models.attention.dense import additive, dense, flatten_head
 from lightning_dalle.models.attention.patterns import Pattern
 
 BLOCK = 64
-"""Queries per window. Larger blocks waste more pairs on keys that few queries see; smaller ones slow the products."""
+"""Number of queries in a block. Larger blocks compute more masked pairs; smaller ones slow the matrix products."""
 
 
 def local(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], pattern: Pattern
 ) -> Float[Tensor, "b h s d"]:
-    """Return attention under the pattern: dense over the text, by blocks over the image."""
+    """Return the attention output under a pattern: text queries by dense attention, image queries in blocks."""
     sizes = [pattern.text_len, pattern.image_len]
     (q_text, q_image), (k_text, k_image), (v_text, v_image) = (x.split(sizes, dim=2) for x in (q, k, v))
     image = joint_attention(
@@ -44,7 +44,7 @@ def joint_attention(
     v: Float[Tensor, "m n k d"],
     bias: Float[Tensor, "1 n q k"],
 ) -> Float[Tensor, "m n q d"]:
-    """Return attention of image blocks over text and windows, in one softmax."""
+    """Return the output of image queries, with one softmax over the text and the window of each block."""
     q = q * q.shape[3] ** -0.5
     text_logits = (q.flatten(1, 2) @ k_text.mT).unflatten(1, q.shape[1:3])  # (m, n, q, t)
     window_logits = q @ k.mT + bias  # (m, n, q, k)
@@ -54,7 +54,7 @@ def joint_attention(
 
 
 def blocks(x: Shaped[Tensor, "m i d"], pattern: Pattern) -> Shaped[Tensor, "m n q d"]:
-    """Split an image's positions into blocks, its columns or runs of its raster order, zero-padded at the end."""
+    """Split image positions into blocks: columns or, in raster order, runs of `BLOCK`. Pad the last with zeros."""
     if pattern.image.column_major:  # the paper transposes the image's states as well (appendix B.1, Fig. 11 c)
         padded = F.pad(x, (0, 0, 0, -x.shape[1] % pattern.grid))
         return padded.unflatten(1, (-1, pattern.grid)).transpose(1, 2).contiguous()
@@ -62,7 +62,7 @@ def blocks(x: Shaped[Tensor, "m i d"], pattern: Pattern) -> Shaped[Tensor, "m n 
 
 
 def windows(x: Shaped[Tensor, "m i d"], pattern: Pattern) -> Shaped[Tensor, "m n k d"]:
-    """Return all positions that each block may see, zero-padded before the first."""
+    """Return, for each block, the image positions that its queries may see, with zeros before the first."""
     if pattern.image.column_major:
         return blocks(x, pattern)
     padded = F.pad(x, (0, 0, pattern.lookback, -x.shape[1] % BLOCK))
@@ -95,7 +95,7 @@ class OverlappingWindows(torch.autograd.Function):
 
 @lru_cache(maxsize=8)
 def window_bias(pattern: Pattern, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "1 n q k"]:
-    """Return the additive mask of each block's queries over its window, shared by all layers of the same pattern."""
+    """Return a pattern's additive mask of each block's queries over its window; all layers of that pattern share it."""
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         position = torch.arange(1, pattern.image_len + 1, device=device).view(1, -1, 1)  # 0 marks padding
         q, k = blocks(position, pattern) - 1, windows(position, pattern).mT - 1

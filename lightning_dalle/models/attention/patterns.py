@@ -1,6 +1,6 @@
 """Attention patterns: which earlier positions each position of a sequence sees (paper, Fig. 11).
 
-A new pattern is a function here and its entries in `Kind` and `PATTERNS`.
+To add a pattern, write its function here and enter it in `Kind` and `PATTERNS`.
 """
 
 from collections.abc import Callable
@@ -12,39 +12,42 @@ from jaxtyping import Bool
 from torch import Tensor
 
 MaskMod = Callable[[Tensor, Tensor], Tensor]
-"""Predicate of integer positions q and k, of shapes that broadcast: does query q see key k?"""
+"""Function of query and key positions q and k, integers that broadcast, that returns whether q sees k."""
 
 Kind = Literal["full", "row", "column", "conv"]
 
 
 class ImagePattern(NamedTuple):
-    """Image codes that an image position sees."""
+    """Attention between image positions: the earlier codes that each one sees."""
 
     mask: MaskMod
-    """Predicate of image positions q >= k in raster order."""
+    """Whether image position q sees image position k, defined for q >= k in raster order."""
     lookback: int | None = None
-    """Largest q - k that the predicate accepts; None for no limit."""
+    """Largest distance q - k at which q sees k; None for no limit."""
     column_major: bool = False
-    """Whether all that a position sees lies in its own column, so that kernels process the image by columns."""
+    """Whether each position sees only its own column; kernels then process the image column by column."""
 
 
 def full(grid: int, kernel: int) -> ImagePattern:
-    """Show all earlier codes."""
+    """Return the pattern in which each position sees all earlier codes."""
     return ImagePattern(lambda q, k: torch.ones_like(q - k, dtype=torch.bool))
 
 
 def row(grid: int, kernel: int) -> ImagePattern:
-    """Show the last `grid` codes, back to the one directly above."""
+    """Return the pattern in which each position sees the last `grid` codes, back to the one directly above."""
     return ImagePattern(lambda q, k: q - k <= grid, lookback=grid)
 
 
 def column(grid: int, kernel: int) -> ImagePattern:
-    """Show all codes above in the same column."""
+    """Return the pattern in which each position sees all codes above it in its column."""
     return ImagePattern(lambda q, k: (q - k) % grid == 0, column_major=True)
 
 
 def convolutional(grid: int, kernel: int) -> ImagePattern:
-    """Show the upper half of a square of side `kernel`, which wraps around the edges in raster order as `row` does."""
+    """Return the pattern in which each position sees the upper half of a square of side `kernel` around it.
+
+    Left and right of the image, the square continues in the row above or below, as raster order does.
+    """
     radius = kernel // 2
     lookback = (grid + 1) * radius
     return ImagePattern(lambda q, k: (q - k <= lookback) & ((q - k + radius) % grid <= 2 * radius), lookback)
@@ -56,7 +59,7 @@ PATTERNS: dict[Kind, Callable[[int, int], ImagePattern]] = {
 
 
 def layer_kinds(n_layer: int) -> list[Kind]:
-    """Return the paper's order: row, column, row, row, repeated; the last layer convolutional (2.2, appendix B.1)."""
+    """Return each layer's pattern: row, column, row, row, repeated; the last is convolutional (paper, appendix B.1)."""
     kinds: list[Kind] = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, n_layer)]
     return [*kinds, "conv"]
 
@@ -69,11 +72,11 @@ class Pattern:
     """
 
     kind: Kind
-    """Pattern between image positions."""
+    """Name of the pattern between image positions."""
     text_len: int
     """Number of positions before the image, the start vector included."""
     image_len: int
-    """Number of image positions; fewer than the grid has if the sequence ends earlier."""
+    """Number of image positions; at most those of the grid."""
     grid: int
     """Number of codes in a row of the image."""
     kernel: int
@@ -86,12 +89,12 @@ class Pattern:
 
     @property
     def image(self) -> ImagePattern:
-        """Pattern between image positions."""
+        """Attention between image positions, as `kind` names it."""
         return PATTERNS[self.kind](self.grid, self.kernel)
 
     @property
     def is_causal(self) -> bool:
-        """Whether every position sees all positions before it."""
+        """Whether every position sees all earlier positions, as in plain causal attention."""
         return self.kind == "full" or self.image_len == 0
 
     @property
@@ -100,13 +103,13 @@ class Pattern:
         return self.image_len if self.image.lookback is None else self.image.lookback
 
     def prefix(self, length: int) -> "Pattern":
-        """Return the pattern of the first `length` positions."""
+        """Return the pattern of the sequence's first `length` positions."""
         text_len = min(length, self.text_len)
         return replace(self, text_len=text_len, image_len=length - text_len)
 
     @property
     def mask_mod(self) -> MaskMod:
-        """Predicate of any two positions of the sequence."""
+        """Function that returns whether query position q sees key position k, in text or image."""
         image_mask, text_len = self.image.mask, self.text_len
         return lambda q, k: (q >= k) & ((k < text_len) | image_mask(q - text_len, k - text_len))
 

@@ -23,20 +23,16 @@ class LastCheckpoint(ModelCheckpoint):
         self.interval = every_n_train_steps
         self.saved_step = 0
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        super().on_train_batch_end(trainer, *args, **kwargs)
         is_last = trainer.global_step == trainer.max_steps and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if is_last and trainer.global_step % self.interval:
             trainer.save_checkpoint(self._file())
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         self.saved_step = trainer.global_step
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step == 0:
             return
         if self.saved_step:

@@ -84,24 +84,18 @@ class CodesWriter(Callback):
         )
 
     def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Write each shard once its codes are complete; a batch can span two shards."""
         self.codes += list(outputs.cpu().numpy().astype(code_type(self.encoding.codebook_size)))
-        while self.shards and len(self.codes) >= (size := self._num_codes(self.shards[0])):
-            shard = self.shards.pop(0)
+        while self.shards:
+            shard = self.shards[0]
+            size = len(shard.records) * self.crops[shard.split]
+            if len(self.codes) < size:
+                break
             rows = _rows(trainer.datamodule, shard.split)  # type: ignore[attr-defined]
             write_shard(self.path, shard, self.encoding, rows, np.stack(self.codes[:size]))
-            del self.codes[:size]
-
-    def _num_codes(self, shard: Shard) -> int:
-        return len(shard.records) * self.crops[shard.split]
+            del self.shards[0], self.codes[:size]
 
 
 def _rows(data: CaptionedImageDataModule, split: str) -> Dataset:

@@ -55,8 +55,7 @@ class DataSummary(Callback):
         """Number of captions in this epoch and process by number of tokens, from 0 to text_len."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        self._write_rejected(trainer, datamodule.rejected.get("train", {}))
+        self._write_rejected(trainer, trainer.datamodule.rejected.get("train", {}))  # type: ignore[attr-defined]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch | EncodedBatch, batch_idx: int
@@ -95,7 +94,6 @@ class DataSummary(Callback):
         if isinstance(batch, Batch):
             return batch.images[: self.num_images]
         assert isinstance(pl_module, LitDALLE)
-        assert pl_module.dvae is not None
         with torch.inference_mode():
             return pl_module.dvae.decode(batch.codes[: self.num_images])
 
@@ -115,14 +113,8 @@ class Reconstructions(Callback):
     def __init__(self, num_images: int = 16) -> None:
         self.num_images = num_images
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         writer = _writer(trainer)
         if writer is None or batch_idx > 0:
@@ -166,22 +158,14 @@ class SampleGrid(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         require_unsharded(trainer, "SampleGrid")
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Batch | EncodedBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Write the grid at the first batch, while averaged weights are certainly swapped in."""
+        """Write the grid at the first batch, when EMAWeightAveraging has swapped in its weights."""
         writer = _writer(trainer)
         if writer is None or batch_idx > 0:
             return
         assert isinstance(pl_module, LitDALLE)
-        assert pl_module.dalle is not None
-        assert pl_module.dvae is not None
         pipeline = TextToImage(pl_module.dalle, pl_module.dvae, pl_module.tokenizer)
         config = GenerationConfig(num_candidates=self.num_samples, sampling=self.sampling)
         rows = [[sample.image for sample in samples] for samples in pipeline.generate(self.prompts, config)]
@@ -199,9 +183,7 @@ class GradientScaleCurves(Callback):
         self.curves: dict[int, list[float]] = {}
         """Base-2 logarithms of the scales of all resblocks, by update."""
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or trainer.global_step % every:
             return

@@ -48,7 +48,7 @@ class PowerSGDState:
     """
 
     def __init__(self, parameter: nn.Parameter, num_shards: int, rank: int, generator: Generator) -> None:
-        self.num_shards = num_shards
+        self.parameter, self.num_shards = parameter, num_shards
         self.error = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
         n, k = split_shards(self.error, num_shards).shape[1:]
         self.q = torch.randn(num_shards, k, min(rank, n, k), generator=generator).to(parameter.device)
@@ -68,8 +68,8 @@ class PowerSGDState:
     ) -> None:
         """Replace the gradient by the decompressed average, and store the difference to `compressed` as the error.
 
-        If the gradient of any process is NaN or infinite, all processes get such a gradient, for a gradient scaler to
-        skip the step, and keep their previous errors.
+        If the gradient of any process is NaN or infinite, so is the average. A gradient scaler then skips the step on
+        all processes, and the errors stay unchanged.
 
         Args:
             gradient: gradient of this process, overwritten.
@@ -125,12 +125,6 @@ def unflatten(message: Float[Tensor, " n"], like: list[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return parameters by their names in a state_dict, which do not depend on activation checkpointing."""
-    state = model.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if isinstance(value, nn.Parameter)}
-
-
 class PowerSGDStrategy(DDPStrategy):
     """DDP with PowerSGD for block matrices; embeddings, heads, gains and biases are sent uncompressed.
 
@@ -163,12 +157,11 @@ class PowerSGDStrategy(DDPStrategy):
         """Register the hook; Lightning registers its own option only on CUDA and silently ignores it elsewhere."""
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
-        parameters = named_parameters(self.model.module)
         self.states = self._new_states(self.model.module)
         for name, error in self.errors.items():
             self.states[name].error.copy_(error)
         self.errors = {}
-        by_parameter: dict[Tensor, PowerSGDState] = {parameters[name]: state for name, state in self.states.items()}
+        by_parameter: dict[Tensor, PowerSGDState] = {state.parameter: state for state in self.states.values()}
         # DDP checks for a signature with torch.futures.Future; the future of a collective is another type.
         self.model.register_comm_hook(by_parameter, lambda state, bucket: powersgd_hook(state, bucket))
 
@@ -179,7 +172,12 @@ class PowerSGDStrategy(DDPStrategy):
         it. The paper stores the sum.
         """
         if "optimizer_states" in checkpoint:  # absent if only weights are saved
-            checkpoint["powersgd"] = self._average_errors()
+            checkpoint["powersgd"] = {}
+            for name, state in self.states.items():
+                average = state.error / self.world_size
+                dist.all_reduce(average)
+                if self.is_global_zero:  # only this process writes the checkpoint
+                    checkpoint["powersgd"][name] = average.cpu()
         super().save_checkpoint(checkpoint, *args, **kwargs)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -188,23 +186,15 @@ class PowerSGDStrategy(DDPStrategy):
         self.errors = checkpoint.pop("powersgd", {})
         return checkpoint
 
-    def _average_errors(self) -> dict[str, Tensor]:
-        averages = {}
-        for name, state in self.states.items():
-            average = state.error / self.world_size
-            dist.all_reduce(average)
-            if self.is_global_zero:  # only this process writes the checkpoint
-                averages[name] = average.cpu()
-        return averages
-
     def _new_states(self, model: nn.Module) -> dict[str, PowerSGDState]:
         """Return a state for every block matrix, by name, and log how much less is sent."""
         block_matrices = {id(p) for group in param_groups(model) if group["is_block_matrix"] for p in group["params"]}
         states, generator = {}, Generator().manual_seed(self.seed)
-        for name, parameter in named_parameters(model).items():
+        # The names in a state_dict, unlike those of named_parameters, do not depend on activation checkpointing.
+        for name, parameter in model.state_dict(keep_vars=True).items():
             if id(parameter) not in block_matrices or not parameter.requires_grad:
                 continue
-            num_shards = self.shards * 3 if "qkv" in name else self.shards  # the paper has three separate matrices
+            num_shards = self.shards * 3 if "qkv" in name else self.shards  # q, k and v are three matrices in the paper
             if max(parameter.shape) % num_shards:
                 shape = " x ".join(map(str, parameter.shape))
                 raise UserError(

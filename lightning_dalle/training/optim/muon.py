@@ -69,17 +69,16 @@ class MuonAdamW(Optimizer):
         super().__init__([*block_groups, *self.adamw.param_groups], {"lr": lr, "weight_decay": weight_decay})
 
     def step(self, closure: Any = None) -> Any:
-        """Step Muon and AdamW; AdamW reads the groups and state of this optimizer, which schedules and resuming set."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """Step AdamW, which calls the closure, and then Muon.
+
+        AdamW shares this optimizer's groups and state, so that schedules and resumed states reach it.
+        """
+        self.adamw.param_groups = [group for group in self.param_groups if not group["is_block_matrix"]]
+        self.adamw.state = self.state
+        loss = self.adamw.step(closure)
         for group in self.param_groups:
             if group["is_block_matrix"]:
                 self._muon_step(group)
-        self.adamw.param_groups = [group for group in self.param_groups if not group["is_block_matrix"]]
-        self.adamw.state = self.state
-        self.adamw.step()
         return loss
 
     @torch.no_grad()

@@ -17,19 +17,17 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
     biases and embeddings do not decay.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    block_matrices: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    not_decayed: list[nn.Parameter] = []
+    groups: list[dict[str, Any]] = [
+        {"params": [], "is_block_matrix": True},
+        {"params": [], "is_block_matrix": False},
+        {"params": [], "is_block_matrix": False, "weight_decay": 0.0},
+    ]
+    block_matrices, decayed, not_decayed = (group["params"] for group in groups)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or id(parameter) in embeddings or "embedding" in name:
             not_decayed.append(parameter)
         else:
             (block_matrices if parameter.ndim == 2 and "blocks" in name else decayed).append(parameter)
-    groups = [
-        {"params": block_matrices, "is_block_matrix": True},
-        {"params": decayed, "is_block_matrix": False},
-        {"params": not_decayed, "is_block_matrix": False, "weight_decay": 0.0},
-    ]
     return [group for group in groups if group["params"]]
 
 

@@ -1,6 +1,7 @@
 """fp16 training with a gradient scale for each resblock (paper, section 2.4, Fig. 4, appendix D)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -51,12 +52,6 @@ class GradientScales:
         change = is_finite.double() * LOG2_GROWTH - backs_off.double() * LOG2_BACKOFF
         self.log2 = (self.log2 + change).clamp(MIN_LOG2, MAX_LOG2)
 
-    def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
 
 class UnscaleGrad(torch.autograd.Function):
     """Cast of a branch's input to fp16; its gradient is unscaled in fp32, and NaN and infinities in it become 0.
@@ -87,25 +82,17 @@ class ScaleGrad(torch.autograd.Function):
         return (gradient * ctx.scale).to(ctx.dtype), None
 
 
-class ScaledForward:
-    """Forward of a residual branch in fp16 with scaled gradients (Fig. 4).
+def scaled_forward(
+    branch: nn.Module, scales: GradientScales, i: int, x: Float[Tensor, "b n d"], *others: Any
+) -> Float[Tensor, "b n d"]:
+    """Return the output of the i-th residual branch, computed in fp16 with scaled gradients (Fig. 4).
 
-    Replaces the branch's `forward`. Its parameters and their gradients stay in fp32; autocast makes the fp16 copies.
-
-    Args:
-        branch: attention or MLP of a block.
-        scales: scales of all branches.
-        i: index of the branch in `scales`.
+    The branch's parameters and their gradients stay in fp32; autocast makes the fp16 copies.
     """
-
-    def __init__(self, branch: nn.Module, scales: GradientScales, i: int) -> None:
-        self.branch, self.scales, self.i = branch, scales, i
-
-    def __call__(self, x: Float[Tensor, "b n d"], *others: Any) -> Float[Tensor, "b n d"]:
-        scale = self.scales[self.i]
-        with torch.autocast(x.device.type, dtype=torch.float16):
-            y = type(self.branch).forward(self.branch, UnscaleGrad.apply(x, scale), *others)
-        return ScaleGrad.apply(y, scale)
+    scale = scales[i]
+    with torch.autocast(x.device.type, dtype=torch.float16):
+        y = type(branch).forward(branch, UnscaleGrad.apply(x, scale), *others)
+    return ScaleGrad.apply(y, scale)
 
 
 class PaperPrecision(Precision):
@@ -121,9 +108,8 @@ class PaperPrecision(Precision):
         self.branches: list[nn.Module] = []
         self.scales = GradientScales(0)
 
-    def connect(
-        self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
-    ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
+    def connect(self, model: nn.Module, *args: Any, **kwargs: Any) -> tuple[nn.Module, list[Optimizer], list[Any]]:
+        """Replace the `forward` of each branch; partial, unlike a closure, is copied with the model by deepcopy."""
         blocks = [module for module in model.modules() if isinstance(module, Block)]
         self.branches = [branch for block in blocks for branch in (block.attention, block.mlp)]
         if not self.branches:
@@ -133,8 +119,8 @@ class PaperPrecision(Precision):
             )
         self.scales = GradientScales(len(self.branches))
         for i, branch in enumerate(self.branches):
-            branch.forward = ScaledForward(branch, self.scales, i)
-        return model, optimizers, lr_schedulers
+            branch.forward = partial(scaled_forward, branch, self.scales, i)
+        return super().connect(model, *args, **kwargs)
 
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Optimizer, model: pl.LightningModule, closure: Callable[[], Any], **kwargs: Any
@@ -157,10 +143,10 @@ class PaperPrecision(Precision):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scales.state_dict()
+        return dict(vars(self.scales))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.scales.load_state_dict(state_dict)
+        vars(self.scales).update(state_dict)
 
     def teardown(self) -> None:
         for branch in self.branches:

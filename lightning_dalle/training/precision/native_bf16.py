@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
-from pytorch_lightning.utilities import GradClipAlgorithmType
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -22,24 +21,17 @@ class NativeBF16(MixedPrecision):
         super().__init__("bf16-mixed", "cpu")
         self.is_native = False
 
-    def connect(
-        self, model: Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
-    ) -> tuple[Module, list[Optimizer], list[Any]]:
+    def connect(self, model: Module, *args: Any, **kwargs: Any) -> tuple[Module, list[Optimizer], list[Any]]:
         """Choose the precision, once the model is on its device, and log it."""
         self.device = next(model.parameters()).device.type
         self.is_native = has_native_bf16(self.device)
         chosen = "bf16 autocast" if self.is_native else f"fp32, because this {self.device} only emulates bf16"
         rank_zero_info(f"precision: {chosen}")
-        return super().connect(model, optimizers, lr_schedulers)
+        return super().connect(model, *args, **kwargs)
 
-    def clip_gradients(
-        self,
-        optimizer: Optimizer,
-        clip_val: int | float = 0.0,
-        gradient_clip_algorithm: GradClipAlgorithmType = GradClipAlgorithmType.NORM,
-    ) -> None:
+    def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
         """Clip the gradients for fused optimizers too; Lightning only refuses it because of fp16's gradient scaler."""
-        Precision.clip_gradients(self, optimizer, clip_val, gradient_clip_algorithm)
+        Precision.clip_gradients(self, *args, **kwargs)
 
     def autocast_context_manager(self) -> torch.autocast:
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.is_native, cache_enabled=False)

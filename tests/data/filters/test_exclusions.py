@@ -53,7 +53,9 @@ def test_a_missing_or_malformed_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the exclusion list .*none.tsv \(FileNotFoundError"):
         Excluded(file=tmp_path / "none.tsv")
     (tmp_path / "other.tsv").write_text("name\n101\n")
-    with pytest.raises(UserError, match=r"other.tsv \(KeyError.*; it must be tab-separated with a column id"):
+    with pytest.raises(
+        UserError, match=r"other.tsv \(KeyError.*tab-separated columns, one of them id, such as `data overlap`"
+    ):
         Excluded(file=tmp_path / "other.tsv")
 
 

@@ -52,7 +52,7 @@ def test_boilerplate_patterns_can_be_replaced() -> None:
     rule = Boilerplate(patterns=("sold out",))
     assert rule.rejects_caption("Sold Out")
     assert not rule.rejects_caption("sold out fox")
-    with pytest.raises(UserError, match=r"Boilerplate has an invalid regular expression '\(': missing \)"):
+    with pytest.raises(UserError, match=r"correct the patterns of Boilerplate: '\(' is invalid, missing \)"):
         Boilerplate(patterns=("(",))
 
 
@@ -73,10 +73,12 @@ def test_caption_counts_are_read_from_a_file(tmp_path: Path) -> None:
     assert DuplicateCaptions(max_count=3, file=file).rejects_caption("an owl")
     with pytest.raises(
         UserError,
-        match=r"counts.json only has captions of more than 2 records, but max_count is 1; run",
+        match=r"counts.json lists only .* more than 2 records, but .* is 1: raise max_count to 2, or run `data report",
     ):
         DuplicateCaptions(max_count=1, file=file).rejects_caption("a fox")
-    with pytest.raises(UserError, match=r"caption counts from nowhere.json .*`data report --caption_counts nowhere"):
+    with pytest.raises(
+        UserError, match=r"caption counts from nowhere.json .*; run `data report --caption_counts nowhere"
+    ):
         DuplicateCaptions(file=Path("nowhere.json")).rejects_caption("a fox")
     with pytest.raises(UserError, match="cannot count streamed data: run `data report --caption_counts FILE`"):
         DuplicateCaptions().rejects_caption("a fox")

@@ -76,7 +76,9 @@ def test_sources_are_read_in_proportion_to_their_weights() -> None:
 
 
 def test_a_reader_without_records_raises_an_error() -> None:
-    with pytest.raises(UserError, match=r"reader 2 of 3 .* found no record in the 1 shards .*; use fewer workers"):
+    with pytest.raises(
+        UserError, match=r"reader 2 of 3 .* found no record in the 1 shards .*; reduce data.num_workers"
+    ):
         next(iter(ShardReader(numbers(2, 1), 2, 3, seed=None, buffer_size=5)))
 
 

@@ -88,6 +88,6 @@ def test_inconsistent_sources_and_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a mixture of 2 sources needs 2 weights above 0, but weights is \[1.0\]"):
         Mixture(sources=sources, weights=[1.0])
     with pytest.raises(
-        UserError, match=r"reject all records of source 2 of the mixture .*; loosen them or remove the source"
+        UserError, match=r"reject all records of source 2 of the mixture .*; loosen data.filters or remove the source"
     ):
         MixtureSampler(ROWS, [1.0, 1.0, 1.0], num_replicas=1, rank=0)

@@ -203,7 +203,7 @@ def test_a_killed_evaluation_resumes(coco_run: Path, real_data: Path, pool_weigh
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 200
     while len(list(run.glob("samples/*/best_of_2/*.png"))) < 40:
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the process ended before it was killed"
         assert time.time() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
