@@ -1,24 +1,23 @@
-"""Both systems from scratch on OpenMoji, asked for what neither saw: the peer with a time, and with four times it.
+"""Quality of both systems, trained from scratch on OpenMoji, on held-out captions at equal training time.
 
-    python -m benchmarks.quality RUN_DIR [FACTOR ...]
+    python -m benchmarks.quality --run_dir runs/openmoji/quickstart --factors '[1, 4]'
 
-RUN_DIR is that of a finished quickstart, whose report is our side. The peer is trained here on the same split, at the
-same 32 pixels, with a grid of 8x8 codes out of 512 and our tokenizer's ids, and measured by the same functions: 200
-held-out compositions, a sample each, at three temperatures of which its best counts.
+Our side is the report of a finished quickstart. The peer trains here on the same split, at 32 pixels, with 8x8 codes
+out of 512 and our token ids. The same functions measure it: 200 held-out compositions, one sample each, at three
+temperatures, of which the best counts.
 
-Its minutes are FACTOR times 5 for its dVAE and 9 for its transformer: what ours took, and more, on two cores of an AMD
-EPYC, so run the quickstart on the same machine and look at its minutes beside. They are turned into steps by the peer's
-own rate with all threads, measured once on the quiet machine and kept in .peer/quality/PROCESSOR/rates.json. After that
-its training may be run beside other work, at any pace and with one thread, for the same result:
+The peer gets 5 minutes for its dVAE and 9 for its transformer, times each factor. Ours took less on two cores of an
+AMD EPYC, so run the quickstart on the same machine and compare the minutes. The peer's step rate, measured once on the
+quiet machine with all threads and kept in .peer/quality/PROCESSOR/rates.json, turns its minutes into steps. Its
+training may then run beside other work at any pace, for the same result:
 
     OMP_NUM_THREADS=1 python -c "from benchmarks.quality import *; peers_run(4, FOLDER, Data())"
 
-An hour and a quarter in all on two cores for the factors 1 and 4. Appends a line to benchmarks/results/quality.jsonl
-and draws quality.png and quality_samples.png beside it.
+The factors 1 and 4 take an hour and a quarter on two cores. The benchmark appends a line to
+benchmarks/results/quality.jsonl, and saves quality.png and quality_samples.png beside it.
 """
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,14 +41,14 @@ from benchmarks.peer_training import (
     transformer_training,
     vae_training,
 )
-from benchmarks.recording import RESULTS, record
+from benchmarks.recording import RESULTS, record, run
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.sources.openmoji import OpenMoji
 from lightning_dalle.evaluation.openmoji import Emoji, measure_dvae
 from lightning_dalle.evaluation.protocol import Captions
 from lightning_dalle.files import write_json
 from lightning_dalle.hardware import describe_hardware, has_native_bf16
-from lightning_dalle.images import captioned_grid, save_png, read_png_texts, to_pil
+from lightning_dalle.images import captioned_grid, read_png_texts, save_png, to_pil
 from lightning_dalle.inference.config import SamplingConfig
 from lightning_dalle.inference.pipeline import Request, TextToImage
 
@@ -58,11 +57,11 @@ TEMPERATURES = (0.2, 0.5, 1.0)
 PROMPTS = 200
 CALIBRATION_STEPS = 60
 PROCESSOR = describe_hardware()["processor"] + (" with bf16" if has_native_bf16("cpu") else "")
-FOLDER = peer.FOLDER / "quality" / PROCESSOR  # on another, minutes are other steps
+FOLDER = peer.FOLDER / "quality" / PROCESSOR  # on another processor, the same minutes are other steps
 
 
 class Data:
-    """OpenMoji as the quickstart reads it, in memory."""
+    """OpenMoji with the quickstart's settings, in memory."""
 
     def __init__(self) -> None:
         module = CaptionedImageDataModule(OpenMoji(), image_size=32, text_len=16, vocab_size=2048)
@@ -75,7 +74,7 @@ class Data:
 
     @property
     def peers_vocab_size(self) -> int:
-        """Our tokens and the peer's padding."""
+        """Number of our tokens, plus one for the peer's padding."""
         return self.tokenizer.vocab_size + 1
 
     def peers_text(self, captions: list[str]) -> Int[Tensor, "n t"]:
@@ -83,8 +82,8 @@ class Data:
         return as_peers_text(torch.tensor(ids), self.tokenizer.vocab_size)
 
 
-class PeersPictures(TextToImage):
-    """The peer's sampling by our names, with its cache repaired; the seed is that of the whole of the requests."""
+class PeersPipeline(TextToImage):
+    """The peer's sampling with our interface and its cache repaired; the first request's seed seeds all of them."""
 
     def __init__(self, dalle: Any, data: Data) -> None:
         self.peer, self.data = dalle, data
@@ -96,7 +95,7 @@ class PeersPictures(TextToImage):
 
 
 def rates(folder: Path, data: Data, steps: int = CALIBRATION_STEPS) -> dict[str, float]:
-    """Steps a second of both of the peer's trainings, by the median step; measured once for a folder."""
+    """Return the median steps per second of the peer's two trainings; measured once and kept in the folder."""
     file = folder / "rates.json"
     if not file.exists():
         vae, vae_step = vae_training(data.images)
@@ -110,10 +109,9 @@ def rates(folder: Path, data: Data, steps: int = CALIBRATION_STEPS) -> dict[str,
 
 
 def peers_run(factor: float, folder: Path, data: Data, prompts: int = PROMPTS) -> dict[str, Any]:
-    """The peer after `factor` times our minutes, trained and measured unless it is already.
+    """Train and measure the peer for `factor` times our minutes, unless a report exists; return its figures.
 
-    Returns:
-        its figures. Beside them, in the folder {factor}x, are its weights and the samples of its best temperature.
+    The folder {factor}x holds its weights and the samples of its best temperature.
     """
     of_run = folder / f"{factor:g}x"
     report = of_run / "report.json"
@@ -131,7 +129,7 @@ def peers_run(factor: float, folder: Path, data: Data, prompts: int = PROMPTS) -
 
 
 def _trained(model: Any, step: Step, steps: int, file: Path) -> None:
-    """Trains a model unless it is trained already, and says now and then how far it is."""
+    """Train a model unless its file exists, and print the progress every 500 steps."""
 
     def say(done: int) -> None:
         if done % 500 == 0:
@@ -146,17 +144,17 @@ def _trained(model: Any, step: Step, steps: int, file: Path) -> None:
 
 
 def peers_figures(vae: Any, dalle: Any, data: Data, of_run: Path, prompts: int) -> dict[str, Any]:
-    """What our report has too, by the same functions; the samples of the best temperature are kept in `of_run`."""
+    """Return the figures of our report, measured by the same functions; save samples of the best temperature."""
     quick = new_transformer(vae, data.text.shape[1], data.peers_vocab_size, optimize_for_inference=True)
     quick.load_state_dict(dalle.state_dict())
-    pictures = PeersPictures(quick.eval(), data)
+    pipeline = PeersPipeline(quick.eval(), data)
     by_temperature: dict[str, dict[str, Any]] = {}
     samples: dict[str, list[Image.Image]] = {}
     prompted = data.emoji.choose("compositions", Captions(one_per_image=True, count=prompts))
     requests = [Request(data.emoji.captions[i], seed) for seed, i in enumerate(prompted)]
     for temperature in TEMPERATURES:
         name = str(temperature)
-        images = torch.stack(list(pictures.sample_images(requests, SamplingConfig(temperature=temperature)))).cpu()
+        images = torch.stack(list(pipeline.sample_images(requests, SamplingConfig(temperature=temperature)))).cpu()
         protocol = {"prompts": prompts, "samples_per_caption": 1, "temperature": temperature}
         by_temperature[name] = {"protocol": protocol, **data.emoji.accuracy(images, prompted)}
         samples[name] = [to_pil(image) for image in images]
@@ -173,7 +171,7 @@ def peers_figures(vae: Any, dalle: Any, data: Data, of_run: Path, prompts: int) 
 
 
 def our_run(run_dir: Path) -> dict[str, Any]:
-    """Of a quickstart's report, what the peer's figures are set beside."""
+    """Return the figures of a quickstart's report that are compared."""
     report = json.loads((run_dir / "report.json").read_text())
     stages = report["recipe"]["stages"]
     return {
@@ -189,7 +187,7 @@ SHARES = {"right_emoji": "right emoji", "right_skin_tone": "right skin tone"}
 
 
 def chart(figures: dict[str, dict[str, Any]]) -> Figure:
-    """Shares of held-out compositions, with 95 % intervals, and PSNR of the dVAE, for each of the systems."""
+    """Plot accuracy on held-out compositions, with 95 % intervals, and PSNR of the dVAE, for each system."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     shares_axis, psnr_axis = figure.subplots(1, 2, width_ratios=(2, 1))
     width = 0.8 / len(figures)
@@ -208,14 +206,14 @@ def chart(figures: dict[str, dict[str, Any]]) -> Figure:
         psnr_axis.bar_label(psnr, [f"{dvae['psnr_db']['value']:.1f}\n{dvae['codes_used']} codes"])
     shares_axis.set(title="held-out compositions, %", ylim=(0, 100))
     shares_axis.set_xticks(range(len(SHARES)), SHARES.values())
-    psnr_axis.margins(y=0.15)  # for what stands on the bars
+    psnr_axis.margins(y=0.15)  # room for the labels
     psnr_axis.set(title="PSNR on val, dB", ylim=(15, None), xticks=[])
     figure.legend(*shares_axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
 def side_by_side(folders: list[Path], emoji: Emoji, count: int = 24) -> Image.Image:
-    """Samples of the same captions, each system's from left to right, and on the right the real emoji."""
+    """Return an image grid of captions, with each system's sample from left to right and the real emoji last."""
     files = [file.name for file in sorted(folders[0].glob("*.png"))[:count]]
     captions = [read_png_texts(folders[0] / file)["caption"] for file in files]
     rows = [
@@ -225,16 +223,24 @@ def side_by_side(folders: list[Path], emoji: Emoji, count: int = 24) -> Image.Im
     return captioned_grid(rows, captions, columns=4, side=64)
 
 
-def main(run_dir: Path, factors: list[float], folder: Path = FOLDER, results: Path = RESULTS) -> None:
+def main(run_dir: Path, factors: tuple[float, ...] = (1, 4), folder: Path = FOLDER, results: Path = RESULTS) -> None:
+    """Train and measure the peer beside a finished quickstart.
+
+    Args:
+        run_dir: folder of the finished quickstart.
+        factors: multiples of our training time that the peer gets.
+        folder: folder of the peer's weights and reports.
+        results: folder of the recorded results.
+    """
     data = Data()
     peers = [peers_run(factor, folder, data) for factor in factors]
     runs = [("lightning_dalle", our_run(run_dir)), *(("dalle-pytorch", run) for run in peers)]
     figures = {f"{name}, {' + '.join(f'{m:g}' for m in run['minutes'].values())} min": run for name, run in runs}
     result = {
         **figures,
-        "rates_of_the_peer": json.loads((folder / "rates.json").read_text()),
-        "settings_of_the_peer": {"dvae": VAE, "dalle": TRANSFORMER},
-        "versions_of_the_peer": peer.PACKAGES,
+        "peer_rates": json.loads((folder / "rates.json").read_text()),
+        "peer_settings": {"dvae": VAE, "dalle": TRANSFORMER},
+        "peer_versions": peer.PACKAGES,
     }
     record("quality", result, results)
     chart(figures).savefig(results / "quality.png", dpi=150)
@@ -243,4 +249,4 @@ def main(run_dir: Path, factors: list[float], folder: Path = FOLDER, results: Pa
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [float(factor) for factor in sys.argv[2:]] or [1, 4])
+    run(main)

@@ -62,9 +62,9 @@ def docstrings(path: Path) -> Iterator[tuple[str, str, ast.AST]]:
     """Yield name, docstring and node of every documented module, class, function and attribute of a file."""
 
     def visit(node: ast.AST, name: str) -> Iterator[tuple[str, str, ast.AST]]:
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if doc := ast.get_docstring(node):
-                yield name, doc, node
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and (doc := ast.get_docstring(node)):
+            yield name, doc, node
         body = getattr(node, "body", []) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else []
         for before, child in zip([None, *body], body, strict=False):
             is_text = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
