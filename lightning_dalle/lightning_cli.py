@@ -29,7 +29,7 @@ EXPECTED_WARNINGS = (
 def raise_user_error(parser: "ArgumentParser", message: str, ex: Exception | None = None) -> NoReturn:
     """Raise a UserError that suggests the valid key nearest to an unknown one; replaces `ArgumentParser.error`.
 
-    Nested config keys have a parser of their own, so only the parser that reports the error knows the valid keys.
+    Nested config keys have a parser of their own, so only the parser that reports the error lists the valid keys.
     """
     message = clean_error(message)
     unknown = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", message)
