@@ -19,10 +19,8 @@ def loaded_config(module: pl.LightningModule, checkpoint: dict[str, Any], model:
     path = module.trainer.ckpt_path
     models = [name for name in NAMES if f"{name}_config" in checkpoint]
     if models[-1:] != [model]:  # a DALL-E's checkpoint also contains its dVAE
-        lit = type(module).__name__
-        raise UserError(
-            f"cannot load {path} into {lit}: it is no {NAMES[model]} checkpoint; choose another --ckpt_path"
-        )
+        problem = f"cannot load {path} into {type(module).__name__}: it is not a {NAMES[model]} checkpoint"
+        raise UserError(f"{problem}; choose another --ckpt_path")
     if module.trainer.state.fn == "fit":
         check_resumable(checkpoint, path)
     return checkpoint[f"{model}_config"]
