@@ -1,4 +1,4 @@
-"""`evaluate`: scores any folder of images against any other, under a protocol."""
+"""`evaluate`: compares a folder of generated images with a folder of real images by FID and other measures."""
 
 import time
 from dataclasses import asdict
@@ -18,17 +18,17 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
 ) -> None:
-    """Score a folder of images against a reference folder, and write a JSON file of figures and their settings.
+    """Compare generated images with real images by FID and other measures, and write the figures to a JSON file.
 
     Args:
         images: folder of generated images, of any model.
         reference: folder of real images.
         protocol: preprocessing and measures; a YAML file of configs/protocols or its keys.
         inception: Inception weights; default: $LIGHTNING_DALLE_INCEPTION, or torch hub's cache.
-        out: folder for the result.
-        cache_dir: folder where features are kept, so that no set of images is read twice under one protocol.
-        batch_size: number of images read at once; other values than the default change the last digits of figures.
-        device: cpu, cuda, ..., or auto for the GPU if there is one.
+        out: folder for the JSON file.
+        cache_dir: folder for a cache of Inception features, so that a protocol reads each folder of images only once.
+        batch_size: number of images per forward pass; values other than the default change the last digits of figures.
+        device: device of the Inception network: cpu, cuda, ..., or auto for the GPU if there is one.
     """
     if out.is_file():
         raise UserError(f"cannot write a result into {out}: it is a file; choose a folder as --out")
@@ -63,7 +63,7 @@ def evaluate(
         "protocol": {**asdict(protocol), "generation": None, "reference": None, "reference_count": None},
         "by_blur_radius": fidelity_by_radius(sets["generated"].features, sets["reference"].features, protocol.fidelity),
         "sets": {
-            side: {"folder": sides[side].origin, **found.counts(), "ignored": dict(sides[side].ignored)}
+            side: {"folder": sides[side].data_name, **found.counts(), "ignored": dict(sides[side].ignored)}
             for side, found in sets.items()
         },
         "inception": {"file": weights.name, "sha256": network.sha256},

@@ -1,4 +1,4 @@
-"""`reproduce`: trains the stages of a recipe in order, then measures them and writes a report."""
+"""`reproduce`: trains the dVAE, DALL-E and CLIP of a recipe in order, measures them and writes a report."""
 
 import itertools
 import json
@@ -27,21 +27,21 @@ def reproduce(
         stages: arguments of `fit` for dvae, dalle and, for reranking, clip, in this order; {run_dir} in them is
             replaced by the folder.
         protocol: captions, sampling and measures of the report; a YAML file of configs/protocols or its keys.
-        reranking: settings of the report's reranking; requires a stage clip.
+        reranking: settings of reranking in the report; requires a stage clip.
     """
     if list(stages) not in (["dvae", "dalle"], ["dvae", "dalle", "clip"]):
         raise UserError(
             f"the recipe has the stages {', '.join(stages) or 'none'}, but must have dvae, dalle and optionally clip, "
-            "in this order"
+            "in this order: change the key stages"
         )
     if reranking is not None and "clip" not in stages:
         raise UserError("the recipe has `reranking`, but no stage clip: add the stage, or remove `reranking`")
     generation = protocol.generation
     if generation.split != "compositions" or generation.candidates != (1,) or generation.captions.csv is not None:
         raise UserError(
-            f"the report's protocol {protocol.name} has split {generation.split}, candidates "
-            f"{list(generation.candidates)} and captions.csv {generation.captions.csv}, but must have compositions, "
-            "[1] and none"
+            f"the protocol {protocol.name} cannot be used by `reproduce`: its generation needs split: compositions (is "
+            f"{generation.split}), candidates: [1] (is {list(generation.candidates)}) and no captions.csv (is "
+            f"{generation.captions.csv or 'none'}); change these keys"
         )
     fits = {name: [word.replace("{run_dir}", str(run_dir)) for word in words] for name, words in stages.items()}
     for fit in fits.values():
@@ -63,7 +63,7 @@ def reproduce(
 
 
 def _measure(run_dir: Path, protocol: Protocol, reranking: RerankingProtocol | None, has_clip: bool) -> dict[str, Any]:
-    """Return the figures of a trained recipe, and save its samples."""
+    """Measure the trained models of a recipe, save samples, and return the figures."""
     from lightning_dalle.checkpoints import load_dvae
     from lightning_dalle.evaluation import openmoji
     from lightning_dalle.hardware import describe_hardware, resolve_device
@@ -79,7 +79,7 @@ def _measure(run_dir: Path, protocol: Protocol, reranking: RerankingProtocol | N
     emoji = openmoji.Emoji(dvae.config.image_size)
     reconstruction = openmoji.measure_dvae(dvae, emoji)
     samples_dir = run_dir / "samples"
-    for stale in samples_dir.glob("*.png"):  # of an interrupted report, perhaps of other weights
+    for stale in samples_dir.glob("*.png"):  # left by an interrupted report, perhaps from other weights
         stale.unlink()
     pipeline = TextToImage.from_pretrained(run_dir / checkpoint.format("dalle")).to(device)
     with progress_bar("Sampling held-out compositions") as on_progress:
@@ -108,13 +108,13 @@ def _measure(run_dir: Path, protocol: Protocol, reranking: RerankingProtocol | N
 
 
 def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> dict[str, Any]:
-    """Train one stage unless it is finished, and return the content of its finished.json.
+    """Train one stage unless it is finished, and return its settings, checkpoint hash and duration.
 
     Args:
         name: name of the stage and of its folder.
-        fit: arguments of `fit`.
+        fit: arguments of the subcommand `fit`.
         run_dir: folder of the run.
-        after: SHA-256 of the dVAE's checkpoint that this stage uses.
+        after: SHA-256 of the dVAE checkpoint that this stage uses; None for the stage dvae.
     """
     folder = run_dir / name
     started, finished, last = folder / "started.json", folder / "finished.json", folder / "checkpoints" / "last.ckpt"
@@ -122,10 +122,11 @@ def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> di
     if started.exists():
         earlier = json.loads(started.read_text())
         if earlier != settings:
-            changed = ", ".join(key for key in settings if earlier.get(key) != settings[key])
+            words = {"fit": "its arguments of fit", "configs": "its config files", "after": "its dVAE"}
+            changed = ", ".join(words[key] for key in settings if earlier.get(key) != settings[key])
             raise UserError(
                 f"cannot resume the stage {name} in {run_dir}: it was started with other settings than the recipe has "
-                f"now ({changed}); choose another --run_dir, or delete {folder} to train it again"
+                f"now (different: {changed}); choose another --run_dir, or delete {folder} to train it again"
             )
     if finished.exists():
         record: dict[str, Any] = json.loads(finished.read_text())

@@ -1,4 +1,4 @@
-"""Inception features of the images of a folder or dataset, preprocessed, blurred and read in batches."""
+"""Inception features of the images in a folder or dataset, after resizing and blur, with a cache on disk."""
 
 import hashlib
 import json
@@ -35,15 +35,14 @@ CACHE_VERSION = 2
 """Version of decoding and preprocessing; raise it when they change, so that cached features are computed again."""
 
 BATCH_SIZE = 32
-"""Default number of images in a batch. The last bits of features depend on it, so one checkpoint gets the same FID
-everywhere only if it is not changed."""
+"""Default number of images per forward pass. The last bits of the features, and so of FID, depend on this number."""
 
 
 def preprocess(image: Image.Image, preprocessing: ImagePreprocessing) -> UInt8[Tensor, "3 h w"]:
-    """Return an image as RGB of the size that the preprocessing asks for."""
+    """Return an image as uint8 RGB, resized and cropped by the method and to the size of `preprocessing`."""
     pixels: Tensor = v2.functional.pil_to_tensor(to_rgb(image))
     if preprocessing.resize == "clean-fid":
-        # In float, as clean-fid does: torchvision resizes uint8 with integer weights, which moves edges by some levels.
+        # In float, as clean-fid does: for uint8, torchvision uses integer weights, which alters pixels at edges.
         resized = v2.functional.resize(pixels.float(), [299, 299], InterpolationMode.BICUBIC, antialias=True)
         return resized.clamp(0, 255).round().byte()
     if preprocessing.image_size is None:
@@ -55,70 +54,70 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing) -> UInt8[T
 def blur(images: Num[Tensor, "b 3 h w"], radius: int) -> Num[Tensor, "b 3 h w"]:
     """Apply a Gaussian blur with a standard deviation of `radius` pixels (paper, Fig. 9a and b).
 
-    The paper does not say where its filter ends; this one ends at four standard deviations.
+    The paper gives no filter size; this filter extends to four standard deviations on each side.
 
     Raises:
-        UserError: if the images are too small for the filter.
+        UserError: if the shorter side of the images is at most four standard deviations.
     """
     if radius == 0:
         return images
     reach = math.ceil(4 * radius)
     if min(images.shape[-2:]) <= reach:
         raise UserError(
-            f"images of {images.shape[-1]}x{images.shape[-2]} are too small for a blur of radius {radius}: "
-            "remove it from the protocol's blur_radii"
+            f"images of {images.shape[-1]}x{images.shape[-2]} pixels are too small for a blur of radius {radius}: "
+            f"remove {radius} from the protocol's blur_radii"
         )
     return v2.functional.gaussian_blur(images, [2 * reach + 1, 2 * reach + 1], [float(radius), float(radius)])
 
 
 class ImageList(NamedTuple):
-    """Named images that are decoded one by one."""
+    """Names of the images of a folder or dataset, and a function that decodes one of them."""
 
-    origin: str
-    """Folder or dataset, for messages."""
+    data_name: str
+    """Path of the folder, or name of the dataset, for messages and results."""
     names: list[str]
-    """Name of each image."""
+    """Name of each image: its relative path, or its id in the dataset."""
     decode: Callable[[int], Image.Image]
-    """Function that decodes the image at an index; raises `UnreadableImage`."""
+    """Function that decodes the image at an index of `names`, or raises `UnreadableImage`."""
     digest: str
-    """Hash of all names and contents."""
+    """Hash of the names and encoded bytes of all images."""
     ignored: Mapping[str, int] = MappingProxyType({})
-    """Number of files that are not images, by suffix."""
+    """Number of files in the folder that are not images, by suffix."""
 
 
 class FeatureSet(NamedTuple):
-    """Inception features of a list of images."""
+    """Inception features of those images of an `ImageList` that can be decoded."""
 
     names: list[str]
-    """Names of the images that could be read, in order."""
+    """Names of the decoded images, in the order of the `ImageList`."""
     skipped: dict[str, str]
-    """Reason why an image could not be read, by its name."""
+    """Reason why each unreadable image was skipped, by image name."""
     features: dict[int, Features]
-    """Features by blur radius, with a row for each name."""
+    """Features by blur radius in pixels; row i belongs to the image `names[i]`."""
     sizes: list[str]
-    """Distinct sizes of the images, such as 64x32."""
+    """Distinct sizes of the preprocessed images as width x height, such as 64x32."""
 
     def counts(self) -> dict[str, Any]:
-        """Return how many images were read and skipped, with the reason for the first ten."""
+        """Return the numbers of decoded and of skipped images, with the reasons for the first ten skipped ones."""
         first = dict(list(self.skipped.items())[:10])
         return {"images": len(self.names), "skipped": len(self.skipped), "first_skipped": first}
 
 
 class DistributedContext(NamedTuple):
-    """Rank and world size of processes that divide the work and share a file system."""
+    """Rank and world size of processes that divide one evaluation and share a file system; by default one process."""
 
     rank: int = 0
     world_size: int = 1
     barrier: Callable[[], None] = lambda: None
-    """Function that waits for all processes."""
+    """Function that blocks until all processes have called it."""
 
     def indices(self, count: int) -> range:
-        """Return which of `count` items this process works on."""
+        """Return the indices, below `count`, of the items that this process works on."""
         return range(self.rank, count, self.world_size)
 
 
 def images_in_folder(folder: Path) -> ImageList:
-    """List all images below a folder, named by their relative path.
+    """List the images in a folder and its subfolders, named by their path relative to the folder.
 
     Raises:
         UserError: if the folder does not exist or contains no image.
@@ -127,15 +126,17 @@ def images_in_folder(folder: Path) -> ImageList:
         raise UserError(f"there is no folder of images at {folder}: correct the path")
     paths, ignored = find_images(folder)
     if not paths:
-        files = f"{ignored.total()} other files" if ignored else "no file"
-        raise UserError(f"{folder} contains no image, but {files}; images end in {', '.join(sorted(IMAGE_EXTENSIONS))}")
+        raise UserError(
+            f"{folder} contains no image and {ignored.total()} other files: correct the path, or add images that "
+            f"end in {', '.join(sorted(IMAGE_EXTENSIONS))}"
+        )
     names = [str(path.relative_to(folder)) for path in paths]
     images = [{"bytes": None, "path": str(path)} for path in paths]
     return ImageList(str(folder), names, lambda i: decode_pil(images[i]), _digest(names, images), dict(ignored))
 
 
 def image_names(rows: Dataset) -> list[str]:
-    """Return the name of each row's image: source/id in a mixture, else the id, else the row number.
+    """Return the name of each row's image: source/id in a mixture of datasets, else the id, else the row number.
 
     Rows with equal names show the same image.
     """
@@ -147,12 +148,12 @@ def image_names(rows: Dataset) -> list[str]:
     return [f"{source}/{id}" for source, id in zip(rows["source"][:], ids, strict=True)]
 
 
-def images_in_dataset(rows: Dataset, origin: str) -> ImageList:
-    """List the images of a dataset's column `image`, one for each row."""
+def images_in_dataset(rows: Dataset, data_name: str) -> ImageList:
+    """List the images in the column `image` of a dataset, one per row; `data_name` appears in messages and results."""
     names = image_names(rows)
     encoded = rows.select_columns("image").cast_column("image", EncodedImage(decode=False))
     digest = _digest(names, (row["image"] for row in encoded))
-    return ImageList(origin, names, lambda i: decode_pil(encoded[i]["image"]), digest)
+    return ImageList(data_name, names, lambda i: decode_pil(encoded[i]["image"]), digest)
 
 
 def extract_features(
@@ -165,23 +166,23 @@ def extract_features(
     on_progress: OnProgress = no_progress,
     context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
 ) -> FeatureSet:
-    """Return the features of images; unreadable images are skipped and named.
+    """Return Inception features of images; unreadable images are skipped and listed in `skipped`.
 
-    Several processes divide the images among them, and each returns the features of all.
+    Several processes divide the images among them, and each process returns the features of all images.
 
     Args:
-        images: images to read.
-        inception: network, on the device to use.
-        preprocessing: resizing of the images.
-        radii: blur radii in pixels; 0 is none.
-        batch_size: number of images in a batch.
-        cache_dir: folder where features are kept under a hash of everything they depend on; required for several
-            processes.
-        on_progress: called with the number of images read.
-        context: processes that divide the work.
+        images: images to decode.
+        inception: network that computes the features, on the device to use.
+        preprocessing: resizing before blur and Inception.
+        radii: radii of the Gaussian blur in pixels, with separate features for each; 0 means no blur.
+        batch_size: number of images per forward pass.
+        cache_dir: folder for a cache of features, keyed by a hash of images, weights and settings; required for several
+            processes, which exchange their features through it.
+        on_progress: callback with the number of images read by this process.
+        context: rank and world size of this process.
 
     Raises:
-        UserError: if no image can be read, or their sizes differ after preprocessing.
+        UserError: if no image can be decoded, or their sizes differ after preprocessing.
     """
     radii, device = list(radii), next(inception.parameters()).device
     key = {
@@ -206,7 +207,7 @@ def extract_features(
                     continue
                 names.append(name)
                 sizes[f"{batch[-1].shape[-1]}x{batch[-1].shape[-2]}"] = None
-            _check_sizes(list(sizes), images.origin)
+            _check_sizes(list(sizes), images.data_name)
             if batch:
                 stacked = torch.stack(batch).to(device)
                 for radius in radii:
@@ -238,11 +239,12 @@ def extract_features(
     if not parts:
         name, reason = next(iter(skipped.items()))
         raise UserError(
-            f"none of the {len(skipped)} images in {images.origin} can be read, the first ({name}): {reason}"
+            f"cannot decode any of the {len(skipped)} images in {images.data_name} (the first, {name}: {reason}): "
+            "replace the files, or correct the path"
         )
     sizes = sorted({size for part in parts for size in part.sizes})
-    _check_sizes(sizes, images.origin)  # again: sizes may differ only between processes
-    # Restores the order of the images, since the Inception Score is split by it.
+    _check_sizes(sizes, images.data_name)  # checked again, since each process saw only its own images
+    # The order of the images is restored, since the splits of the Inception Score depend on it.
     names = [name for part in parts for name in part.names]
     position = {name: i for i, name in enumerate(images.names)}
     order = sorted(range(len(names)), key=lambda i: position[names[i]])
@@ -250,9 +252,10 @@ def extract_features(
     return FeatureSet([names[i] for i in order], skipped, features, sizes)
 
 
-def _check_sizes(sizes: list[str], origin: str) -> None:
+def _check_sizes(sizes: list[str], data_name: str) -> None:
     if len(sizes) > 1:
-        raise UserError(f"images in {origin} differ in size ({' and '.join(sizes[:3])}): set preprocessing.image_size")
+        found = " and ".join(sizes[:3])
+        raise UserError(f"images in {data_name} differ in size ({found}): set preprocessing.image_size in the protocol")
 
 
 def _digest(names: Iterable[str], images: Iterable[Mapping[str, Any] | None]) -> str:

@@ -1,4 +1,4 @@
-"""FID, KID, precision, recall and the Inception Score of Inception features, by torch-fidelity's own formulas."""
+"""FID, KID, precision, recall and the Inception Score, computed from Inception features by torch-fidelity."""
 
 import math
 import statistics
@@ -20,29 +20,30 @@ from lightning_dalle.evaluation.statistics import proportion_of
 def fidelity_by_radius(
     generated: dict[int, Features], reference: dict[int, Features], config: FidelityConfig
 ) -> dict[str, Any]:
-    """Return the figures of `fidelity` for each blur radius."""
+    """Return the figures of `fidelity` for each blur radius in pixels."""
     return {str(radius): fidelity(features, reference[radius], config) for radius, features in generated.items()}
 
 
 def fidelity(generated: Features, reference: Features, config: FidelityConfig) -> dict[str, Any]:
-    """Return FID, KID, precision, recall and, if there are logits, the Inception Score of the generated images.
+    """Return FID, KID, precision, recall and, if the features include Inception's logits, the Inception Score.
 
-    Each has its uncertainty: the standard deviation of FID over bootstrap resamples, of KID over subsets and of the
-    Inception Score over splits; Wilson's 95 % interval of precision and recall. Few images add a warning to FID.
+    FID has its standard deviation over bootstrap resamples, KID over subsets and the Inception Score over splits.
+    Precision and recall have Wilson's 95 % interval. With few images the FID entry has a warning.
 
     Raises:
-        UserError: if one side has fewer images than four or than neighbours + 1, or if FID is NaN or infinite.
+        UserError: if there are fewer than max(4, `config.neighbours` + 1) generated or reference images, or if FID is
+            NaN or infinite.
     """
     counts = {"generated": len(generated.pool), "reference": len(reference.pool)}
     fewest = max(4, config.neighbours + 1)  # with fewer, a subset of KID has one image and no variance
     for side, count in counts.items():
         if count < fewest:
-            raise UserError(f"there are {count} {side} images, but the measures need at least {fewest}")
+            raise UserError(f"there are {count} {side} images, but FID and KID need at least {fewest}: add images")
     fid = _fid(generated.pool, reference.pool)
     if not math.isfinite(fid):
         raise UserError(
-            f"FID of {counts['generated']} generated against {counts['reference']} reference images is {fid}: "
-            "look at both sets of images"
+            f"FID of {counts['generated']} generated and {counts['reference']} reference images is {fid}: check both "
+            "for images that are corrupt or all alike"
         )
     subset = min(config.kid_subset_size, *(count // 2 for count in counts.values()))
     kid = kid_features_to_metric(
@@ -75,7 +76,7 @@ def fidelity(generated: Features, reference: Features, config: FidelityConfig) -
 
 
 def _fid(generated: Tensor, reference: Tensor) -> float:
-    """Return FID, in the span of the images if they are fewer than features: the eigenvalues then take no time."""
+    """Return FID; if there are fewer images than features, compute it in the images' span, which is exact and fast."""
     pools = [generated.double(), reference.double()]
     joined = torch.cat(pools)
     if len(joined) < joined.shape[1]:
@@ -102,7 +103,8 @@ def _inception_score(generated: Features, config: FidelityConfig) -> dict[str, A
         return {"value": None, "reason": "the Inception weights lack the last layer, which this score needs"}
     if len(generated.logits) < config.isc_splits:
         return {
-            "value": None, "reason": f"{len(generated.logits)} images cannot be split into {config.isc_splits} parts"
+            "value": None, "reason": f"{len(generated.logits)} images cannot be split into {config.isc_splits} parts: "
+            "lower fidelity.isc_splits in the protocol",
         }  # fmt: skip
     score = isc_features_to_metric(generated.logits, config.isc_splits, shuffle=True, rng_seed=config.seed)
     return {
@@ -113,9 +115,9 @@ def _inception_score(generated: Features, config: FidelityConfig) -> dict[str, A
 
 
 def _warning(counts: dict[str, int]) -> str | None:
-    """Return a warning if few images bias FID: it falls as images are added (Chong and Forsyth 2020)."""
+    """Return a warning if there are under 10,000 images, since few images bias FID (Chong and Forsyth 2020)."""
     few = {side: count for side, count in counts.items() if count < 10_000}
     if not few:
         return None
     named = " and ".join(f"{count} {side}" for side, count in few.items())
-    return f"with {named} images FID is biased upwards; compare it only at these same counts"
+    return f"with {named} images FID is biased upwards; compare it only with FID at the same counts"

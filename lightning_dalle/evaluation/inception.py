@@ -1,4 +1,4 @@
-"""The InceptionV3 of 2015 whose features FID, KID, precision and recall are defined on, and its file of weights."""
+"""InceptionV3 of 2015, whose features define FID and KID, and the search for its weights file."""
 
 import os
 from pathlib import Path
@@ -13,25 +13,27 @@ from lightning_dalle.errors import UserError
 from lightning_dalle.files import sha256
 
 ENV_VAR = "LIGHTNING_DALLE_INCEPTION"
-"""Environment variable with the path of the weights, or `none` for training without evaluations that need them."""
+"""Environment variable with the path of the Inception weights; `none` makes `fit` skip evaluations that need them."""
+
+REMEDY = f"give torch-fidelity's weights file of release 0.2.0 in --inception or ${ENV_VAR}"
 
 
 class Features(NamedTuple):
     """Inception features of n images."""
 
     pool: Float[Tensor, "n d"]
-    """Pooled features, 2,048 wide."""
+    """Output of Inception's last pooling layer; d is 2,048."""
     logits: Float[Tensor, "n 1008"] | None
-    """Logits; None if the weights lack the last layer."""
+    """Class logits; None if the weights file lacks Inception's last layer."""
 
     @staticmethod
     def join(parts: "list[Features]") -> "Features":
-        """Join the features of several batches."""
+        """Join the features of several batches in order."""
         logits = [part.logits for part in parts if part.logits is not None]
         return Features(torch.cat([part.pool for part in parts]), torch.cat(logits) if logits else None)
 
     def take(self, indices: list[int]) -> "Features":
-        """Return the features at these indices."""
+        """Return the features of the images at these indices."""
         return Features(self.pool[indices], None if self.logits is None else self.logits[indices])
 
 
@@ -41,10 +43,10 @@ def is_disabled(path: Path | None = None) -> bool:
 
 
 def find_local_weights(path: Path | None = None) -> Path | None:
-    """Return the given file, the one $LIGHTNING_DALLE_INCEPTION names, or torch hub's; None if absent or disabled.
+    """Return `path`, else $LIGHTNING_DALLE_INCEPTION, else the file in torch hub's cache; None if missing or disabled.
 
     Raises:
-        UserError: if a named file does not exist.
+        UserError: if `path` or the environment variable names a file that does not exist.
     """
     if is_disabled(path):
         return None
@@ -59,15 +61,14 @@ def find_local_weights(path: Path | None = None) -> Path | None:
 
 
 def find_or_download_weights(path: Path | None = None) -> Path:
-    """Return the local weights; if there are none, torch hub downloads them once.
+    """Return the file of `find_local_weights`; if there is none, download it into torch hub's cache.
 
     Raises:
-        UserError: if they cannot be downloaded or are disabled.
+        UserError: if the download fails, or if $LIGHTNING_DALLE_INCEPTION is `none` and no path is given.
     """
     if is_disabled(path):
         raise UserError(f"FID needs the Inception weights, but ${ENV_VAR} is none: unset it, or set it to a file")
-    found = find_local_weights(path)
-    if found is not None:
+    if (found := find_local_weights(path)) is not None:
         return found
     cached = _hub_file()
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +77,8 @@ def find_or_download_weights(path: Path | None = None) -> Path:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"cannot download the Inception weights for FID ({error}): put the file {cached.name} of torch-fidelity's "
-            f"release 0.2.0 into {cached.parent}, or set ${ENV_VAR} to a copy of it; {ENV_VAR}=none makes `fit` skip "
-            "evaluations that need it"
+            f"release 0.2.0 into {cached.parent}, or set ${ENV_VAR} to its path; {ENV_VAR}=none makes `fit` skip "
+            "evaluations that need these weights"
         ) from error
     return cached
 
@@ -87,13 +88,13 @@ def _hub_file() -> Path:
 
 
 class Inception(FeatureExtractorInceptionV3):
-    """torch-fidelity's network, with weights that may lack the last layer.
+    """InceptionV3 of torch-fidelity; if the weights lack its last layer, it returns no logits.
 
     Args:
-        path: file of weights with the key names of pytorch-fid and torch-fidelity.
+        path: weights file of torch-fidelity or pytorch-fid, which use the same key names.
 
     Raises:
-        UserError: if the file does not hold weights of this network.
+        UserError: if the file cannot be loaded, or lacks tensors of other layers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,22 +107,21 @@ class Inception(FeatureExtractorInceptionV3):
             raise
         except Exception as error:  # torch.load raises exceptions of many types on corrupt files
             reason = str(error).partition("\n")[0] or "it is empty"
-            raise UserError(f"cannot load Inception weights from {path} ({reason}): give another file") from error
+            raise UserError(f"cannot load Inception weights from {path} ({reason}): {REMEDY}") from error
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load the weights strictly, except for a missing last layer: `has_logits` is then False."""
+        """Load the weights; only the last layer may be missing, which sets `has_logits` to False."""
         missing, unexpected = super().load_state_dict(state_dict, strict=False, assign=assign)
         self.has_logits = not any(name.startswith("fc.") for name in missing)
         wrong = [name for name in (*missing, *unexpected) if not name.startswith("fc.") and "num_batches" not in name]
         if wrong:
             raise UserError(
-                f"the file of Inception weights has {len(wrong)} missing or unexpected tensors, such as {wrong[0]}: "
-                "give a file of torch-fidelity's release 0.2.0"
+                f"the Inception weights have {len(wrong)} missing or unexpected tensors, such as {wrong[0]}: {REMEDY}"
             )
         return missing, unexpected
 
     @torch.no_grad()
     def features(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
-        """Return the features of images of any size; the network resizes them to 299 as TensorFlow 1 did."""
+        """Return the features of images of any size; the network resizes them to 299 x 299 as TensorFlow 1 did."""
         pool, logits = self(images)
         return Features(pool.cpu(), logits.cpu() if self.has_logits else None)

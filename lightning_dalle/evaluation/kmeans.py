@@ -1,4 +1,4 @@
-"""Baseline of a dVAE: a k-means codebook of flat patches with the same grid and the same number of codes."""
+"""K-means baseline for a dVAE: image patches replaced by the nearest of a codebook of mean patches."""
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,15 @@ def kmeans_reconstructions(
     max_patches: int = 100_000,
     seed: int = 0,
 ) -> Float[Tensor, "m 3 h w"]:
-    """Replace each patch of the images by the nearest k-means center of the training patches.
+    """Return the images with each patch replaced by the nearest k-means center of the training patches.
 
     Args:
-        train: images in [0, 1] that the codebook is fitted to.
+        train: training images in [0, 1], whose patches k-means clusters.
         images: images in [0, 1] to reconstruct.
-        patch: side of a patch in pixels; divides the images.
-        codebook_size: number of centers.
-        max_patches: number of random training patches that k-means is fitted to.
-        seed: seed of the random patches and of the first centers.
+        patch: side of a patch in pixels; divides the height and width of the images.
+        codebook_size: number of k-means centers.
+        max_patches: largest number of training patches to cluster; more are sampled down to it.
+        seed: seed of the sampled patches and of the initial centers.
     """
     patches = _patches(train, patch)
     if len(patches) > max_patches:

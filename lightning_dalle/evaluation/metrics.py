@@ -14,12 +14,12 @@ from lightning_dalle.evaluation.statistics import mean
 
 
 def perplexity(counts: Int[Tensor, " k"]) -> Float[Tensor, ""]:
-    """Return the exponential of the entropy of code counts: 1 for a collapsed codebook, k for even use."""
+    """Return the exponential of the entropy of code counts: 1 if one code is used, k if all are used equally often."""
     return torch.special.entr(counts / counts.sum().clamp(min=1)).sum().exp()
 
 
 def psnr(squared_errors: Sequence[float]) -> dict[str, Any]:
-    """Return PSNR in dB with its 95 % interval, of the mean of the images' mean squared errors in [0, 1]."""
+    """Return PSNR in dB with its 95 % interval, from each image's mean squared error of pixels in [0, 1]."""
 
     def decibel(error: float) -> float:
         return -10 * math.log10(max(error, 1e-10))
@@ -34,7 +34,7 @@ def psnr(squared_errors: Sequence[float]) -> dict[str, Any]:
 
 
 class CodebookPerplexity(Metric):
-    """Perplexity of all codes seen, from 1 (collapse) to the codebook size."""
+    """Perplexity of the codes of all batches, from 1 (only one code is used) to the codebook size."""
 
     full_state_update = False
     counts: Tensor
@@ -51,13 +51,13 @@ class CodebookPerplexity(Metric):
 
     @property
     def num_unused(self) -> Int[Tensor, ""]:
-        """Number of codes that never occurred."""
+        """Number of codebook entries that no image used."""
         return (self.counts == 0).sum()
 
 
 class RetrievalRecall(Metric):
     """Recall at 1 and 5 of images by their captions and of captions by their images. Ties count as misses, so a model
-    with equal embeddings retrieves nothing.
+    whose embeddings are all equal retrieves nothing.
     """
 
     full_state_update = False
@@ -70,7 +70,7 @@ class RetrievalRecall(Metric):
         self.add_state("texts", [], dist_reduce_fx="cat")
 
     def update(self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> None:
-        """Add the unit vectors of pairs."""
+        """Add embeddings of unit length; row i of `images` and of `texts` belong together."""
         self.images.append(images.float())
         self.texts.append(texts.float())
 
@@ -84,16 +84,16 @@ class RetrievalRecall(Metric):
 
 
 def _ranks(queries: Float[Tensor, "n d"], keys: Float[Tensor, "n d"], start: int) -> Int[Tensor, " m"]:
-    """Return the rank, from 1, of the matching key of each query in a chunk; ties rank before it."""
+    """Return the rank, from 1, of the key that matches each of 1,024 queries; keys of equal cosine rank before it."""
     cosines = queries[start : start + 1024] @ keys.T  # (m, n)
     own = cosines.gather(1, torch.arange(start, start + len(cosines), device=cosines.device)[:, None])
     return (cosines >= own).sum(dim=1)
 
 
 class NearestImages:
-    """Search for the reference image at the least Euclidean distance in pixels.
+    """Search for the reference image with the least Euclidean distance of pixels to an image.
 
-    It multiplies in float64, since float32 could swap near ties such as two skin tones.
+    The distances are computed in float64, since float32 could swap near ties such as two skin tones.
     """
 
     def __init__(self, references: Float[Tensor, "m 3 h w"]) -> None:
@@ -101,7 +101,7 @@ class NearestImages:
         self.squares = torch.linalg.vector_norm(self.references, dim=1) ** 2
 
     def __call__(self, images: Float[Tensor, "n 3 h w"], chunk: int = 256) -> Int[Tensor, " n"]:
-        """Return the index of the nearest reference of each image."""
+        """Return the index of the reference image nearest to each image."""
         return torch.cat([self._nearest(part.double()) for part in images.flatten(1).split(chunk)])
 
     def _nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:

@@ -1,4 +1,4 @@
-"""Figures of OpenMoji models: what a dVAE preserves, and whether a DALL-E composes emoji held out of training."""
+"""Figures of models of OpenMoji: what a dVAE preserves, and whether a DALL-E composes emoji held out of training."""
 
 import itertools
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from lightning_dalle.progress import OnProgress, no_progress
 
 
 class Emoji:
-    """All captioned emoji of one size: images in [0, 1], captions, skin tones and splits."""
+    """Captioned emoji of all splits of OpenMoji at one image size: images in [0, 1], captions and skin tones."""
 
     def __init__(self, image_size: int) -> None:
         self.splits = OpenMoji().load(image_size)
@@ -52,21 +52,21 @@ class Emoji:
 
     @cached_property
     def nearest(self) -> NearestImages:
-        """Search for the nearest of all emoji."""
+        """Search for the emoji nearest to an image, among the emoji of all splits."""
         return NearestImages(self.images)
 
     def indices(self, split: str) -> list[int]:
-        """Return the indices of a split's emoji."""
+        """Return the indices, among all emoji, of the emoji in a split."""
         return [i for i, name in enumerate(self.split_of) if name == split]
 
     def choose(self, split: str, captions: Captions) -> list[int]:
-        """Return the indices of the emoji of a protocol's captions, in their order."""
+        """Return the indices of the emoji that a protocol's captions describe, in the order of the captions."""
         rows, indices = self.splits[split], self.indices(split)
         found = reference_index(rows, choose_captions(rows, captions))
         return [indices[i] for i in found if i is not None]
 
     def is_right(self, samples: Float[Tensor, "n 3 h w"], prompted: list[int]) -> dict[str, list[bool]]:
-        """Return whether each sample's nearest emoji is the prompted one, and whether it has its skin tone."""
+        """Return whether each sample's nearest emoji is the prompted emoji, and whether their skin tones agree."""
         pairs = list(zip(self.nearest(samples).tolist(), prompted, strict=True))
         return {
             "right_emoji": [self.image_hash[i] == self.image_hash[j] for i, j in pairs],
@@ -74,15 +74,15 @@ class Emoji:
         }
 
     def accuracy(self, samples: Float[Tensor, "n 3 h w"], prompted: list[int]) -> dict[str, Any]:
-        """Return the proportions of samples of the right emoji and of the right skin tone."""
+        """Return the proportions of samples with the right emoji and with the right skin tone, as in `is_right`."""
         return {name: proportion(hits) for name, hits in self.is_right(samples, prompted).items()}
 
 
 def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
-    """Return figures of reconstructions of `val` by argmax codes, beside a k-means codebook of the same size.
+    """Return PSNR, retrieval and codebook use of a dVAE on OpenMoji's split `val`, beside a k-means codebook.
 
-    A reconstruction counts as retrieved if its nearest emoji in pixels has the same image as the original. The accuracy
-    of reconstructed `compositions` is the upper bound that the dVAE sets for a DALL-E.
+    A reconstruction from argmax codes counts as retrieved if the emoji nearest in pixels has the same image as the
+    original. The accuracy of reconstructed `compositions` bounds what a DALL-E can reach with this dVAE.
     """
     val, compositions = emoji.indices("val"), emoji.indices("compositions")
     originals = emoji.images[val]
@@ -133,14 +133,14 @@ def measure_dalle(
     """Generate samples of the protocol's captions, and return the accuracy of their nearest emoji.
 
     Args:
-        pipeline: model.
-        emoji: all emoji, of the model's image size.
-        protocol: captions and sampling; a single candidate for each caption.
-        folder: folder of the samples; existing ones are kept.
-        on_progress: called with the number of samples generated.
+        pipeline: DALL-E and dVAE that generate the samples.
+        emoji: emoji at the model's image size.
+        protocol: settings of captions and sampling, with a single candidate for each caption.
+        folder: folder for the samples; existing samples are kept.
+        on_progress: callback with the number of samples generated.
 
     Returns:
-        figures, indices of the prompted emoji, and samples.
+        figures, the index of each sample's prompted emoji, and the samples.
     """
     generation = protocol.generation
     prompts = choose_captions(emoji.splits[generation.split], generation.captions)
@@ -159,9 +159,9 @@ def measure_dalle(
 def measure_fidelity(
     folder: Path, emoji: Emoji, protocol: Protocol, device: torch.device, on_progress: OnProgress = no_progress
 ) -> dict[str, Any] | None:
-    """Return FID and the other figures of `fidelity` for the samples of `measure_dalle`, without blur.
+    """Return the figures of `fidelity`, without blur, for the samples that `measure_dalle` wrote into a folder.
 
-    None if there are no local Inception weights: they are not downloaded for it.
+    Return None if this machine has no Inception weights: a report must not need a download.
     """
     weights = find_local_weights()
     if weights is None:
@@ -176,7 +176,7 @@ def measure_fidelity(
 
 
 def measure_clip(clip: CLIP, emoji: Emoji, count: int = 200) -> dict[str, Any]:
-    """Return recall at 1 and 5 among `count` images of `val` and their captions, in both directions."""
+    """Return a CLIP's recall at 1 and 5 from image to caption and back, among `count` images of the split `val`."""
     val = emoji.indices("val")[:count]
     recall = RetrievalRecall()
     with torch.inference_mode():
@@ -198,7 +198,7 @@ def measure_reranking(
     seed: int = 0,
     batch_size: int = 512,
 ) -> dict[str, Any]:
-    """Return accuracy and score of the best of n candidates (paper, Fig. 9c).
+    """Return the expected accuracy and score of the best of n candidates, for several n (paper, Fig. 9c).
 
     Each figure averages over all n-subsets of a caption's candidates, then over the captions.
     """
@@ -236,7 +236,7 @@ def measure_reranking(
 
 
 def image_grid(emoji: Emoji, prompted: list[int], samples: list[Image.Image], most: int = 40) -> Image.Image:
-    """Return an image of captions, each with its sample on the left and the held-out emoji on the right."""
+    """Return a grid of captioned pairs: a sample on the left, its prompted emoji on the right; at most `most` pairs."""
     rows = [[sample, to_pil(emoji.images[i])] for i, sample in zip(prompted[:most], samples, strict=False)]
     return captioned_grid(rows, [emoji.captions[i] for i in prompted[:most]], columns=8, side=80)
 

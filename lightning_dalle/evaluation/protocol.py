@@ -1,4 +1,4 @@
-"""Settings that a measured figure depends on, without torch, so that `evaluate --help` answers at once."""
+"""Settings of evaluations; this module does not import torch, so that `evaluate --help` starts quickly."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +9,7 @@ from lightning_dalle.inference.config import SamplingConfig, check_candidates
 
 
 def check_at_least(least: int, **values: int | None) -> None:
-    """Raise a UserError that names the first value below `least`; None passes."""
+    """Raise a UserError that names the first value below `least`; None is accepted."""
     for name, value in values.items():
         if value is not None and value < least:
             raise UserError(f"{name} is {value}, but must be at least {least}")
@@ -17,14 +17,14 @@ def check_at_least(least: int, **values: int | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePreprocessing:
-    """Resizing of images before Inception, the same for generated and reference images."""
+    """Resizing of generated and reference images before Inception."""
 
     image_size: int | None = 256
-    """Side of the images in pixels; null keeps every image as it is, and all must then have one size."""
+    """Side of the resized images in pixels; null keeps their size, which must then be equal for all images."""
     resize: Literal["torchvision", "clean-fid"] = "torchvision"
     """Resizing method. torchvision: the shorter side to `image_size`, bilinear with antialias, then a center crop;
     Inception itself resizes that to 299 as TensorFlow 1 did. clean-fid: the whole image to 299 x 299, bicubic with
-    antialias (Parmar et al. 2022; here rounded to 8 bits), for any `image_size`."""
+    antialias (Parmar et al. 2022; here rounded to 8 bits); `image_size` has no effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,14 @@ class FidelityConfig:
     kid_subsets: int = 100
     """Number of random subsets that KID averages over."""
     kid_subset_size: int = 1000
-    """Images in a subset; at most half of either side, so that the subsets differ."""
+    """Number of images in a subset of KID. It is cut to half of the smaller set of images, so that subsets differ."""
     isc_splits: int = 10
-    """Number of parts that the Inception Score averages over (Salimans et al. 2016)."""
+    """Number of parts of the generated images that the Inception Score averages over (Salimans et al. 2016)."""
     neighbours: int = 3
-    """Neighbour index k of precision and recall (Kynkaanniemi et al. 2019)."""
+    """Number k of nearest neighbours in precision and recall (Kynkaanniemi et al. 2019)."""
     bootstrap: int = 0
-    """Number of bootstrap resamples of both sides for the standard deviation of FID; 0 for none. Each takes as long as
-    FID itself: seconds, on a CPU up to a minute."""
+    """Number of bootstrap resamples of generated and reference images for the standard deviation of FID; 0 omits it.
+    Each resample takes as long as FID itself: seconds, on a CPU up to a minute."""
     seed: int = 2020
     """Seed of KID's subsets, the Inception Score's split, the bootstrap and the choice of `reference_count` images."""
 
@@ -53,18 +53,18 @@ class FidelityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Choice of the captions of a split that images are generated for."""
+    """Settings that choose the captions for which images are generated."""
 
     csv: Path | None = None
-    """CSV file with the columns image_id and prompt, such as the field's 30,000 of COCO; read in order."""
+    """CSV file of captions, with the columns image_id and prompt; null takes the captions of the dataset's split."""
     one_per_image: bool = False
-    """Whether to use one random caption of each image instead of all."""
+    """Whether to use one random caption of each image instead of all its captions."""
     unique: bool = True
-    """Whether to use a caption that several images share only once (the paper's choice for CUB)."""
+    """Whether to use a caption only once if several images have it (the paper's choice for CUB)."""
     count: int | None = None
     """Number of captions to sample, in random order (30,000 for COCO in the paper); null for all, in order."""
     seed: int = 0
-    """Seed of the choice and the order."""
+    """Seed of the random choice and order of captions."""
 
     def __post_init__(self) -> None:
         check_at_least(1, **{"captions.count": self.count})
@@ -72,21 +72,21 @@ class Captions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationProtocol:
-    """Captions, candidates and sampling of the generated images."""
+    """Settings of generated images: captions, number of candidates, sampling and seed."""
 
     split: str = "val"
     """Split of the data that captions and reference images are taken from."""
     captions: Captions = field(default_factory=Captions)
-    """Choice of the captions."""
+    """Captions for which images are generated."""
     samples_per_caption: int = 1
-    """Number of images kept of each caption, each the best of its own candidates."""
+    """Number of images saved for each caption, each the best of its own candidates."""
     candidates: tuple[int, ...] = (1,)
-    """Increasing numbers of candidates, each of which the best is kept (Fig. 9c: 1 to 512). The sets are nested: the
-    best of 8 is chosen from the first 8 of the 512."""
+    """Increasing numbers n; the best of the first n candidates is saved for each n (Fig. 9c: 1 to 512). The largest n
+    is the number of candidates sampled for each image."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Settings that turn logits into codes."""
+    """Settings of sampling, such as the temperature."""
     seed: int = 0
-    """Seed of the first candidate of the first caption; each further candidate's seed is one higher."""
+    """Seed of the first candidate of the first caption; each further candidate has the next integer."""
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates)
@@ -95,22 +95,22 @@ class GenerationProtocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Everything that a figure depends on besides the two sets of images; written beside every figure."""
+    """Settings of an evaluation: all that figures depend on besides the images. Each result file includes them."""
 
     name: str
-    """Name in the files of results."""
+    """Name of the protocol, which is part of the names of result files."""
     preprocessing: ImagePreprocessing = field(default_factory=ImagePreprocessing)
-    """Resizing of images on both sides."""
+    """Resizing of generated and reference images."""
     blur_radii: tuple[int, ...] = (0,)
-    """Standard deviations in pixels of the Gaussian blur of both sides; 0 is none (Fig. 9a and b)."""
+    """Standard deviations, in pixels, of the Gaussian blur of all images; 0 means no blur (Fig. 9a and b)."""
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
-    """Settings of the measures."""
+    """Settings of FID, KID, precision, recall and the Inception Score."""
     reference: Literal["split", "captions"] = "split"
-    """Reference images. split: all images of the split. captions: the images of the chosen captions, in that order."""
+    """Choice of reference images. split: all images of the split. captions: the images of the chosen captions."""
     reference_count: int | None = None
-    """Number of random reference images of the split; null for all."""
+    """Number of reference images, chosen at random from the split; null for all."""
     generation: GenerationProtocol = field(default_factory=GenerationProtocol)
-    """Settings of a model's images; `evaluate`, which compares two folders, ignores them."""
+    """Settings of generated images; the subcommand `evaluate`, which compares two folders, ignores them."""
 
     def __post_init__(self) -> None:
         if not self.blur_radii or min(self.blur_radii) < 0:
@@ -125,14 +125,14 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class RerankingProtocol:
-    """Settings that measure what the best of n candidates gains, for several n."""
+    """Settings that measure how much reranking n candidates improves samples, for several n."""
 
     prompts: int = 200
-    """Number of captions."""
+    """Number of captions that candidates are sampled for."""
     candidates: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     """Increasing numbers n; the last is the number of candidates sampled for each caption (Fig. 9c)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Settings that turn logits into codes; a higher temperature than for single samples makes candidates differ."""
+    """Settings of sampling; a higher temperature than for single samples makes candidates differ."""
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates)

@@ -1,4 +1,4 @@
-"""Figures of a dVAE's reconstructions of real images."""
+"""PSNR, SSIM, LPIPS, FID and codebook use of a dVAE's reconstructions of real images."""
 
 import math
 from collections.abc import Callable
@@ -40,17 +40,17 @@ def measure_reconstructions(
 
     Args:
         dvae: model in eval mode, on the device to use.
-        originals: real images; unreadable ones are skipped and counted.
-        folder: folder for the reconstructions as PNG, of these images and this dVAE only.
-        protocol: preprocessing and settings of the measures.
-        inception: network, on the same device.
+        originals: real images; unreadable images are skipped and counted.
+        folder: folder for the reconstructions as PNG files, which must not contain other images.
+        protocol: settings of preprocessing and measures.
+        inception: network that computes the features for FID, on the dVAE's device.
         batch_size: number of images reconstructed at once.
-        cache_dir: folder where features are kept.
-        on_progress: called with the number of images reconstructed by this process.
-        context: processes that divide the work; only rank 0 returns figures.
+        cache_dir: folder for a cache of Inception features.
+        on_progress: callback with the number of images reconstructed by this process.
+        context: rank and world size of this process; only rank 0 returns figures, other ranks an empty dictionary.
 
     Raises:
-        UserError: if no image can be read, or a reconstruction contains NaN or infinite values.
+        UserError: if no image can be decoded, or a reconstruction contains NaN or infinite values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(dvae.parameters()).device
@@ -88,9 +88,9 @@ def measure_reconstructions(
     joined = {name: [value for part in parts for value in part[name]] for name in own}
     counts = torch.stack([part["counts"] for part in parts]).sum(0)
     if not joined["mse"]:
-        raise UserError(f"none of the {len(originals.names)} images in {originals.origin} can be read")
+        raise UserError(f"cannot decode any image in {originals.data_name}: correct the path of the data")
     if not all(math.isfinite(value) for value in joined["mse"]):
-        raise UserError("the dVAE's reconstructions contain NaN or infinite values: training diverged")
+        raise UserError("the dVAE's reconstructions are NaN or infinite: training diverged, use an earlier checkpoint")
     generated, reference = (
         extract_features(
             images, inception, protocol.preprocessing, protocol.blur_radii, cache_dir=cache_dir, context=context
@@ -107,16 +107,16 @@ def measure_reconstructions(
         "codes_used": int((counts > 0).sum()),
         "by_blur_radius": fidelity_by_radius(generated.features, reference.features, protocol.fidelity),
         **reference.counts(),
-        "reference": {"data": originals.origin, "split": protocol.generation.split},
+        "reference": {"data": originals.data_name, "split": protocol.generation.split},
     }
 
 
 def _lpips(device: torch.device) -> tuple[Callable[[Tensor, Tensor], Float[Tensor, " n"]] | None, str | None]:
-    """Return LPIPS (AlexNet) of pairs of images in [0, 1], or None and the reason why its weights are missing."""
+    """Return a function that computes LPIPS of image pairs in [0, 1], or None and why its weights are missing."""
     from torchmetrics.functional.image.lpips import _LPIPS
 
     try:
         network = _LPIPS(pretrained=True, net="alex", use_dropout=True, eval_mode=True).to(device)
     except OSError as error:
-        return None, f"cannot download the AlexNet weights of LPIPS: {error}"
+        return None, f"cannot download the AlexNet weights of LPIPS ({error}): copy them to torch hub's cache"
     return lambda made, images: network(made, images, normalize=True).flatten(), None

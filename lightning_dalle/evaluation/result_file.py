@@ -1,4 +1,4 @@
-"""JSON files of results: figures with everything they depend on."""
+"""JSON files of evaluation results, with settings, commit and hardware."""
 
 import json
 import time
@@ -15,10 +15,10 @@ def write_result(folder: Path, name: str, result: dict[str, Any], begun: float) 
     """Write a result with its format, commit, hardware and duration, and print it as a table.
 
     Args:
-        folder: folder of the file, made if it does not exist.
-        name: end of the file name, after the date and time.
-        result: kind, protocol and figures.
-        begun: time at which the evaluation started.
+        folder: folder for the file, which is created if it does not exist.
+        name: second part of the file name, after the date and time.
+        result: dictionary with the kind of evaluation, its protocol and figures.
+        begun: start of the evaluation, as returned by `time.time()`.
     """
     result = {
         "format": FORMAT,

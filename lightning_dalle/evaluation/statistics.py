@@ -9,12 +9,12 @@ from scipy.stats import binomtest
 
 
 def proportion(hits: Sequence[bool]) -> dict[str, Any]:
-    """Return the proportion of hits with its 95 % interval (Wilson)."""
+    """Return the proportion of true values with Wilson's 95 % interval."""
     return proportion_of(sum(hits), len(hits))
 
 
 def proportion_of(hits: int, count: int) -> dict[str, Any]:
-    """Return hits / count with its 95 % interval (Wilson)."""
+    """Return the proportion hits / count with Wilson's 95 % interval."""
     test = binomtest(hits, count).proportion_ci(method="wilson")
     return {
         "value": round(hits / count, 4),
@@ -25,7 +25,7 @@ def proportion_of(hits: int, count: int) -> dict[str, Any]:
 
 
 def mean(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean with its 95 % interval, from the standard deviation of the values."""
+    """Return the mean with its 95 % interval of 1.96 standard errors; a single value has no interval."""
     average = statistics.fmean(values)
     if len(values) < 2:
         return {"value": average, "ci95": None, "of": len(values)}
@@ -34,9 +34,9 @@ def mean(values: Sequence[float]) -> dict[str, Any]:
 
 
 def mean_of_proportions(values: Sequence[float], trials: float) -> dict[str, Any]:
-    """Return the mean of proportions with its 95 % interval, Wilson's for an effective number of trials.
+    """Return the mean of proportions with Wilson's 95 % interval for an effective number of trials.
 
-    The effective number is that of the independent hits and misses whose mean would have the same variance. It equals
+    The effective number is how many independent trials, each 0 or 1, would give a mean of the same variance. It equals
     the number of proportions if each is 0 or 1, and grows as the proportions vary less.
 
     Args:

@@ -1,4 +1,4 @@
-"""Samples of held-out captions and their figures against real images (paper, section 3.1 and Fig. 9)."""
+"""Sampling of held-out captions, and comparison of the samples with real images (paper, section 3.1 and Fig. 9)."""
 
 import contextlib
 import csv
@@ -40,22 +40,22 @@ log = logging.getLogger(__name__)
 
 
 class Prompt(NamedTuple):
-    """Caption to generate images for."""
+    """Caption for which images are generated."""
 
     caption: str
     image_name: str | None
-    """Name of the real image of this caption; None if a CSV does not say."""
+    """Name of the caption's real image; None if the CSV file of captions gives no name."""
 
 
 def choose_captions(rows: Dataset, choice: Captions) -> list[Prompt]:
-    """Return the captions of a protocol, in order.
+    """Return the captions for which a protocol generates images, in order.
 
     Args:
-        rows: dataset with the column `captions`; rows of one image name count as one image with all their captions.
-        choice: settings of the choice.
+        rows: dataset with the column `captions`; rows with equal image names count as one image with all captions.
+        choice: settings that choose captions.
 
     Raises:
-        UserError: if the CSV does not exist, is not UTF-8, lacks a column or lists no caption.
+        UserError: if the CSV file of captions does not exist, is not UTF-8, lacks a column or lists no caption.
     """
     if choice.csv is not None:
         return _read_csv(choice.csv)[: choice.count]
@@ -87,28 +87,28 @@ def _read_csv(path: Path) -> list[Prompt]:
     table = csv.DictReader(io.StringIO(text, newline=""))
     if {"image_id", "prompt"} - set(table.fieldnames or []):
         columns = ", ".join(table.fieldnames or ["none"])
-        raise UserError(f"the CSV of captions {path} has the columns {columns}, but needs image_id and prompt")
+        raise UserError(f"the CSV of captions {path} has the columns {columns}: rename them to image_id and prompt")
     listed = [Prompt((row["prompt"] or "").strip(), row["image_id"]) for row in table]
     prompts = [prompt for prompt in listed if prompt.caption]
     if not prompts:
-        raise UserError(f"the CSV of captions {path} lists no caption: give one with a row for each caption")
+        raise UserError(f"the CSV of captions {path} lists no caption: give a file with one row per caption")
     if len(prompts) < len(listed):
         log.warning("%s: skipped %d blank captions of %d", path, len(listed) - len(prompts), len(listed))
     return prompts
 
 
 def reference_index(rows: Dataset, prompts: list[Prompt]) -> list[int | None]:
-    """Return the row with each prompt's real image, or None; leading zeros of a name are ignored."""
+    """Return the row of each prompt's real image, or None if there is none; leading zeros of names are ignored."""
     row_of = {name.lstrip("0"): i for i, name in reversed(list(enumerate(image_names(rows))))}
     names = [prompt.image_name for prompt in prompts]
     return [None if name is None else row_of.get(name.lstrip("0")) for name in names]
 
 
 def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
-    """Return the protocol's reference images, each image once.
+    """Return the rows of the protocol's reference images, each image once.
 
     Raises:
-        UserError: if the reference is the images of the captions, and no caption has an image in these rows.
+        UserError: if `protocol.reference` is `captions`, and no chosen caption has an image in these rows.
     """
     if protocol.reference == "captions":
         prompts = choose_captions(rows, protocol.generation.captions)
@@ -129,7 +129,7 @@ def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
 
 
 def sample_folders(folder: Path, candidates: tuple[int, ...]) -> dict[int, Path]:
-    """Return the folder for the best of n candidates, by n."""
+    """Return the subfolder for the best of n candidates, for each n in `candidates`."""
     return {n: folder / f"best_of_{n}" for n in candidates}
 
 
@@ -144,20 +144,20 @@ def generate_samples(
 ) -> None:
     """Sample the candidates of every caption and save the best of the first n, for each n of the protocol.
 
-    000123.png is sample 123, with its caption, seed and score in its metadata. Existing files are kept, so a killed run
-    resumes.
+    The file 000123.png is sample 123, with its caption, seed and score as metadata. Existing files are kept, so an
+    interrupted run resumes.
 
     Args:
-        pipeline: model, with a scorer if there are several candidates.
-        prompts: captions.
-        generation: candidates, sampling and seed.
+        pipeline: DALL-E and dVAE, with a scorer if each caption has several candidates.
+        prompts: captions for which images are generated.
+        generation: settings of candidates, sampling and seed.
         folders: folder for the best of n candidates, by n.
-        batch_size: number of images sampled at once.
-        on_progress: called with the number of candidates sampled by this process.
-        context: processes that divide the work.
+        batch_size: number of candidates sampled at once.
+        on_progress: callback with the number of candidates sampled by this process.
+        context: rank and world size of this process.
 
     Raises:
-        UserError: if there are several candidates and no scorer.
+        UserError: if captions have several candidates and the pipeline has no scorer.
     """
     check_candidates(generation.candidates, has_scorer=pipeline.scorer is not None)
     for folder in folders.values():
@@ -194,34 +194,34 @@ def measure_samples(
     folders: Mapping[int, Path],
     count: int,
     rows: Dataset,
-    origin: str,
+    data_name: str,
     protocol: Protocol,
     inception: Inception,
     cache_dir: Path | None = None,
     on_progress: OnProgress = no_progress,
     context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
 ) -> dict[str, Any]:
-    """Return the figures of generated samples, for each number of candidates and each blur radius.
+    """Return the figures of saved samples, for each number of candidates and each blur radius.
 
     Args:
         folders: folder of the best of n candidates, by n.
-        count: number of samples in each folder.
-        rows: split of the data with the reference images.
-        origin: name of the data, for messages.
+        count: number of samples that each folder must contain.
+        rows: dataset split with the reference images.
+        data_name: path or name of the dataset, for messages and results.
         protocol: settings of the figures.
-        inception: network, on the device to use.
-        cache_dir: folder where features are kept; required for several processes.
-        on_progress: called with the number of images read, of each set of images anew.
-        context: processes that divide the work; only rank 0 returns figures.
+        inception: network that computes the features, on the device to use.
+        cache_dir: folder for a cache of features; required for several processes.
+        on_progress: callback with the number of images read, counted separately for each folder and the reference.
+        context: rank and world size of this process; only rank 0 returns figures.
 
     Raises:
-        UserError: if a folder does not hold exactly the samples, or they are too few for the measures.
+        UserError: if a folder lacks samples or contains other images, or if there are too few images for the measures.
     """
     read = partial(
         extract_features, inception=inception, preprocessing=protocol.preprocessing, radii=protocol.blur_radii,
         cache_dir=cache_dir, on_progress=on_progress, context=context,
     )  # fmt: skip
-    reference = read(images_in_dataset(choose_reference(rows, protocol), origin))
+    reference = read(images_in_dataset(choose_reference(rows, protocol), data_name))
     by_candidates = {}
     for n, folder in folders.items():
         generated = read(images_in_folder(folder))
@@ -230,7 +230,7 @@ def measure_samples(
             wrong = sorted(expected - set(generated.names)) or sorted(set(generated.names) - expected)
             raise UserError(
                 f"{folder} must hold {count} readable images, but has {len(generated.names)}: delete "
-                f"{', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''} there, then run again to sample them anew"
+                f"{', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''} there, and run the same command again"
             )
         if context.rank > 0:
             continue
@@ -241,17 +241,17 @@ def measure_samples(
         }
     return {
         "by_candidates": by_candidates,
-        "reference": {"data": origin, "split": protocol.generation.split, **reference.counts()},
+        "reference": {"data": data_name, "split": protocol.generation.split, **reference.counts()},
     }
 
 
 def first_samples(folder: Path, count: int) -> list[Image.Image]:
-    """Return the first samples of a folder."""
+    """Return the first `count` PNG images of a folder in the order of their names."""
     return [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))[:count]]
 
 
 def count_shared_images(training: Dataset, reference: Dataset) -> int:
-    """Count the reference images whose bytes are also in the training data."""
+    """Count the reference images whose encoded bytes also occur in the training data."""
     known = set(_content_hashes(training))
     return sum(found in known for found in _content_hashes(reference))
 

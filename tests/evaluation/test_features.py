@@ -65,7 +65,7 @@ def test_unreadable_images_are_named_and_the_others_read(network: Inception, tmp
     (tmp_path / "d.png").touch()
     found = read(tmp_path, network, ImagePreprocessing(image_size=32), batch_size=2)
     assert found.names == ["a.png", "c.png"]
-    assert found.skipped == {"b.png": "unreadable image", "bb.jpg": "unreadable image", "d.png": "zero bytes"}
+    assert found.skipped == {"b.png": "unreadable image", "bb.jpg": "unreadable image", "d.png": "empty image file"}
     assert found.features[0].pool[:, 0].tolist() == [0, 20]
 
 
@@ -151,7 +151,7 @@ def test_a_datasets_images_may_be_undecoded_missing_or_empty(network: Inception,
     rows = Dataset.from_dict({"image": images}, features=Columns(image=EncodedImage(decode=False)))
     found = extract_features(images_in_dataset(rows, "the test's"), network, ImagePreprocessing(image_size=32))
     assert found.names == ["0"]
-    assert found.skipped == {"1": "zero bytes", "2": "without an image", "3": "without an image"}
+    assert found.skipped == {"1": "empty image file", "2": "missing image", "3": "missing image"}
 
 
 def test_images_of_several_sizes_need_an_image_size(network: Inception, tmp_path: Path) -> None:
@@ -185,10 +185,10 @@ def test_sizes_that_differ_only_between_processes(network: Inception, tmp_path: 
 def test_a_missing_folder_and_one_without_readable_images_are_refused(network: Inception, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no folder of images at .*none: correct the path"):
         read(tmp_path / "none", network, ImagePreprocessing())
-    with pytest.raises(UserError, match=r"contains no image, but no file; images end in .*\.tiff"):
+    with pytest.raises(UserError, match=r"contains no image and 0 other files: correct the path, or add .*\.tiff"):
         read(tmp_path, network, ImagePreprocessing())
     (tmp_path / "a.png").write_text("not an image")
-    with pytest.raises(UserError, match=r"none of the 1 images .* can be read, the first \(a.png\): unreadable image"):
+    with pytest.raises(UserError, match=r"any of the 1 images .* first, a.png: unreadable image\): replace the files"):
         read(tmp_path, network, ImagePreprocessing())
 
 
@@ -215,7 +215,7 @@ def test_blur_spreads_a_point_by_its_radius() -> None:
     row = blur(point.float(), 2)[0, 0].sum(0)
     offset = torch.arange(65) - 32
     assert float((row * offset**2).sum() / row.sum()) == pytest.approx(4, rel=0.01)
-    with pytest.raises(UserError, match="too small for a blur"):
+    with pytest.raises(UserError, match="images of 8x8 pixels are too small for a blur of radius 8: remove 8 from"):
         blur(point[..., :8, :8], 8)
 
 
@@ -264,8 +264,10 @@ def test_weights_are_searched_as_argument_then_variable_then_cache(
 def test_a_file_without_inception_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_text("nothing")
-    with pytest.raises(UserError, match=rf"cannot load Inception weights from {path} .*: give another file"):
+    with pytest.raises(
+        UserError, match=rf"cannot load Inception weights from {path} .*: give torch-fidelity's .* --inception"
+    ):
         Inception(path)
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"missing or unexpected tensors, such as .*: give a file of torch-fidelity"):
+    with pytest.raises(UserError, match=r"missing or unexpected tensors, such as .*: give torch-fidelity's weights"):
         Inception(path)

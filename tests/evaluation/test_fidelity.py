@@ -137,12 +137,15 @@ def test_without_the_last_layer_only_the_inception_score_is_missing(
 def test_too_few_images_for_the_splits_of_the_inception_score() -> None:
     few = Features(torch.rand(8, 64), torch.randn(8, 1008))
     refused = fidelity(few, few, FidelityConfig())["inception_score"]
-    assert refused == {"value": None, "reason": "8 images cannot be split into 10 parts"}
+    assert refused == {
+        "value": None,
+        "reason": "8 images cannot be split into 10 parts: lower fidelity.isc_splits in the protocol",
+    }
 
 
 def test_too_few_images_for_the_measures() -> None:
     few, enough = Features(torch.rand(3, 2048), None), Features(torch.rand(8, 2048), None)
-    with pytest.raises(UserError, match="there are 3 generated images, but the measures need at least 4"):
+    with pytest.raises(UserError, match="there are 3 generated images, but FID and KID need at least 4: add images"):
         fidelity(few, enough, FidelityConfig())
     with pytest.raises(UserError, match="need at least 4"):
         fidelity(few, enough, FidelityConfig(neighbours=1))

@@ -96,10 +96,10 @@ def test_an_unusable_csv_is_refused(rows: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"captions.csv is {path}, but there is no such file: correct the path"):
         choose_captions(rows, Captions(csv=path))
     path.write_text("image,text\n1,a cat\n")
-    with pytest.raises(UserError, match=r"list.csv has the columns image, text, but needs image_id and prompt"):
+    with pytest.raises(UserError, match=r"list.csv has the columns image, text: rename them to image_id and prompt"):
         choose_captions(rows, Captions(csv=path))
     path.write_text("image_id,prompt\n")
-    with pytest.raises(UserError, match=r"list.csv lists no caption: give one with a row for each caption"):
+    with pytest.raises(UserError, match=r"list.csv lists no caption: give a file with one row per caption"):
         choose_captions(rows, Captions(csv=path))
     path.write_bytes(b"image_id,prompt\n1,caf\xe9\n")
     with pytest.raises(UserError, match=r"list.csv is not UTF-8 .*: save it as UTF-8"):

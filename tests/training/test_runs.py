@@ -290,11 +290,11 @@ def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stage
     changed = subprocess.run(command, capture_output=True, text=True)
     assert changed.returncode == 2
     assert f"cannot resume the stage dvae in {run}: it was started with other settings" in changed.stderr
-    assert "than the recipe has now (fit); choose another --run_dir, or delete" in changed.stderr
+    assert "the recipe has now (different: its arguments of fit); choose another --run_dir, or" in changed.stderr
 
     # The settings of a stage include the hash of its dVAE; its finished.json includes the hash of its checkpoint.
     settings = json.loads((run / "dalle/finished.json").read_text())
-    with pytest.raises(UserError, match=r"other settings than the recipe has now \(after\); choose another"):
+    with pytest.raises(UserError, match=r"settings than the recipe has now \(different: its dVAE\); choose another"):
         run_stage("dalle", settings["fit"], run, "another dVAE")
     (run / "dalle/started.json").rename(run / "dalle/elsewhere.json")
     (run / "dalle/finished.json").rename(run / "dalle/elsewhere_too.json")

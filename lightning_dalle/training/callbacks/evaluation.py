@@ -1,4 +1,4 @@
-"""Base of the callbacks that evaluate a model during `fit` and in `test`, against real images."""
+"""Base class of the callbacks that compare a model's images with real images, during `fit` and in `test`."""
 
 import contextlib
 import hashlib
@@ -33,23 +33,25 @@ from lightning_dalle.files import read_yaml, sha256
 from lightning_dalle.training.distributed.sharding import require_unsharded
 
 Figures = tuple[dict[str, Any], Callable[[SummaryWriter, int], None]]
-"""Figures of an evaluation, complete on rank 0 only, and a function that shows them in TensorBoard at a step."""
+"""Figures of an evaluation, complete on rank 0 only, and a function that writes them to TensorBoard at a step."""
 
 
 class Evaluation(Callback):
-    """Evaluation of a model in `test` and, if wanted, in `fit`: reference images, leak check and result file.
+    """Base class of callbacks that compare a model's images with real images in `test` and, optionally, in `fit`.
+
+    It finds the reference images, counts how many of them are training images, and writes the result file.
 
     Args:
         protocol: settings of the figures.
         every_n_validations: number of validations from one evaluation in `fit` to the next; 0 for `test` only.
         source: data with the reference images and captions; default: the data of the run.
-        training_source: data that the checkpoint was trained on, to count reference images in it. `fit` uses its own
-            data; `test` skips the count if it is not given.
+        training_source: data that the checkpoint was trained on, in which `test` counts the reference images. `test`
+            skips this count by default; `fit` uses its own training data.
         inception: Inception weights; default: $LIGHTNING_DALLE_INCEPTION, or torch hub's cache. If the variable is
             `none`, `fit` skips the evaluation.
-        samples_dir: folder of generated images, with a subfolder for each hash of weights and settings.
-        results_dir: folder of the results of `test`; those of `fit` are written beside its logs.
-        cache_dir: folder where Inception features are kept.
+        samples_dir: folder for generated images, with one subfolder for each combination of weights and settings.
+        results_dir: folder for the results of `test`; `fit` writes its results into the folder of its logs.
+        cache_dir: folder for a cache of Inception features.
         batch_size: number of images generated at once.
     """
 
@@ -73,30 +75,29 @@ class Evaluation(Callback):
         self.samples_dir, self.results_dir = samples_dir, results_dir
         self.cache_dir, self.batch_size = cache_dir.expanduser(), batch_size
         self.validations = 0
-        self.leak: dict[str, Any] | None = None
+        self.training_overlap: dict[str, Any] | None = None
         self.is_skipped = False
 
     def evaluate(
         self,
         pl_module: pl.LightningModule,
         rows: Dataset,
-        origin: str,
+        data_name: str,
         inception: Inception,
         context: DistributedContext,
     ) -> Figures:
         """Generate images and return their figures.
 
         Args:
-            pl_module: model.
-            rows: split of the data with the reference images, undecoded.
-            origin: name of the data, for messages.
-            inception: network, on the model's device.
-            context: processes that divide the work.
+            rows: dataset split with the reference images, undecoded.
+            data_name: path or name of the dataset, for messages and results.
+            inception: network that computes the features for FID, on the model's device.
+            context: rank and world size of this process.
         """
         raise NotImplementedError
 
     def check(self, rows: Dataset) -> None:
-        """Raise a UserError if the protocol cannot be followed with this split, before hours of training."""
+        """Raise a UserError, before the training, if the protocol cannot be used with this dataset split."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         require_unsharded(trainer, type(self).__name__)
@@ -115,7 +116,7 @@ class Evaluation(Callback):
         if is_disabled(self.inception):
             return f"${ENV_VAR} is none"
         if self.source is None and not data.has_image_rows:
-            return "its data is streamed or has codes only: give the evaluation a `source` with images"
+            return "the training data is streamed or has codes only: give the evaluation a `source` with images"
         return None
 
     @property
@@ -137,7 +138,7 @@ class Evaluation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Evaluate at the first batch: only there are the averaged weights certain to be swapped in."""
+        """Evaluate after the first validation batch: only then is the model certain to have its averaged weights."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if batch_idx > 0 or not self.every_n_validations or self.is_skipped:
@@ -148,17 +149,17 @@ class Evaluation(Callback):
             self._run(trainer, pl_module, Path(trainer.log_dir) / "evaluation")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate at the end, so that the result includes what the model's own test steps logged."""
+        """Evaluate at the end of `test`, so that the result includes the metrics that the test steps logged."""
         self._run(trainer, pl_module, self.results_dir)
 
     def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, results_dir: Path) -> None:
         begun = time.time()
         context = DistributedContext(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
-        config = Path(trainer.log_dir or ".") / "config.yaml"  # on all ranks: log_dir communicates
-        rows, origin, skipped_records = self.reference(trainer)
+        config = Path(trainer.log_dir or ".") / "config.yaml"  # on all ranks, since log_dir communicates between them
+        rows, data_name, skipped_records = self.reference(trainer)
         assert self.inception is not None
         inception = Inception(self.inception).to(pl_module.device)
-        figures, show = self.evaluate(pl_module, rows, origin, inception, context)
+        figures, show = self.evaluate(pl_module, rows, data_name, inception, context)
         if not trainer.is_global_zero:
             return
         is_test = trainer.state.fn == "test"
@@ -169,7 +170,7 @@ class Evaluation(Callback):
             "protocol": asdict(self.protocol),
             **figures,
             "reference": {**figures["reference"], "skipped_records": skipped_records},
-            "reference_images_in_training_data": self._count_leak(rows),
+            "reference_images_in_training_data": self._count_training_overlap(rows),
             "model_metrics": {k: float(v) for k, v in trainer.callback_metrics.items()} if is_test else {},
             "step": step,
             "checkpoint": {"file": checkpoint.name, "sha256": sha256(checkpoint)} if checkpoint else None,
@@ -181,32 +182,34 @@ class Evaluation(Callback):
             show(trainer.logger.experiment, step)
 
     def reference(self, trainer: pl.Trainer) -> tuple[Dataset, str, Counter[str]]:
-        """Return the reference split with undecoded images, the name of its data, and its skipped records by reason.
+        """Return the reference split with undecoded images, the dataset's path or name, and skipped records by reason.
 
         Raises:
-            UserError: if the data lacks the split or its images, or is streamed.
+            UserError: if the dataset lacks the protocol's split, has no images or is streamed.
         """
         datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         source = self.source or datamodule.source
         splits = source.load(datamodule.image_size)
         name, protocol = self.protocol.generation.split, f"the protocol {self.protocol.name}"
-        origin = str(getattr(source, "path", type(source).__name__))
+        data_name = str(getattr(source, "path", type(source).__name__))
         if name not in splits:
-            raise UserError(f"{protocol} uses the split {name}, but {origin} has {', '.join(splits)}")
+            found = ", ".join(splits)
+            raise UserError(f"{protocol} uses the split {name}, but {data_name} has {found}: set generation.split")
         if not isinstance(splits[name], Dataset):
-            raise UserError(f"{protocol} counts its images, but {origin} is streamed: set a `source` that is not")
+            raise UserError(f"{protocol} cannot use {data_name}, which is streamed: set another `source`")
         if "image" not in splits[name].column_names:
-            raise UserError(f"{protocol} needs images, but {origin} has none: set a `source` that has them")
-        rows, skipped_records = drop_incomplete(splits[name], f"{origin}, split {name}")
-        return rows.cast_column("image", EncodedImage(decode=False)), origin, skipped_records
+            raise UserError(f"{protocol} needs images, but {data_name} has none: set a `source` that has images")
+        rows, skipped_records = drop_incomplete(splits[name], f"{data_name}, split {name}")
+        return rows.cast_column("image", EncodedImage(decode=False)), data_name, skipped_records
 
     def _training_rows(self, trainer: pl.Trainer) -> tuple[Dataset | None, str | None]:
-        """Return the training data, or None and the reason why the reference cannot be looked up in it."""
+        """Return the training data, or None and the reason why reference images cannot be counted in it."""
         datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if self.training_source is not None:
             splits = self.training_source.load(datamodule.image_size)
             if "train" not in splits:
-                raise UserError(f"the evaluation's training_source needs a split train, but has {', '.join(splits)}")
+                found = ", ".join(splits)
+                raise UserError(f"training_source of the evaluation needs a split train, but has {found}: correct it")
             rows = splits["train"]
         elif trainer.state.fn == "fit":
             rows = datamodule.split("train")
@@ -218,26 +221,26 @@ class Evaluation(Callback):
             return None, "the training data has codes and no images"
         return rows, None
 
-    def _count_leak(self, rows: Dataset) -> dict[str, Any]:
-        """Return how many reference images are in the training data; counted once, as it reads all training images."""
+    def _count_training_overlap(self, rows: Dataset) -> dict[str, Any]:
+        """Return the number of reference images in the training data, counted once since this reads all images."""
         if self.training_rows is None:
             return {"value": None, "reason": self.why_no_training_rows}
-        if self.leak is None:
+        if self.training_overlap is None:
             reference = zero_shot.choose_reference(rows, self.protocol)
             count = zero_shot.count_shared_images(self.training_rows, reference)
-            self.leak = {"value": count, "of": len(reference)}
+            self.training_overlap = {"value": count, "of": len(reference)}
             if count:
                 print(f"warning: {count} of the {len(reference)} reference images are in the training data too")
-        return self.leak
+        return self.training_overlap
 
     def samples_folder(self, *depends_on: object) -> Path:
-        """Return the folder for images that depend on these values."""
+        """Return the folder for images; its name has a hash of the values that the images depend on."""
         digest = hashlib.sha256(json.dumps(depends_on, default=str, sort_keys=True).encode()).hexdigest()[:12]
         return self.samples_dir / f"{self.protocol.name}-{digest}"
 
 
 def reference_image(rows: Dataset, index: int | None) -> Image.Image:
-    """Return the center square of a row's image; white if there is no row or its image is unreadable."""
+    """Return the center square of a row's image; a white image if the index is None or the image is unreadable."""
     if index is not None:
         with contextlib.suppress(UnreadableImage):
             image = decode_pil(rows[index]["image"])
@@ -246,5 +249,5 @@ def reference_image(rows: Dataset, index: int | None) -> Image.Image:
 
 
 def _read_config(config: Path) -> dict[str, Any]:
-    """Return a config as JSON values; infinite numbers, which JSON lacks, become text."""
+    """Read a YAML config as values that JSON can represent: infinities and NaN become strings."""
     return json.loads(json.dumps(read_yaml(config), default=str), parse_constant=str)

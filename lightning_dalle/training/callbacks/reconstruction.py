@@ -1,7 +1,5 @@
 """Callback that evaluates a dVAE's reconstructions during `fit` and in `test`."""
 
-from typing import Any
-
 import pytorch_lightning as pl
 from datasets import Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -10,7 +8,6 @@ from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.features import DistributedContext, images_in_dataset
 from lightning_dalle.evaluation.inception import Inception
-from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.evaluation.reconstruction import measure_reconstructions
 from lightning_dalle.evaluation.zero_shot import choose_reference, first_samples
 from lightning_dalle.images import captioned_grid, to_array
@@ -20,31 +17,24 @@ from lightning_dalle.training.lit_dvae import LitDVAE
 
 
 class ReconstructionEvaluation(Evaluation):
-    """Evaluation of a dVAE: PSNR, SSIM, LPIPS if its weights are available, codebook use and FID of reconstructions.
-
-    Args:
-        protocol: settings of the figures.
-        **kwargs: arguments of `Evaluation`.
-    """
+    """Callback that measures a dVAE's reconstructions: PSNR, SSIM, FID, codebook use and LPIPS if possible."""
 
     kind = "reconstruction"
-
-    def __init__(self, protocol: Protocol, **kwargs: Any) -> None:
-        super().__init__(protocol, **kwargs)
 
     def evaluate(
         self,
         pl_module: pl.LightningModule,
         rows: Dataset,
-        origin: str,
+        data_name: str,
         inception: Inception,
         context: DistributedContext,
     ) -> Figures:
-        """Reconstruct the reference images and return the figures."""
+        """Reconstruct the reference images and return the figures of the reconstructions."""
         if not isinstance(pl_module, LitDVAE):
-            raise UserError(f"ReconstructionEvaluation needs a LitDVAE, but the model is a {type(pl_module).__name__}")
+            model = type(pl_module).__name__
+            raise UserError(f"ReconstructionEvaluation needs a LitDVAE, not a {model}: remove the callback")
         reference = choose_reference(rows, self.protocol)
-        originals = images_in_dataset(reference, origin)
+        originals = images_in_dataset(reference, data_name)
         weights = weights_digest(pl_module.dvae)
         folder = self.samples_folder(weights, originals.digest)
         with progress_bar("Reconstructing images") as on_progress:

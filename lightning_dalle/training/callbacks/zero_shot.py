@@ -26,16 +26,16 @@ from lightning_dalle.training.lit_dalle import LitDALLE
 
 
 class ZeroShotEvaluation(Evaluation):
-    """Evaluation of a DALL-E: the best samples of each caption, against real images (paper, section 3.1).
+    """Callback that compares a DALL-E's samples of captions with real images by FID (paper, section 3.1).
 
-    TensorBoard shows every measure; samples beside real images; FID and the Inception Score over blur radius and number
-    of candidates (Fig. 9); for several candidates the score and the best of each number (Fig. 6). An interrupted
+    TensorBoard shows all figures, samples beside real images, and FID and the Inception Score over blur radius and
+    number of candidates (Fig. 9); for several candidates also the score and the best of n (Fig. 6). An interrupted
     evaluation resumes.
 
     Args:
         protocol: settings of the samples and figures.
-        scorer: scorer that chooses the best candidate; required for more than one. With one candidate the mean score is
-            reported, which for a CLIP is the CLIP score (as a cosine).
+        scorer: model, such as a CLIP, that scores images for a caption; required to choose among several candidates.
+            The mean score of the samples is reported; for a CLIP it is the CLIP score as a cosine.
         **kwargs: arguments of `Evaluation`.
     """
 
@@ -46,7 +46,7 @@ class ZeroShotEvaluation(Evaluation):
         self.scorer = scorer
 
     def check(self, rows: Dataset) -> None:
-        """Raise a UserError if the captions cannot be chosen, or a scorer is missing."""
+        """Raise a UserError if captions or reference images cannot be chosen, or if a required scorer is missing."""
         zero_shot.choose_reference(rows, self.protocol)
         zero_shot.choose_captions(rows, self.protocol.generation.captions)
         check_candidates(self.protocol.generation.candidates, has_scorer=self.scorer is not None)
@@ -55,13 +55,14 @@ class ZeroShotEvaluation(Evaluation):
         self,
         pl_module: pl.LightningModule,
         rows: Dataset,
-        origin: str,
+        data_name: str,
         inception: Inception,
         context: DistributedContext,
     ) -> Figures:
-        """Generate the samples and return the figures."""
+        """Sample the protocol's captions and return the figures of the samples against the reference images."""
         if not isinstance(pl_module, LitDALLE):
-            raise UserError(f"ZeroShotEvaluation needs a LitDALLE, but the model is a {type(pl_module).__name__}")
+            model = type(pl_module).__name__
+            raise UserError(f"ZeroShotEvaluation needs a LitDALLE, not a {model}: remove the callback")
         assert pl_module.dalle is not None
         assert pl_module.dvae is not None
         if isinstance(self.scorer, torch.nn.Module):
@@ -77,7 +78,7 @@ class ZeroShotEvaluation(Evaluation):
             zero_shot.generate_samples(pipeline, prompts, generation, folders, self.batch_size, on_progress, context)
         with progress_bar("Reading images") as on_progress:
             figures = zero_shot.measure_samples(
-                folders, len(prompts) * generation.samples_per_caption, rows, origin, self.protocol, inception,
+                folders, len(prompts) * generation.samples_per_caption, rows, data_name, self.protocol, inception,
                 self.cache_dir, on_progress, context,
             )  # fmt: skip
         filed = {

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
@@ -21,8 +22,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_dalle.cli import main
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation.features import DistributedContext
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.inference.pipeline import TextToImage
+from lightning_dalle.training.callbacks.evaluation import Evaluation
+from lightning_dalle.training.callbacks.reconstruction import ReconstructionEvaluation
 from lightning_dalle.training.callbacks.zero_shot import ZeroShotEvaluation
 
 
@@ -115,7 +119,7 @@ def test_cub_fits_and_is_tested_on_a_folder_of_its_shape(birds: Path, pool_weigh
     assert result["reference_images_in_training_data"] == refused
     assert result["reference"] == {
         "data": str(birds), "split": "val", "images": 5, "skipped": 0, "first_skipped": {},
-        "skipped_records": {"without a caption": 1},
+        "skipped_records": {"missing caption": 1},
     }  # fmt: skip
     assert len(list(Path(result["samples"]).glob("best_of_1/*.png"))) == 8
 
@@ -234,13 +238,35 @@ def test_zero_shot_evaluation_refuses_a_dvae_and_missing_splits(
     add_scorer(untrained, training_source=source_config(data, val="validation"))
     for file, checkpoint, sentence in (
         (config, dvae, "; choose another --ckpt_path"),
-        (config, dalle, "the protocol coco_zero_shot uses the split test, but"),
-        (untrained, dalle, "the evaluation's training_source needs a split train, but has val"),
+        (config, dalle, "the protocol coco_zero_shot uses the split test, but ... : set generation.split"),
+        (untrained, dalle, "training_source of the evaluation needs a split train, but has val: correct it"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["test", "--config", str(file), "--ckpt_path", checkpoint])
         assert ended.value.code == 2
-        assert sentence in " ".join(capsys.readouterr().err.split())
+        error = " ".join(capsys.readouterr().err.split())
+        assert all(part in error for part in sentence.split(" ... "))
+
+
+@pytest.mark.parametrize(
+    ("callback", "sentence"),
+    [
+        (ZeroShotEvaluation, "ZeroShotEvaluation needs a LitDALLE, not a LightningModule: remove the callback"),
+        (
+            ReconstructionEvaluation,
+            "ReconstructionEvaluation needs a LitDVAE, not a LightningModule: remove the callback",
+        ),
+    ],
+)
+def test_a_callback_for_another_kind_of_model_is_refused(callback: type[Evaluation], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        callback(Protocol(name="p")).evaluate(
+            pl.LightningModule(),
+            Dataset.from_dict({}),
+            "data",
+            torch.nn.Identity(),
+            DistributedContext(),  # type: ignore[arg-type]
+        )
 
 
 @pytest.mark.parametrize("kind", ["streamed", "codes"])
@@ -254,13 +280,13 @@ def test_fit_without_image_rows_warns_that_it_skips_its_evaluation(kind: str, tm
     trainer.datamodule = data  # type: ignore[attr-defined]
     with pytest.warns(
         UserWarning,
-        match="skips the evaluation p, since its data is streamed or has codes only: give the evalua",
+        match="skips the evaluation p, since the training data is streamed or has codes only: give",
     ):
         evaluation.setup(trainer, pl.LightningModule(), "fit")
     trainer.state.fn = TrainerFn.FITTING
     evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
     assert evaluation.validations == 0
-    with pytest.raises(UserError, match=r"the protocol p (counts its|needs) images, but .*: set a `source` that"):
+    with pytest.raises(UserError, match=r"the protocol p (cannot use|needs images, but) .*: set a.* `source`"):
         evaluation.setup(trainer, pl.LightningModule(), "test")
 
 
