@@ -53,10 +53,10 @@ def filter_table(sets: dict[str, list[str]]) -> None:
     for name, texts in sets.items():
         filters = (*FILTERS[:-1], DuplicateCaptions().counted([text] for text in texts))
         counts[name] = Counter(
-            "without a caption" if not text else next((f.reason for f in filters if f.rejects_caption(text)), "kept")
+            "missing caption" if not text else next((f.reason for f in filters if f.rejects_caption(text)), "kept")
             for text in texts
         )
-    for reason in ("without a caption", *(known.reason for known in FILTERS), "kept"):
+    for reason in ("missing caption", *(known.reason for known in FILTERS), "kept"):
         cells = [f"{c[reason]:,} ({c[reason] / c.total():.1%})" for c in counts.values()]
         print("|", reason, "|", " | ".join(cells), "|")
     print("| records |", " | ".join(f"{c.total():,}" for c in counts.values()), "|\n")

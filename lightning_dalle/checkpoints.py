@@ -26,11 +26,11 @@ from lightning_dalle.tokenizer import CaptionTokenizer
 Model = TypeVar("Model", bound=nn.Module)
 
 METADATA_KEY = "lightning_dalle"
-"""Key in the metadata of a safetensors file; its value is JSON."""
+"""Key in a safetensors file's metadata, under which its configs and tokenizer are stored as JSON."""
 FORMAT_VERSION = 2
 """Version of the training state in a checkpoint; checkpoints of format 1 lack the key `format_version`."""
 METADATA = ("format_version", "dvae_config", "dalle_config", "clip_config", "tokenizer", "attribution")
-"""Keys of a checkpoint that a safetensors file keeps beside the weights."""
+"""Keys of a checkpoint that a safetensors file keeps besides the weights."""
 NAMES = {"dvae": "dVAE", "dalle": "DALL-E", "clip": "CLIP"}
 """Name of each model in messages, by the prefix of its weights and of its config key."""
 
@@ -92,26 +92,33 @@ def _load_dvae(checkpoint: dict[str, Any], path: Path) -> DVAE:
 def _load_model(prefix: str, build: Callable[[Any], Model], checkpoint: dict[str, Any], path: Path) -> Model:
     if f"{prefix}_config" not in checkpoint:
         found = " and ".join(f"a {name}" for other, name in NAMES.items() if f"{other}_config" in checkpoint)
-        raise UserError(f"a {NAMES[prefix]} checkpoint is needed, but {path} contains only {found or 'other models'}")
+        found = found or "other models"
+        raise UserError(f"a {NAMES[prefix]} checkpoint is needed, but {path} has only {found}: correct the path")
     try:
         model = build(checkpoint[f"{prefix}_config"])
     except TypeError as error:
-        raise UserError(f"{path} was written by another version of lightning_dalle: {error}") from error
+        raise UserError(f"{path} is of another version of lightning_dalle, load it with that one: {error}") from error
     start = f"{prefix}."
     weights = {k.removeprefix(start): v for k, v in checkpoint["state_dict"].items() if k.startswith(start)}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"the weights in {path} do not match the {prefix}_config in the same file: {error}") from error
+        raise UserError(
+            f"the weights in {path} do not match its {prefix}_config, choose another: {error}"
+        ) from error
     return model.eval()
 
 
 def check_dvae(user: str, dvae: DVAE, path: Path | None, **expected: int) -> None:
-    """Raise a UserError if the config of the dVAE in `path` has other values than `user`, such as "the data", has."""
+    """Raise a UserError if the config of the dVAE in `path` has other values than `user`, such as "the data", needs."""
     for name, value in expected.items():
         found = getattr(dvae.config, name)
         if found != value:
-            raise UserError(f"{user} has {name}={value}, but the dVAE in {path} has {name}={found}")
+            remedy = f"set data.image_size to {found}, or " if name == "image_size" else ""
+            raise UserError(
+                f"{user}'s {name} is {value}, but the dVAE in {path} was trained with {name}={found}: "
+                f"{remedy}choose another dVAE"
+            )
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path | str | None) -> None:
@@ -134,8 +141,8 @@ def check_resume_config(found: Any, ours: Any) -> None:
     theirs, mine = ({**config.pop("transformer", {}), **config} for config in configs)  # a DALLEConfig is nested
     different = [name for name in mine if theirs[name] != mine[name]]
     if different:
-        has, wants = (", ".join(f"{name}={values[name]}" for name in different) for values in (theirs, mine))
-        raise UserError(f"cannot resume: the checkpoint was trained with {has}, this config has {wants}")
+        differences = ", ".join(f"{name}={mine[name]} (checkpoint: {theirs[name]})" for name in different)
+        raise UserError(f"cannot resume: this config has {differences}; set it to the checkpoint's values")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -150,19 +157,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
         )
     if not path.is_file():
-        raise UserError(f"there is no checkpoint at {path}")
+        raise UserError(f"there is no checkpoint at {path}: correct the path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises any exception on bytes that are not a checkpoint
         # torch's own message advises to execute the file's code.
-        reason = "torch.save did not write it, or it is truncated"
+        reason = "it was not written by torch.save, or is truncated; choose another file"
         if zipfile.is_zipfile(path):
-            reason = "it contains objects that only code in it could create, and no code in it is run"
+            reason = "it contains objects that only code in it can create, which is never run; choose another file"
         raise UserError(f"cannot read {path} as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} has no state_dict, so it is not a checkpoint of lightning_dalle")
+        raise UserError(f"{path} has no state_dict, so it is not a checkpoint of lightning_dalle: correct the path")
     return checkpoint
 
 
@@ -181,14 +188,17 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise UserError(f"cannot read {path} as a safetensors file: {error}") from error
+        raise UserError(f"cannot read {path} as a safetensors file, choose another file: {error}") from error
     if metadata is None:
-        raise UserError(f"the metadata of {path} lacks the key {METADATA_KEY}, so lightning_dalle did not write it")
+        raise UserError(
+            f"{path} is not a model of lightning_dalle: its metadata lacks the key {METADATA_KEY}; give a file that "
+            "`export` or `convert` wrote"
+        )
     return {"state_dict": weights, **json.loads(metadata)}
 
 
 def weights_digest(*models: nn.Module) -> str:
-    """Return a hash of all weights and buffers, in fp32; it does not depend on the file that they came from."""
+    """Return the SHA-256 of all weights and buffers in fp32, equal for a checkpoint and its export."""
     digest = hashlib.sha256()
     for model in models:
         for name, tensor in model.state_dict().items():

@@ -40,7 +40,7 @@ PRECISIONS = {
 }
 """Bytes by precision: Lightning's names, and this package's plugins."""
 PAPER = Bytes(weights=2.0, compute=2.0, powersgd=2.0)
-"""Bytes in the paper's system, if gains, biases, embeddings, heads and residual stream had 16 bits too, not 32."""
+"""Bytes in the paper's system, simplified: gains, biases, embeddings, heads and residual stream have 32 bits there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def count_parameters(config: DALLEConfig) -> dict[str, int]:
 
 
 def memory_per_device(config: DALLEConfig, setup: TrainingSetup) -> dict[str, float]:
-    """Return the bytes on each device at the end of a forward pass, without workspaces and fragmentation.
+    """Return the bytes on each device at the end of a forward pass by purpose, without workspaces and fragmentation.
 
     Autograd keeps the weights that were cast in a forward pass: those of all blocks, or of one block with activation
     checkpointing. Cast weights are not sharded. DDP's gradient buckets are as large as the gradients. FSDP2 gathers a
@@ -107,8 +107,8 @@ def memory_per_device(config: DALLEConfig, setup: TrainingSetup) -> dict[str, fl
 def powersgd_savings(config: DALLEConfig, setup: TrainingSetup) -> float:
     """Return the fraction of the blocks' gradient bytes that PowerSGD does not send.
 
-    With m shards it is 1 - (1/2 + 1/m) r / d, unless a factor is as wide as its shard; the paper's eight shards give
-    1 - 5 r / (8 d) (appendix E.1).
+    With m shards, rank r and width d it is 1 - (1/2 + 1/m) r / d, unless a factor is as wide as its shard. The paper's
+    eight shards give 1 - 5 r / (8 d) (appendix E.1).
     """
     if setup.rank is None:
         return 0.0
@@ -120,7 +120,7 @@ def powersgd_savings(config: DALLEConfig, setup: TrainingSetup) -> float:
 
 
 def communication(config: DALLEConfig, setup: TrainingSetup) -> dict[str, float]:
-    """Return the bytes that each device sends per step.
+    """Return the bytes that each device sends per optimizer step, by purpose.
 
     Replicas average gradients with a ring all-reduce: DDP and PowerSGD once a step, FSDP2 once per accumulated batch.
     Within a replica, FSDP2 gathers weights for the forward and the backward pass and reduce-scatters gradients.
@@ -139,7 +139,7 @@ def communication(config: DALLEConfig, setup: TrainingSetup) -> dict[str, float]
 
 
 def flops(config: DALLEConfig, setup: TrainingSetup) -> int:
-    """Return the floating-point operations of a step on all devices.
+    """Return the floating-point operations of an optimizer step on all devices together.
 
     A forward pass takes two operations per weight and position, plus attention over the visible pairs of positions. A
     backward pass takes twice as many. Activation checkpointing repeats the forward pass of the blocks.

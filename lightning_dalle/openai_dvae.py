@@ -1,4 +1,4 @@
-"""OpenAI's released dVAE, encoder.pkl and decoder.pkl, loaded as our DVAE without running any code in the files.
+"""OpenAI's released dVAE, encoder.pkl and decoder.pkl, loaded as a `DVAE` without running any code in the files.
 
 Each file is a whole pickled module. `torch.load(weights_only=True)` reads it with inert stubs in place of the module
 classes, so OpenAI's package need not be installed.
@@ -29,7 +29,7 @@ MODULES: dict[str, type[nn.Module]] = {
     "torch.nn.modules.pooling.MaxPool2d": nn.MaxPool2d,
     "torch.nn.modules.upsampling.Upsample": nn.Upsample,
 }
-"""Our class for each class of module in the files."""
+"""Class of this package or of torch for each class of module in OpenAI's files."""
 OTHER_NAMES = {
     "builtins.set",
     "collections.OrderedDict",
@@ -39,16 +39,16 @@ OTHER_NAMES = {
     "torch._utils._rebuild_tensor_v2",
     "torch.device",
 }
-"""Names in the files besides the classes of modules; `torch.load(weights_only=True)` allows these and many more."""
+"""Names in OpenAI's files besides the classes of modules; `torch.load(weights_only=True)` allows these and others."""
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     ResBlock: ("post_gain",),
     nn.ReLU: ("inplace",),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     nn.Upsample: ("size", "scale_factor", "mode", "align_corners"),
 }
-"""Attributes that decide what a module computes, besides its weights."""
+"""Attributes, besides weights, that decide what a module of each class computes."""
 WEIGHT_NAMES = {"w": "weight", "b": "bias"}
-"""Our name for each parameter of OpenAI's convolutions."""
+"""Name in this package of each parameter of OpenAI's convolutions."""
 
 
 class Stub:
@@ -59,11 +59,11 @@ class Stub:
 
 
 STUBS = [(type(name, (Stub,), {}), name) for name in MODULES]
-"""Stub class for each class of module, with the name that it replaces."""
+"""Pairs of a stub class and the name of the class that it replaces."""
 
 
 def load_openai_dvae(encoder: Path, decoder: Path, image_size: int = 256) -> DVAE:
-    """Return OpenAI's dVAE as ours, in eval mode on the CPU, in fp32.
+    """Return OpenAI's dVAE in eval mode on the CPU, in fp32.
 
     Args:
         encoder: OpenAI's encoder.pkl, a pickled dall_e.encoder.Encoder in the zip format of torch.save.
@@ -82,40 +82,42 @@ def load_openai_dvae(encoder: Path, decoder: Path, image_size: int = 256) -> DVA
             raise
         except Exception as error:  # torch.load raises any exception on bytes that are not such a module
             reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-            raise UserError(f"{path} is not a pickled {name} that can be read: {reason:.200}") from error
+            raise UserError(f"cannot read {path} as OpenAI's {name}, download it again: {reason:.200}") from error
     try:
         return _build(halves[0], halves[1], image_size)
     except Exception as error:  # a stub may have any object in place of a tensor or a number
-        raise UserError(f"{encoder} and {decoder} are not the two halves of a dVAE of OpenAI's: {error}") from error
+        raise UserError(f"{encoder} and {decoder} are not OpenAI's dVAE, download both again: {error}") from error
 
 
 def _read(path: Path, name: str) -> Stub:
     """Return the stub of the module in a file, whose class must be `name`."""
+    half = "encoder" if name == ENCODER else "decoder"
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}, which should be OpenAI's {half}.pkl: correct the path in --{half}")
     if not is_zipfile(path):
-        raise UserError(
-            f"{path} is not in the zip format that torch.save writes since torch 1.6, as OpenAI's files are"
-        )
+        raise UserError(f"{path} is not in the zip format of torch.save: download OpenAI's {half}.pkl again")
     with ZipFile(path) as archive:
         members = archive.infolist()
         unpacked, size = sum(member.file_size for member in members), path.stat().st_size
         if unpacked > size or any(member.compress_type != ZIP_STORED for member in members):
-            raise UserError(f"{path} is compressed, {unpacked} bytes in {size}, but torch.save does not compress files")
+            raise UserError(
+                f"{path} is a compressed zip file ({size} bytes, {unpacked} unpacked), which torch.save never writes: "
+                "download OpenAI's file again"
+            )
         for member in members:
             if member.filename.endswith("/data.pkl"):
                 _check_program(archive.read(member), path)
     with torch.serialization.safe_globals(STUBS):  # type: ignore[arg-type]
         module: Stub = torch.load(path, map_location="cpu", weights_only=True)
     if type(module).__name__ != name:
-        raise UserError(f"{path} must contain a {name}, but contains a {type(module).__name__}")
+        raise UserError(f"{path} contains a {type(module).__name__}: give OpenAI's {half}.pkl, a {name}")
     return module
 
 
 def _check_program(program: bytes, path: Path) -> None:
     """Raise a UserError if a pickle names a foreign class or function, or repeats a tuple.
 
-    `torch.load` refuses names too, but it cannot name those of newer pickle protocols, and it allows more than needed.
+    `torch.load` refuses names too, but its error omits names of newer pickle protocols, and it allows unneeded ones.
     Tuples of repeated tuples grow exponentially when torch formats them into an error.
     """
     strings: list[str] = []
@@ -126,11 +128,11 @@ def _check_program(program: bytes, path: Path) -> None:
             name = str(argument).replace(" ", ".", 1).replace("__builtin__", "builtins")
             name = ".".join(strings[-2:]) if opcode.name == "STACK_GLOBAL" else name
             if name not in MODULES and name not in OTHER_NAMES:
-                raise UserError(f"{path} names {name!r}, which is not part of OpenAI's dVAE; no code in it was run")
+                raise UserError(f"{path} names {name!r}, unlike OpenAI's file; no code was run: download it again")
         elif "PUT" in opcode.name:
             (tuples.add if previous.startswith("TUPLE") else tuples.discard)(argument)
         elif "GET" in opcode.name and argument in tuples:
-            raise UserError(f"{path} repeats a tuple, which OpenAI's dVAE does not; no code in it was run")
+            raise UserError(f"{path} repeats a tuple, unlike OpenAI's file; no code was run: download it again")
         elif isinstance(argument, str):
             strings.append(argument)
         previous = opcode.name
@@ -152,7 +154,7 @@ def _build(encoder: Stub, decoder: Stub, image_size: int) -> DVAE:
     weights = dict([*_weights(encoder, dvae.encoder, "encoder"), *_weights(decoder, dvae.decoder, "decoder")])
     stored = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights.values()}
     if (size := sum(weight.nbytes for weight in weights.values())) > sum(stored.values()):
-        raise ValueError(f"their weights have {size} bytes, but are views of only {sum(stored.values())}")
+        raise ValueError(f"their weights have {size} bytes, but are views of only {sum(stored.values())} bytes")
     # Copies, since weights may be views of one storage.
     copies = {name: weight.detach().to(torch.float32, copy=True) for name, weight in weights.items()}
     dvae.load_state_dict(copies, assign=True)

@@ -20,16 +20,16 @@ def read_result(file: Path) -> dict[str, Any]:
         UserError: if the file is missing, is not a result, or has another format version.
     """
     if not file.is_file():
-        raise UserError(f"there is no result at {file}")
+        raise UserError(f"there is no result at {file}: correct the path")
     try:
         result: dict[str, Any] = json.loads(file.read_text())
         found = result.get("format", 1)
         if found == FORMAT:
             _ = markdown_table({file.stem: result}), result["commit"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not a result of test, evaluate or reproduce: {error!r}") from error
+        raise UserError(f"{file} is not a result of test, evaluate or reproduce, choose another: {error!r}") from error
     if found != FORMAT:
-        raise UserError(f"{file} is in result format {found}, but this version reads format {FORMAT}; measure again")
+        raise UserError(f"{file} has result format {found}, but format {FORMAT} is needed: repeat the evaluation")
     return result
 
 

@@ -26,13 +26,9 @@ class CaptionTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, text_len: int) -> "CaptionTokenizer":
-        """Train a tokenizer of at most `vocab_size` tokens, including the 256 bytes, on captions.
-
-        Raises:
-            UserError: if `vocab_size` is below 256.
-        """
+        """Train a tokenizer of at most `vocab_size` tokens, including the 256 bytes, on captions."""
         if vocab_size < 256:
-            raise UserError(f"vocab_size ({vocab_size}) must be at least 256, one token for each byte")
+            raise UserError(f"vocab_size is {vocab_size}, but must be at least 256: one token for each byte")
         bpe = Tokenizer(models.BPE())
         bpe.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -69,20 +65,20 @@ class CaptionTokenizer:
             tokens[best : best + 2] = [tokens[best] + tokens[best + 1]]
 
     def pad(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Return exactly `text_len` ids, and whether ids were truncated; the first truncation warns."""
+        """Return ids padded or truncated to `text_len`, and whether any was cut off; the first truncation warns."""
         is_truncated = len(ids) > self.text_len
         if is_truncated and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"a caption of {len(ids)} tokens was truncated to text_len={self.text_len}; "
-                "training counts all of these as data/captions_truncated",
+                f"a caption of {len(ids)} tokens was truncated to text_len={self.text_len}, a config key of the data. "
+                "Training counts all truncated captions as data/captions_truncated.",
                 stacklevel=2,
             )
         ids = ids[: self.text_len]
         return ids + [self.vocab_size + position for position in range(len(ids), self.text_len)], is_truncated
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ids; padding ids are skipped."""
+        """Return the text of token ids; padding ids are skipped."""
         return self.bpe.decode([i for i in ids if i < self.vocab_size]).strip()
 
     def to_json(self) -> str:

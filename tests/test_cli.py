@@ -119,7 +119,7 @@ def test_a_misspelt_key_of_fit_is_named_with_the_nearest_valid_key(
     [
         ("dalle", "--model.init_args.config.n_embd=33", "n_embd (33) must be a multiple of n_head (4)"),
         ("dvae", "--data.image_size=30", "image_size (30) must be a positive multiple of 4, the downsampling"),
-        ("dalle", "--model.init_args.dvae_checkpoint=nowhere.ckpt", "there is no checkpoint at nowhere.ckpt"),
+        ("dalle", "--model.init_args.dvae_checkpoint=nowhere.ckpt", "there is no checkpoint at nowhere.ckpt: correct"),
     ],
 )
 def test_errors_of_config_classes_are_printed_without_jsonargparse_noise(
@@ -132,7 +132,8 @@ def test_errors_of_config_classes_are_printed_without_jsonargparse_noise(
 
 
 def test_one_prompt_needs_no_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no checkpoint at x.ckpt" in failure(capsys, "generate", "--checkpoint", "x.ckpt", "--prompts", "a cat")
+    error = failure(capsys, "generate", "--checkpoint", "x.ckpt", "--prompts", "a cat")
+    assert "there is no checkpoint at x.ckpt: correct the path" in error
 
 
 def test_conflicting_trainer_options_are_rejected_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +152,8 @@ def test_a_missing_config_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_missing_checkpoint_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "no checkpoint at nowhere.ckpt" in failure(capsys, "generate", "--checkpoint", "nowhere.ckpt", *PROMPTS)
+    error = failure(capsys, "generate", "--checkpoint", "nowhere.ckpt", *PROMPTS)
+    assert "there is no checkpoint at nowhere.ckpt: correct the path" in error
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken", b"trainer: 1", b"hello"])
@@ -159,7 +161,7 @@ def test_a_broken_checkpoint_is_rejected(capsys: pytest.CaptureFixture[str], tmp
     path = tmp_path / "bad.ckpt"
     path.write_bytes(content)
     error = failure(capsys, "generate", "--checkpoint", str(path), *PROMPTS)
-    assert f"cannot read {path} as a checkpoint: torch.save did not write it, or it is truncated" in error
+    assert f"cannot read {path} as a checkpoint: it was not written by torch.save, or is truncated; choose" in error
 
 
 def test_a_checkpoint_that_would_run_code_is_rejected(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_a_checkpoint_that_would_run_code_is_rejected(capsys: pytest.CaptureFixt
 
 def test_generate_rejects_a_dvae_checkpoint(capsys: pytest.CaptureFixture[str], dvae_checkpoint: Path) -> None:
     error = failure(capsys, "generate", "--checkpoint", str(dvae_checkpoint), *PROMPTS)
-    assert f"a DALL-E checkpoint is needed, but {dvae_checkpoint} contains only a dVAE" in error
+    assert f"a DALL-E checkpoint is needed, but {dvae_checkpoint} has only a dVAE: correct the path" in error
 
 
 def test_generate_rejects_a_dvae_with_another_grid(
@@ -184,7 +186,7 @@ def test_generate_rejects_a_dvae_with_another_grid(
     error = failure(
         capsys, "generate", "--checkpoint", str(dalle_checkpoint), "--dvae", str(wide_dvae_checkpoint), *PROMPTS
     )
-    assert f"the transformer has grid=4, but the dVAE in {wide_dvae_checkpoint} has grid=8" in error
+    assert f"grid is 4, but the dVAE in {wide_dvae_checkpoint} was trained with grid=8: choose another dVAE" in error
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_generate_rejects_a_dvae_with_another_grid(
         ([*PROMPTS, "--top", "1"], "cannot choose the best 1 of 4 candidates without a scorer: give a CLIP"),
         ([*PROMPTS, "--top", "5"], "cannot keep 5 of 4 candidates: top must be from 1 to 4"),
         ([*PROMPTS, "--batch_size", "0"], "batch_size is 0, but must be at least 1"),
-        ([*PROMPTS, "--clip", "nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt"),
+        ([*PROMPTS, "--clip", "nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt: correct the path"),
         ([*PROMPTS, "--clip", "ViT-None:openai"], "open_clip has no model ViT-None"),
         ([*PROMPTS, "--num_candidates", "0"], "the number of candidates is 0, but must be at least 1"),
         ([*PROMPTS, "--sampling.temperature", "0"], "temperature is 0.0, but must be above 0"),
@@ -272,7 +274,7 @@ def test_fit_rejects_a_dvae_with_another_image_size(
         "--model.init_args.dvae_checkpoint", str(dvae_checkpoint),
         "--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.max_steps", "1",
     )  # fmt: skip
-    assert "the data has image_size=32, but the dVAE in" in error
+    assert "was trained with image_size=16: set data.image_size to 16, or choose another dVAE" in error
     assert "image_size=16" in error
 
 
@@ -293,7 +295,7 @@ def test_a_missing_ckpt_path_is_named(capsys: pytest.CaptureFixture[str], subcom
     error = failure(
         capsys, subcommand, "--config", "configs/openmoji/quickstart_dvae.yaml", "--ckpt_path", "nowhere.ckpt"
     )
-    assert "no checkpoint at nowhere.ckpt" in error
+    assert "no checkpoint at nowhere.ckpt: correct the path" in error
 
 
 def test_generated_images_carry_the_attribution_of_the_training_images(dalle_checkpoint: Path, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_plan_reads_the_config_of_a_fit(capsys: pytest.CaptureFixture[str]) -> N
             "--config configs/openmoji/quickstart_dvae.yaml",
             "plan needs the config of a LitDALLE, but the model class in configs/openmoji/quickstart_dvae.yaml is ",
         ),
-        ("--config configs/paper/dalle_12b.yaml --devices 6 --shard_group 4", "which does not divide 6 devices"),
+        ("--config configs/paper/dalle_12b.yaml --devices 6 --shard_group 4", "does not divide 6 devices: choose a"),
         ("--config nowhere.yaml", "cannot read the config "),
         ("--config configs/paper/dalle_1b.yaml --shard_group 8", "ddp, holds all parameters on each device; use Model"),
         (
@@ -191,14 +191,14 @@ def test_wrong_options_are_reported(options: str, message: str, capsys: pytest.C
         (b"model:", "but the model class in"),
         (b"data: other.yaml", "expected a mapping of keys, but found 'other.yaml'"),
         (b"model: {init_args: {config: {n_head: 0}}}", "model.init_args.config.n_head in"),
-        (b"model: {init_args: {config: {heads: 1}}}", "is not a TransformerConfig: "),
+        (b"model: {init_args: {config: {heads: 1}}}", "is not a TransformerConfig, correct its keys: "),
         (b"trainer: {devices: -1}", "is -1; expected a whole number above 0, or give --devices"),
         (b"trainer: {devices: auto}", "is 'auto'; expected a whole number above 0, or give --devices"),
         (b"trainer: {max_steps: -2}", "is -2; expected a whole number above 0"),
         (b"trainer: {accumulate_grad_batches: 0}", "is 0; expected a whole number above 0"),
         (
             b"trainer: {strategy: {class_path: powersgd.PowerSGDStrategy, init_args: {rank: 9}}}",
-            "rank (9) and width (1792) must be multiples of the shards of PowerSGD (8)",
+            "rank=9 and n_embd=1792 must both be multiples of PowerSGD's shards=8",
         ),
     ],
 )

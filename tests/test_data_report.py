@@ -52,7 +52,7 @@ def test_a_stream_is_filtered_by_the_caption_counts_that_the_report_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = [BadRecord(noise_image(), text, None) for text in (GOOD, GOOD, GOOD, b"an owl", b"an owl")]
-    write_tars(tmp_path / "data", [*good, BadRecord(b"", b"a fox", "zero bytes")], shards=2)
+    write_tars(tmp_path / "data", [*good, BadRecord(b"", b"a fox", "empty image file")], shards=2)
     duplicates = {"class_path": "lightning_dalle.data.filters.rules.DuplicateCaptions", "init_args": {"max_count": 2}}
     options = {"streaming": True, "splits": {"train": "train"}}
     file = config(tmp_path, tmp_path / "data", [duplicates], **options)
@@ -66,9 +66,9 @@ def test_a_stream_is_filtered_by_the_caption_counts_that_the_report_writes(
     assert json.loads(written.read_text())["captions"] == {GOOD.decode(): 3}
     counts = json.loads(out.read_text())["splits"]["train"]
     examples = counts.pop("examples")
-    assert examples.keys() == {"duplicate caption", "zero bytes"}
-    assert examples["zero bytes"] in capsys.readouterr().out
-    assert counts == {"records": 6, "rejected": {"duplicate caption": 3, "zero bytes": 1}, "kept": 2}
+    assert examples.keys() == {"duplicate caption", "empty image file"}
+    assert examples["empty image file"] in capsys.readouterr().out
+    assert counts == {"records": 6, "rejected": {"duplicate caption": 3, "empty image file": 1}, "kept": 2}
     main(["data", "report", "--config", str(file), "--limit", "4", "--out", str(out)])
     assert json.loads(out.read_text())["splits"]["train"]["records"] == 4
 

@@ -78,7 +78,7 @@ def test_existing_folders_and_other_checkpoints_are_refused(
     run = tiny_run["dvae"].parent
     with pytest.raises(UserError, match=r"already exists; choose another --out"):
         export(run, tmp_path)
-    with pytest.raises(UserError, match=r"a DALL-E checkpoint is needed, but .* contains only a dVAE"):
+    with pytest.raises(UserError, match=r"a DALL-E checkpoint is needed, but .* has only a dVAE: correct the path"):
         export(tiny_run["dvae"].with_suffix("") / "checkpoints" / "last.ckpt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -94,7 +94,7 @@ RESULT = json.loads(Path("evals/results/openmoji_quickstart.json").read_text())
             "out",
             r"two --results are called report, the second is .*b/report\.json; rename one of them",
         ),
-        (["uncommitted.json"], "out", r"uncommitted\.json is not a result of .*: KeyError\('commit'\)"),
+        (["uncommitted.json"], "out", r"uncommitted\.json is not a result of .*, choose another: KeyError\('commit'\)"),
         ([], "a/report.json/out", r"cannot create the output folder .*report\.json \("),
         ([], "/proc/out", r"cannot create the output folder /proc/out.* \("),
         ([], "a/report.json/x/out", r"cannot create the output folder .*report\.json/x \("),
@@ -131,7 +131,7 @@ def test_a_run_without_a_data_config_is_reported_in_the_card(dalle_checkpoint: P
 
 def test_other_safetensors_files_are_refused(tmp_path: Path) -> None:
     save_file({"dvae.x": torch.zeros(1)}, tmp_path / "theirs.safetensors")
-    with pytest.raises(UserError, match=r"theirs\.safetensors lacks the key lightning_dalle, so"):
+    with pytest.raises(UserError, match=r"theirs\.safetensors is not .* lacks the key lightning_dalle; give a file"):
         load_dvae(tmp_path / "theirs.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match=r"cannot read .*broken\.safetensors as a safetensors file"):

@@ -190,7 +190,9 @@ def test_a_poisoned_file_is_refused_by_name_and_runs_nothing(tmp_path: Path, poi
     name, make = REFUSED[poison]
     canary, path = tmp_path / "canary", tmp_path / "encoder.pkl"
     write(path, make(shlex.join(["touch", str(canary)])))
-    with pytest.raises(UserError, match=rf"encoder\.pkl names '{re.escape(name)}', which is not part of OpenAI's dVAE"):
+    with pytest.raises(
+        UserError, match=rf"encoder\.pkl names '{re.escape(name)}', unlike OpenAI's file; .*: download it"
+    ):
         load_openai_dvae(path, tmp_path / "decoder.pkl")
     assert not canary.exists()
     if poison in RUN:  # shows that the file is a real attack
@@ -202,9 +204,8 @@ def test_a_file_cannot_change_the_stubs_of_the_next(tmp_path: Path) -> None:
     *_, encoder, decoder = saved(tmp_path, n_hid=4, vocab_size=8)
     path = tmp_path / "odd.pkl"
     write(path, ENCODER + b"q\x01N}X\x0c\x00\x00\x00__setstate__ccollections\nOrderedDict\ns\x86b0h\x01)\x81}b.")
-    with pytest.raises(
-        UserError, match=r"odd\.pkl is not a pickled dall_e\.encoder\.Encoder that can be read: Can only build"
-    ):
+    message = r"cannot read .*odd\.pkl as OpenAI's dall_e\.encoder\.Encoder, download it again: Can only build"
+    with pytest.raises(UserError, match=message):
         load_openai_dvae(path, decoder)
     assert load_openai_dvae(encoder, decoder).config.n_hid == 4
 
@@ -222,17 +223,17 @@ def test_a_module_within_itself_is_refused(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     encoder, _, *files = saved(tmp_path, n_hid=4, vocab_size=8)
-    with pytest.raises(
-        UserError, match=r"decoder\.pkl must contain a dall_e\.encoder\.Encoder, but contains a dall_e\.dec"
-    ):
+    message = r"decoder\.pkl contains a dall_e\.decoder\.Decoder: give OpenAI's encoder.pkl, a dall_e\.encoder\.Encoder"
+    with pytest.raises(UserError, match=message):
         load_openai_dvae(files[1], files[0])
-    with pytest.raises(UserError, match="there is no file"):
+    message = r"there is no file .*nowhere\.pkl, which should be OpenAI's encoder\.pkl: correct the path in --encoder"
+    with pytest.raises(UserError, match=message):
         load_openai_dvae(tmp_path / "nowhere.pkl", files[1])
     torch.save(encoder, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=r"old\.pkl is not in the zip format"):
+    with pytest.raises(UserError, match=r"old\.pkl is not in the zip format of torch\.save: download OpenAI's encoder"):
         load_openai_dvae(tmp_path / "old.pkl", files[1])
     torch.save(dall_e.encoder.Encoder(n_hid=8, vocab_size=8), files[0])
-    with pytest.raises(UserError, match="are not the two halves of a dVAE"):
+    with pytest.raises(UserError, match="are not OpenAI's dVAE, download both again"):
         load_openai_dvae(*files)
 
 
@@ -253,8 +254,8 @@ HUGE = b"J\xff\xff\xff\x7f"
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        (STORAGE + b".", "encoder.pkl is compressed, .* but torch.save does not compress files"),
-        (b"Nr\xff\xff\xff\x07.", "encoder.pkl must contain a dall_e.encoder.Encoder, but contains a NoneType"),
+        (STORAGE + b".", "encoder.pkl is a compressed zip file .*, which torch.save never writes: download"),
+        (b"Nr\xff\xff\xff\x07.", "encoder.pkl contains a NoneType: give OpenAI's encoder.pkl, a dall_e.encoder"),
         (encoder_of(text("w") + TENSOR % HUGE), "there is no module blocks.group_1 in the encoder or decoder"),
         (
             encoder_of(
@@ -336,5 +337,5 @@ def test_an_altered_dvae_is_refused_by_name(tmp_path: Path, what: str) -> None:
         parent, _, name = place.rpartition(".")
         setattr(encoder.get_submodule(parent), name, value)
     torch.save(encoder, files[0])
-    with pytest.raises(UserError, match=f"encoder.pkl and .* are not the two halves of a dVAE of OpenAI's: .*{said}"):
+    with pytest.raises(UserError, match=f"encoder.pkl and .* are not OpenAI's dVAE, download both again: .*{said}"):
         load_openai_dvae(*files)

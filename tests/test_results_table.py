@@ -39,10 +39,16 @@ def test_a_result_is_a_row_with_its_warnings_below() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": None}, r"old\.json is in result format 1, but this version reads format 2; measure again"),
-        ({"format": 3}, r"old\.json is in result format 3, but this version reads format 2; measure again"),
-        ({"kind": "other"}, r"old\.json is not a result of test, evaluate or reproduce: KeyError\('kind other'\)"),
-        ({"commit": None}, r"old\.json is not a result of test, evaluate or reproduce: KeyError\('commit'\)"),
+        ({"format": None}, r"old\.json has result format 1, but format 2 is needed: repeat"),
+        ({"format": 3}, r"old\.json has result format 3, but format 2 is needed: repeat"),
+        (
+            {"kind": "other"},
+            r"old\.json is not a result of .*, choose another: KeyError\('kind other'\)",
+        ),
+        (
+            {"commit": None},
+            r"old\.json is not a result of .*, choose another: KeyError\('commit'\)",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -54,9 +60,8 @@ def test_other_files_are_refused(tmp_path: Path, changes: dict[str, Any], messag
 
 def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("[1")
-    with pytest.raises(
-        UserError, match=r"broken\.json is not a result of test, evaluate or reproduce: JSONDecodeError"
-    ):
+    message = r"broken\.json is not a result of test, evaluate or reproduce, choose another: JSONDecode"
+    with pytest.raises(UserError, match=message):
         read_result(tmp_path / "broken.json")
-    with pytest.raises(UserError, match=r"there is no result at .*nowhere\.json"):
+    with pytest.raises(UserError, match=r"there is no result at .*nowhere\.json: correct the path"):
         read_result(tmp_path / "nowhere.json")

@@ -1,4 +1,4 @@
-"""`convert`: write OpenAI's released dVAE as a safetensors file of ours."""
+"""`convert`: write OpenAI's released dVAE as a safetensors file that this package loads."""
 
 from pathlib import Path
 

@@ -64,8 +64,8 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
     Args:
         checkpoint: checkpoint of a DALL-E, or the folder of a recipe's run.
         out: folder to write; it must not exist.
-        clip: checkpoint of a CLIP trained by this package, which ranks candidates; by default that of a recipe's run.
-        results: JSON files that `test`, `evaluate` or `reproduce` wrote of this model, for its card; by default the
+        clip: checkpoint of a CLIP of this package, which ranks candidates; by default the CLIP of a recipe's run.
+        results: JSON files that `test`, `evaluate` or `reproduce` wrote, for the model card; by default the
             report of a recipe's run.
     """
     if out.exists():
@@ -125,7 +125,7 @@ def _data_section(checkpoint: Path, attribution: str | None) -> Iterator[str]:
 
 
 def _results_section(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield the table of results and the protocol of each."""
+    """Yield the paragraphs about the results: a table, then the protocol of each result."""
     if not measured:
         yield "This model was not evaluated."
         return

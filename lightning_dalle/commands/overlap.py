@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_dalle.data.images.duplicates import DuplicatePair
 
 PAIRS_PER_SIDE = 24
-"""Pairs in borderline.png on either side of the threshold."""
+"""Maximum number of pairs in borderline.png above the threshold, and below it."""
 
 
 def overlap(
@@ -43,7 +43,7 @@ def overlap(
         within: compare the training images with each other; the first of each group of duplicates is kept.
         threshold: largest distance of a near-duplicate, from 0 (equal) to 1 (unrelated). Copies of 330 photos had
             distances up to 0.11, different photos at least 0.51.
-        data: keys of the data to override, such as `--data.source.init_args.path my/images`.
+        data: config keys of the data to override, such as `--data.source.init_args.path my/images`.
     """
     if (reference is not None) == within:
         found = "both" if within else "neither"
@@ -100,22 +100,19 @@ def overlap(
 
 
 def training_rows(splits: Mapping[str, "Dataset | IterableDataset"]) -> "Dataset | IterableDataset":
-    """Return the split train with undecoded images.
-
-    Raises:
-        UserError: if the split is missing, or its records have no ids.
-    """
+    """Return the split train with undecoded images, and raise a UserError if its records have no ids."""
     from datasets import Dataset
     from datasets import Image as EncodedImage
 
     if "train" not in splits:
-        raise UserError(f"the source has no split train, but {', '.join(splits)}; map one to train with `splits`")
+        raise UserError(f"the source has no split train; set its `splits` to {{train: one of {', '.join(splits)}}}")
     rows = splits["train"]
     if not isinstance(rows, Dataset):
         return rows
     if "id" not in rows.column_names:
         raise UserError(
-            f"records are excluded by the column id, but the source has only the columns {', '.join(rows.column_names)}"
+            "`data overlap` lists records by their column id, which the source lacks; choose a source with ids (it has "
+            f"{', '.join(rows.column_names)})"
         )
     return rows.cast_column("image", EncodedImage(decode=False))
 

@@ -94,7 +94,7 @@ class FitConfig:
         return value
 
     def count(self, key: str, default: int | None = None, remedy: str = "") -> int:
-        """Return the value of a config key that must be a positive integer."""
+        """Return the value of a config key that must be a positive integer; `remedy` ends the error message."""
         return _check_count(f"{key} in {self.files}", self.get(key, default), remedy)
 
 
@@ -128,7 +128,7 @@ def _model_config(fit: FitConfig, codebook_size: int, grid: int | None) -> "DALL
     try:
         transformer = TransformerConfig(**fit.get(key, {}))
     except TypeError as error:
-        raise UserError(f"{key} in {fit.files} is not a TransformerConfig: {error}") from error
+        raise UserError(f"{key} in {fit.files} is not a TransformerConfig, correct its keys: {error}") from error
     return DALLEConfig(
         transformer=transformer,
         text_len=fit.count("data.text_len", 256),
@@ -151,7 +151,7 @@ def _training_setup(
     if shard_group is None:
         shard_group = fit.count("trainer.devices", 1, remedy) if is_sharded else 1
     if _check_count("devices", devices) % _check_count("shard_group", shard_group):
-        raise UserError(f"shard_group is {shard_group}, which does not divide {devices} devices")
+        raise UserError(f"shard_group is {shard_group}, which does not divide {devices} devices: choose a divisor")
     if shard_group > 1 and not is_sharded:
         raise UserError(
             f"shard_group is {shard_group}, but the strategy of {fit.files}, {strategy}, holds all parameters on "
@@ -168,7 +168,7 @@ def _training_setup(
         rank = fit.count("trainer.strategy.init_args.rank")
         shards = fit.count("trainer.strategy.init_args.shards", shards)
         if rank % shards or width % shards:
-            raise UserError(f"rank ({rank}) and width ({width}) must be multiples of the shards of PowerSGD ({shards})")
+            raise UserError(f"rank={rank} and n_embd={width} must both be multiples of PowerSGD's shards={shards}")
     return TrainingSetup(
         devices=devices,
         shard_group=shard_group,

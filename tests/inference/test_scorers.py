@@ -72,7 +72,7 @@ def test_unknown_models_and_weights_raise_an_error(tmp_path: Path) -> None:
         UserError, match="the open_clip model ViT-B-32 needs weights: give MODEL:WEIGHTS, such as ViT-B-32:"
     ):
         load_scorer("ViT-B-32")
-    with pytest.raises(UserError, match=r"there is no checkpoint at nowhere\.ckpt"):
+    with pytest.raises(UserError, match=r"there is no checkpoint at nowhere\.ckpt: correct the path"):
         load_scorer("nowhere.ckpt")
     broken = tmp_path / "broken.pt"
     broken.write_text("nothing")

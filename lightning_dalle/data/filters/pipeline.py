@@ -70,7 +70,7 @@ class FilterPipeline:
         """
         captions = caption_list(record["captions"])
         if not captions:
-            return Rejection("without a caption")
+            return Rejection("missing caption")
         for caption_filter in self._caption_filters:
             captions = [caption for caption in captions if not caption_filter.rejects_caption(caption)]
             if not captions:

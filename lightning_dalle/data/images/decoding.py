@@ -25,13 +25,13 @@ IMAGE_EXTENSIONS = frozenset(
 """Extensions of image files, in lower case."""
 
 MAX_PIXELS = 89_478_485
-"""Largest image that is decoded: a quarter of a GiB of RGB, where Pillow starts to warn of decompression bombs."""
+"""Maximum number of pixels of an image: a quarter of a GiB of RGB, above which Pillow warns of decompression bombs."""
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 """RGB image of any height and width."""
 
 UNREACHABLE_IMAGE = "unreachable image"
-"""Reason for which an image may be readable later: its URL failed."""
+"""Reason for an image whose URL failed, which may be readable later."""
 
 
 class UnreadableImage(ValueError):
@@ -39,7 +39,7 @@ class UnreadableImage(ValueError):
 
     @property
     def reason(self) -> str:
-        """Message of the error, such as "zero bytes"."""
+        """Message of the error, such as "empty image file"."""
         return str(self)
 
 
@@ -73,11 +73,11 @@ def decode_image(image: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) 
 
     Args:
         image: value of a `datasets.Image(decode=False)` column: "bytes", or else the "path" of a file or a URL.
-        max_pixels: largest image that is decoded; larger ones are rejected by their header. Pillow itself rejects
+        max_pixels: maximum number of pixels; larger images are rejected by their header. Pillow itself rejects
             images of more than twice `MAX_PIXELS`.
 
     Raises:
-        UnreadableImage: with one of the reasons "without an image", "zero bytes", "too many pixels",
+        UnreadableImage: with one of the reasons "missing image", "empty image file", "oversized image",
             "unreadable image", or "unreachable image" if a URL fails.
     """
     encoded = read_bytes(image)
@@ -114,11 +114,11 @@ def _open(encoded: bytes, max_pixels: int) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise UnreadableImage("too many pixels") from error
+        raise UnreadableImage("oversized image") from error
     except Exception as error:  # Pillow raises exceptions of any type on broken files
         raise UnreadableImage("unreadable image") from error
     if opened.width * opened.height > max_pixels:
-        raise UnreadableImage("too many pixels")
+        raise UnreadableImage("oversized image")
     return opened
 
 
@@ -126,23 +126,22 @@ def read_bytes(image: Mapping[str, Any] | None) -> bytes:
     """Return an image's encoded bytes, from memory, a file or a URL.
 
     Raises:
-        UnreadableImage: with one of the reasons "without an image", "zero bytes", "unreadable image",
-            "unreachable image".
+        UnreadableImage: for the reasons of `decode_image` that need no decoding.
     """
     encoded, path = (image["bytes"], image["path"]) if image is not None else (None, None)
     if encoded is None:
         if not path:
-            raise UnreadableImage("without an image")
+            raise UnreadableImage("missing image")
         is_local = "://" not in path
         try:
             with Path(path).open("rb") if is_local else fsspec.open(path, "rb") as file:
                 encoded = file.read()
         except FileNotFoundError as error:
-            raise UnreadableImage("without an image") from error
+            raise UnreadableImage("missing image") from error
         except Exception as error:  # local and remote file systems raise exceptions of any type
             raise UnreadableImage("unreadable image" if is_local else UNREACHABLE_IMAGE) from error
     if not encoded:
-        raise UnreadableImage("zero bytes")
+        raise UnreadableImage("empty image file")
     return encoded
 
 

@@ -32,7 +32,7 @@ Box = tuple[float, float, float, float]
 SIDE = 64
 """Side of a thumbnail in pixels."""
 COARSE, FINE = 8, 32
-"""Sides in pixels at which descriptors find candidates and align them."""
+"""Sides in pixels of the descriptors that find candidates, and of those that align them."""
 _INTERVALS = [(first / 20, 1 - last / 20) for first in range(3) for last in range(3 - first)]
 """Intervals of a side that remain when up to a tenth is cropped, in steps of a twentieth."""
 FULL: Box = (0.0, 0.0, float(SIDE), float(SIDE))
@@ -122,7 +122,7 @@ class DuplicateIndex:
 
 
 def find_reference(thumb: Image.Image, references: DuplicateIndex) -> tuple[int, float] | None:
-    """Return index and distance of the reference image nearest to a thumbnail, or None without candidates.
+    """Return index and distance of the reference image nearest to a thumbnail, or None if none is similar.
 
     The reference images must be indexed by all `CROPS`.
     """
@@ -162,18 +162,18 @@ def cluster_duplicates(count: int, pairs: Sequence[tuple[int, int]]) -> list[int
 
 
 class DuplicatePair(NamedTuple):
-    """Training image and the image that it most resembles."""
+    """Training image and the most similar image of the reference set or of the other training images."""
 
     distance: float
     """Distance of the two images: 0 if equal, 1 if unrelated."""
     id: str
     """Id of the training record."""
     match: str
-    """Id of the record that it resembles."""
+    """Id of the record of the most similar image."""
     open: Callable[[], Image.Image]
     """Function that returns the training image."""
     open_match: Callable[[], Image.Image]
-    """Function that returns the image that it resembles."""
+    """Function that returns the most similar image."""
 
 
 def pairs_with_reference(
@@ -186,7 +186,7 @@ def pairs_with_reference(
     Args:
         records: training records with an undecoded image and an id; they are read once, and may be streamed.
         reference: reference records with an undecoded image and an id.
-        counts: counters for "train" and "reference", of images that were read and of reasons for unreadable ones.
+        counts: counters by "train" and "reference", which are filled: images read, and unreadable ones by reason.
     """
     rows, ids, thumbnails = _read_all(reference, "reference", counts["reference"])
     index = DuplicateIndex(thumbnails, CROPS)
@@ -199,12 +199,12 @@ def pairs_with_reference(
 
 
 def pairs_within(records: Dataset, threshold: float, counts: Mapping[str, Counter[str]]) -> Iterator[DuplicatePair]:
-    """Yield each image that duplicates an earlier one, with its nearest duplicate; then pairs above the threshold.
+    """Yield each image that duplicates an earlier one, with its nearest duplicate; then all pairs of larger distance.
 
     Args:
         records: training records with an undecoded image and an id.
         threshold: largest distance of a near-duplicate.
-        counts: counter for "train", of images that were read and of reasons for unreadable ones.
+        counts: counter by "train", which is filled: images read, and unreadable ones by reason.
     """
     rows, ids, thumbnails = _read_all(records, "train", counts["train"])
     with progress_bar("Comparing") as on_progress:
@@ -231,13 +231,12 @@ def pairs_within(records: Dataset, threshold: float, counts: Mapping[str, Counte
 def _read_all(
     records: Any, name: str, counts: Counter[str]
 ) -> tuple[Sequence[int], Sequence[str], Sequence[Image.Image]]:
-    """Return row, id and thumbnail of each readable record, as three sequences."""
+    """Return row number, id and thumbnail of each readable record, as three sequences."""
     images = _read(records, f"Reading images ({name})", counts)
     entries = [(row, id, thumbnail(image)) for row, id, image in images]
     if not entries:
-        raise UserError(
-            f"cannot compare images: none of the {len(records)} images ({name}) can be read: {dict(counts)}"
-        )
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "no records"
+        raise UserError(f"no image of the {name} data can be read ({reasons}): correct its path or files")
     rows, ids, thumbnails = zip(*entries, strict=True)
     return rows, ids, thumbnails
 
@@ -245,7 +244,7 @@ def _read_all(
 def _read(
     records: Iterable[Mapping[str, Any]], description: str, counts: Counter[str]
 ) -> Iterator[tuple[int, str, Image.Image]]:
-    """Yield row, id and image of each readable record; count the others by reason."""
+    """Yield row number, id and image of each readable record; count the others by reason."""
     for row, record in enumerate(track(records, description)):
         try:
             image = decode_pil(record["image"])

@@ -118,7 +118,7 @@ def area_resize(image: Pixels, side: int) -> Pixels:
 
 
 def _window_weights(old_side: int, side: int) -> sparse.csr_array:
-    """Return the weight of each old pixel in each window, (side, old_side)."""
+    """Return the weight of each old pixel in each new one, (side, old_side)."""
     width = np.float32((old_side - 1) / (side - 1))
     left = np.arange(side, dtype=np.float32)[:, None] * width
     pixel = np.floor(left) + np.arange(int(width) + 2, dtype=np.float32)

@@ -22,7 +22,7 @@ from lightning_dalle.files import file_fingerprint
 log = logging.getLogger(__name__)
 
 Read = Callable[[Any], Iterator[dict[str, Any]]]
-"""Function that yields the rows of a shard: a file, a URL or a list of images."""
+"""Function that yields the rows of one shard, which is a file, a URL or a list of images."""
 
 VAL_SPLITS = ("validation", "val", "valid", "test")
 VAL_DIVISOR = 20
@@ -98,7 +98,7 @@ class CaptionedImages:
                 raise error.__cause__ from error
             reason = str(error).partition("\n")[0] or type(error).__name__
             kind = "neither a local path nor a readable hub dataset" if format == "hub" else f"local, format {format}"
-            raise UserError(f"cannot read captioned images from {self.path} ({kind}): {reason}") from error
+            raise UserError(f"cannot read {self.path} ({kind}), correct its path or files: {reason}") from error
 
     def _read_files(self, read: Read, files: list[str]) -> Dataset | IterableDataset:
         fields: dict[str, dict[str, None]] = {}
@@ -123,7 +123,6 @@ class CaptionedImages:
 
     @property
     def _root(self) -> Path:
-        """Folder that the data's paths are relative to."""
         path = Path(self.path).expanduser()
         return path.parent if path.is_file() else path
 
@@ -161,18 +160,18 @@ class CaptionedImages:
         ids = rows["id"][:]
         val = [i for i, id in enumerate(ids) if _is_in("val", id)] or [ids.index(min(ids, key=stable_hash))]
         train = sorted(set(range(len(ids))) - set(val))
-        log.warning("%s has no split for val: %d of its %d records are used", self.path, len(val), len(ids))
+        log.warning("%s has no split for val: %d of its %d records are used as val", self.path, len(val), len(ids))
         return {"train": rows.select(train), "val": rows.select(val)}
 
 
 def drop_incomplete(rows: Dataset, origin: str) -> tuple[Dataset, Counter[str]]:
-    """Return the rows that have an image and a caption, and the number of dropped rows by reason, which is logged.
+    """Return the rows that have an image and a caption, and the numbers of dropped rows by reason, which are logged.
 
     Raises:
         UserError: if no row is left.
     """
     reasons = [
-        "without an image" if not has_image else "" if captions else "without a caption"
+        "missing image" if not has_image else "" if captions else "missing caption"
         for has_image, captions in zip(_have_image(rows), rows["captions"], strict=True)
     ]
     skipped, kept = Counter(filter(None, reasons)), [i for i, reason in enumerate(reasons) if not reason]
@@ -181,7 +180,7 @@ def drop_incomplete(rows: Dataset, origin: str) -> tuple[Dataset, Counter[str]]:
     counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
     log.warning("%s: skipped %s, of %d records", origin, counts, len(rows))
     if not kept:
-        raise UserError(f"{origin} has no captioned image among {len(rows)} records ({counts}); check its columns")
+        raise UserError(f"{origin} has no captioned image among {len(rows)} records ({counts}); correct its columns")
     return rows.select(kept), skipped
 
 

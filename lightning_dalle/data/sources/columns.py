@@ -41,7 +41,7 @@ class Columns:
             fields: fields of each existing column.
             wanted: for each of `image`, `captions` and `id`, "column", "column.field" or None.
             root: folder that the paths of images are relative to.
-            origin: origin of the rows, for error messages.
+            origin: name of the data, for error messages.
 
         Raises:
             UserError: if a column does not exist.
@@ -96,7 +96,6 @@ class Columns:
         return {name: [record[name] for record in records] for name in RECORD}
 
     def _encoded_image(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return a row's undecoded image, from an encoded image, bytes or a path."""
         value = _value(row, self.image)
         if isinstance(value, bytes):
             value = {"bytes": value, "path": None}

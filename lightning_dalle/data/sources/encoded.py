@@ -69,8 +69,8 @@ class Encoding:
             expected, found = getattr(self, name), getattr(other, name)
             if expected != found:
                 raise UserError(
-                    f"{path} was encoded with {name}={found}, but {name}={expected} is expected; remove it, or use "
-                    "another folder"
+                    f"{path} was encoded with {name}={found}, but {name}={expected} is expected; remove the file, "
+                    "or use another folder"
                 )
 
 
@@ -83,7 +83,10 @@ class Shard(NamedTuple):
     records: range
 
     def sample_indices(self, crops: int) -> Iterator[SampleIndex]:
-        """Yield the samples to encode in the order of the file; crop c equals the crop of training epoch c."""
+        """Yield the indices of this shard's samples in the order of its rows: every record `crops` times.
+
+        Crop number c is the random crop that training would draw in epoch c.
+        """
         return (SampleIndex(crop, record) for record in self.records for crop in range(crops))
 
 
@@ -92,7 +95,7 @@ def write_shard(
 ) -> None:
     """Write a shard to a folder atomically.
 
-    `rows` are the captions and ids of the whole split; `codes` belong to `shard.sample_indices(crops)`, in that order.
+    `rows` are the captions and ids of the whole split; `codes` has the codes of each of `shard.sample_indices(crops)`.
     """
     columns = rows.select_columns([name for name in ("captions", "id") if name in rows.column_names])
     table = columns.select(shard.records).with_format("arrow")[:]
@@ -106,7 +109,7 @@ def write_shard(
 
 
 def code_type(codebook_size: int) -> np.dtype[Any]:
-    """Return the smallest integer type for all codes, which saves memory when shards are read."""
+    """Return the smallest integer type for all codes of a codebook, which saves memory when shards are read."""
     return np.min_scalar_type(codebook_size - 1)
 
 
@@ -142,11 +145,7 @@ class EncodedImages:
 
     @cached_property
     def encoding(self) -> Encoding:
-        """Description of how the codes were made, from the first shard.
-
-        Raises:
-            UserError: if the folder has no shards.
-        """
+        """Description of how the codes were made, from the first shard."""
         shards = list_shards(Path(self.path).expanduser())
         if not shards:
             raise UserError(f"{self.path} contains no shards of codes; write them with `predict` and a dVAE")
@@ -192,15 +191,14 @@ class EncodedImages:
         for name, value in settings.items():
             encoded_with = getattr(self.encoding, name)
             if value != encoded_with:
+                remedy = f"set data.{name} to {encoded_with}" if owner == "data" else "choose the dVAE of the codes"
                 raise UserError(
                     f"the images of {self.path} were encoded with {name}={encoded_with}, but the {owner} has "
-                    f"{name}={value}; change it, or encode again"
+                    f"{name}={value}: {remedy}, or encode them again with `predict`"
                 )
 
 
 def require_images(source: object) -> None:
     """Raise a UserError if a source has codes instead of images."""
     if isinstance(source, EncodedImages):
-        raise UserError(
-            f"this model trains on images, but {source.path} has only codes; set the source to that of the images"
-        )
+        raise UserError(f"this model trains on images, but {source.path} has only codes: set data.source to images")

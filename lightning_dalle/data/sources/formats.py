@@ -41,11 +41,11 @@ RETRY_SECONDS = 2.0
 def detect_format(path: str) -> tuple[str, Any]:
     """Return the format of the data at a path, and its files by split.
 
-    Formats are "tars" (with URLs), "pairs" (with images), a suffix of `TABLES`, and, without files, "imagefolder" and
+    The format is "tars" (with URLs), "pairs" (with images), a suffix of `TABLES` or, without files, "imagefolder" or
     "hub".
 
     Raises:
-        UserError: if a folder holds none of these formats.
+        UserError: if a folder has none of these formats.
     """
     local = Path(path).expanduser()
     if local.is_file():

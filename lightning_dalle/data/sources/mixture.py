@@ -53,8 +53,8 @@ class Mixture:
         without_train = [str(i) for i, splits in enumerate(loaded) if "train" not in splits]
         if without_train and any("train" in splits for splits in loaded):
             raise UserError(
-                f"the mixture's source {', '.join(without_train)} (counted from 0) has no split train; map one with "
-                "its `splits`, or remove the source"
+                f"source {', '.join(without_train)} of the mixture (counted from 0) has no split train: set its "
+                "`splits` to {train: NAME}, where NAME is one of its own splits, or remove it"
             )
         names = dict.fromkeys(name for splits in loaded for name in splits)
         if not all(is_streamed):
@@ -63,7 +63,7 @@ class Mixture:
         return IterableDatasetDict(merged) if all(is_streamed) else DatasetDict(merged)
 
     def streams(self, split: str, image_size: int) -> list[IterableDataset]:
-        """Return the streamed split of every source that has it."""
+        """Return a stream of the split from each source that has this split."""
         return [splits[split] for source in self.sources if split in (splits := source.load(image_size))]
 
 
@@ -71,8 +71,8 @@ def _add_index(rows: Dataset, source: int) -> Dataset:
     """Return rows with the columns that all sources share, and the index of their source."""
     if "image" not in rows.column_names:
         raise UserError(
-            f"the mixture's source {source} (counted from 0) has no images, but {', '.join(rows.column_names)}; encode "
-            "the mixture instead of mixing encoded sources"
+            f"source {source} of the mixture (counted from 0) has no column image, only "
+            f"{', '.join(rows.column_names)}: mix sources of images, and encode the mixture with `predict`"
         )
     if "id" not in rows.column_names:
         rows = rows.add_column("id", [str(i) for i in range(len(rows))])

@@ -27,9 +27,9 @@ class OpenMoji:
 
     Splits share neither an image nor a name, and are the same on every machine:
 
-    * `compositions`: one skin tone of every base with single tones. Training has both the base and the tone, but not
-      together, so a correct image requires composition. It has no base with two tones, such as "handshake light skin
-      tone dark skin tone", each of whose images shows two base-tone pairs.
+    * `compositions`: one skin tone of every base, which is a name without its skin tones. Training has the base and the
+      tone, but not together, so a correct image requires composition. Bases that also occur with two tones are left
+      out, such as "handshake light skin tone dark skin tone": each of their images shows two base-tone pairs.
     * `val`: a random 5 % of the rest.
     * `train`: the others.
     """
@@ -92,7 +92,7 @@ def parse_name(caption: str) -> tuple[str, list[str]]:
 
 
 def build(emoji: list[dict[str, Any]]) -> DatasetDict:
-    """Assign every record to its split."""
+    """Return the records by split, as `OpenMoji` describes the splits."""
     # Records with equal images go to one split, such as "farmer" and "man farmer".
     captions_of: dict[str, list[str]] = defaultdict(list)
     for record in emoji:

@@ -20,5 +20,5 @@ class Source(Protocol):
 
 
 def stable_hash(text: str) -> int:
-    """Return a 64-bit hash that is equal on every machine."""
+    """Return a 64-bit hash of a text, which is equal on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

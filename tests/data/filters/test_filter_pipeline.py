@@ -43,12 +43,12 @@ FILTERS = (TooShort(min_words=3, min_characters=1), AspectRatio(), Odd())
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"captions": []}, "without a caption"),
-        ({"captions": None}, "without a caption"),
+        ({"captions": []}, "missing caption"),
+        ({"captions": None}, "missing caption"),
         ({"captions": ["a b", "c d"]}, "caption too short"),
         ({"captions": ["a b c" * 1000]}, "caption too long"),
-        ({"image": None}, "without an image"),
-        ({"image": {"bytes": b"", "path": None}}, "zero bytes"),
+        ({"image": None}, "missing image"),
+        ({"image": {"bytes": b"", "path": None}}, "empty image file"),
         ({"image": {"bytes": b"not an image", "path": None}}, "unreadable image"),
         ({"image": encoded(25, 12)}, "aspect ratio"),
         ({"id": "1"}, "odd id"),
@@ -136,7 +136,7 @@ def test_a_new_or_changed_image_file_is_checked_again(tmp_path: Path) -> None:
             path.write_bytes(content)
         split = rows_on_disk(tmp_path, [{"bytes": None, "path": str(path)}])
         reasons.append(dict(FilterPipeline().filter_rows(split)[1]))
-    assert reasons == [{"without an image": 1}, {"unreadable image": 1}, {}]
+    assert reasons == [{"missing image": 1}, {"unreadable image": 1}, {}]
 
 
 def test_an_unreachable_image_is_requested_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,10 +169,10 @@ def test_truncated_or_corrupt_images_raise_no_other_error() -> None:
 
 def test_missing_and_unreadable_images_have_a_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
-    assert reason({"bytes": b"", "path": None}) == "zero bytes"
-    assert reason({"bytes": None, "path": str(tmp_path / "empty.jpg")}) == "zero bytes"
-    assert reason({"bytes": None, "path": str(tmp_path / "lost.jpg")}) == "without an image"
-    assert reason({"bytes": None, "path": None}) == reason(None) == "without an image"
+    assert reason({"bytes": b"", "path": None}) == "empty image file"
+    assert reason({"bytes": None, "path": str(tmp_path / "empty.jpg")}) == "empty image file"
+    assert reason({"bytes": None, "path": str(tmp_path / "lost.jpg")}) == "missing image"
+    assert reason({"bytes": None, "path": None}) == reason(None) == "missing image"
     assert reason({"bytes": None, "path": str(tmp_path)}) == "unreadable image"
     assert reason({"bytes": b"<html>404</html>", "path": "cat.jpg"}) == "unreadable image"
     assert reason({"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "path": None}) == "unreadable image"
@@ -186,10 +186,10 @@ def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.Monke
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     monkeypatch.setattr("lightning_dalle.data.images.decoding.decode_jpeg", lambda *_: pytest.fail("decoded"))
     for image in (bomb, large, jpeg):
-        assert reason(image) == "too many pixels"
-        with pytest.raises(UnreadableImage, match="too many pixels"):
+        assert reason(image) == "oversized image"
+        with pytest.raises(UnreadableImage, match="oversized image"):
             stored_size(image)
-    assert reason(encoded(red("RGB")), max_pixels=95) == "too many pixels"
+    assert reason(encoded(red("RGB")), max_pixels=95) == "oversized image"
     assert stored_size(encoded(Image.new("1", (20_000, 100)))) == (20_000, 100)
 
 

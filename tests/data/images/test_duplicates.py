@@ -1,5 +1,6 @@
 """Copies of real photos are found, and different photos are not taken for copies."""
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ from lightning_dalle.data.images.duplicates import (
     find_reference,
     find_within,
     gradient_descriptor,
+    pairs_with_reference,
     thumbnail,
 )
+from lightning_dalle.errors import UserError
 
 THRESHOLD = 0.3  # default of `data overlap`
 TWINS = {"000000318219", "000000554625"}
@@ -93,3 +96,11 @@ def test_uniform_images_and_invisible_noise_resemble_nothing() -> None:
     noise = np.random.default_rng(0).integers(127, 130, (2, 64, 64), dtype=np.uint8)
     plain = [Image.new("L", (64, 64), grey) for grey in (0, 0, 255)] + [Image.fromarray(pixels) for pixels in noise]
     assert find_within(DuplicateIndex(plain, [FULL])) == {}
+
+
+def test_a_reference_without_readable_images_is_refused_with_the_reasons() -> None:
+    reference = [{"image": None, "id": "a"}, {"image": {"bytes": b"", "path": None}, "id": "b"}]
+    counts: dict[str, Counter[str]] = {"reference": Counter(), "train": Counter()}
+    message = r"no image of the reference data can be read \(1 missing image, 1 empty image file\): correct its path"
+    with pytest.raises(UserError, match=message):
+        next(pairs_with_reference([], reference, counts))

@@ -129,7 +129,7 @@ def test_a_small_source_of_a_mixture_is_read_more_often_than_a_large_one() -> No
     assert set(seen) == {str(id) for id in range(101, 150)} - {str(id) for id in range(104, 109)}
     none = Mixture(sources=[small, WithRejects(SPLITS["train"][4:8], 4)], weights=[9.0, 1.0])
     loader = datamodule(none, epoch_length=4).train_dataloader()
-    with pytest.raises(UserError, match=r"all records .* were rejected: \d+ without a caption; loosen data.filters"):
+    with pytest.raises(UserError, match=r"all records .* were rejected: \d+ missing caption; loosen data.filters"):
         [ids(loader) for _ in range(100)]
 
 

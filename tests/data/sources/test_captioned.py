@@ -197,8 +197,8 @@ def test_records_without_an_image_or_a_caption_are_counted_and_skipped(
     with caplog.at_level(logging.WARNING):
         rows, skipped = drop_incomplete(load(tmp_path)["train"], "the data")
     assert len(rows) == 4
-    assert skipped == {"without an image": 1, "without a caption": 1}
-    assert "the data: skipped 1 without an image, 1 without a caption, of 6 records" in caplog.text
+    assert skipped == {"missing image": 1, "missing caption": 1}
+    assert "the data: skipped 1 missing image, 1 missing caption, of 6 records" in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -235,10 +235,10 @@ def test_unreadable_data_is_refused_with_the_remedy(
     (tmp_path / "empty" / "notes.md").touch()
     check_error(r"empty: it has 1 \.md, but must have .* images with a \.txt of the same name", "empty")
     check_error(
-        r"cannot read captioned images from .*nowhere \(neither a local path nor a readable hub dataset\)", "nowhere"
+        r"cannot read .*nowhere \(neither a local path nor a readable hub dataset\), correct its path or", "nowhere"
     )
     (tmp_path / "broken.parquet").write_bytes(b"not parquet")
-    check_error(r"cannot read captioned images from .*broken.parquet \(local, format .parquet\)", "broken.parquet")
+    check_error(r"cannot read .*broken.parquet \(local, format .parquet\), correct its path or files", "broken.parquet")
 
 
 def test_the_id_of_an_image_without_id_never_changes() -> None:

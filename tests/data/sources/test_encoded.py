@@ -98,7 +98,7 @@ def test_missing_and_foreign_shards_are_refused(tmp_path: Path) -> None:
         source.load(8)
     other = replace(ENCODING, seed=1)
     write_shard(tmp_path, other.shards[1], other, rows("train"), np.zeros((9, 2, 2), np.uint16))
-    with pytest.raises(UserError, match="was encoded with seed=1, but seed=0 is expected; remove it"):
+    with pytest.raises(UserError, match="was encoded with seed=1, but seed=0 is expected; remove the file"):
         source.load(8)
     pq.write_table(pa.table({"codes": [1]}), lost)
     with pytest.raises(UserError, match=r"train-00001-of-00003.parquet is not a shard of codes .*; remove it"):
@@ -115,6 +115,6 @@ def test_a_dvae_with_another_grid_codebook_or_weights_is_refused(tmp_path: Path)
         (("d" * 64, 2, 512), "codebook_size=600", "codebook_size=512"),
         (("e" * 64, 2, 600), "dvae=dddddddd", "dvae=eeeeeeee"),
     ):
-        sentence = f"{tmp_path} were encoded with {codes}.*, but the dVAE in a.ckpt has {dvae}.*; change it, or encode"
+        sentence = f"{tmp_path} were encoded with {codes}.*, but the dVAE in a.ckpt has {dvae}.*: choose the dVAE of"
         with pytest.raises(UserError, match=sentence):
             source.check_dvae(*values, Path("a.ckpt"))

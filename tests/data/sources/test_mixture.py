@@ -76,7 +76,18 @@ class Codes:
 
 def test_codes_do_not_mix() -> None:
     mixture = Mixture(sources=[OpenMoji(), Codes()], weights=[1.0, 1.0])
-    with pytest.raises(UserError, match=r"source 1 \(counted from 0\) has no images, but .*codes; encode the mixture"):
+    with pytest.raises(UserError, match=r"source 1 of the mixture .* has no column image, .*codes: mix sources of"):
+        mixture.load(32)
+
+
+def test_a_source_without_train_is_refused(tmp_path: Path) -> None:
+    pairs(tmp_path, {"val": squares(2)})
+    mixture = Mixture(
+        sources=[OpenMoji(), CaptionedImages(path=str(tmp_path), splits={"val": "validation"})], weights=[1.0, 1.0]
+    )
+    with pytest.raises(
+        UserError, match=r"source 1 of the mixture .* has no split train: set its `splits` to {train: NAME}"
+    ):
         mixture.load(32)
 
 

@@ -138,10 +138,10 @@ def test_codes_of_another_dvae_are_rejected_with_both_hashes(
     other, theirs = other_dvae(tiny_run, tmp_path), EncodedImages(path=str(codes)).encoding.dvae
     error = failure(capsys, fit, tiny_run, tmp_path, codes, "--model.dvae_checkpoint", str(other))
     ours = weights_digest(load_dvae(other))
-    assert f"the images of {codes} were encoded with dvae={theirs}, but the dVAE in {other} has dvae={ours};" in error
+    assert f"the images of {codes} were encoded with dvae={theirs}, but the dVAE in {other} has dvae={ours}:" in error
     before = sorted(codes.iterdir())
     error = failure(capsys, encode, tiny_run, codes, checkpoint=other)
-    assert f"was encoded with dvae={theirs}, but dvae={ours} is expected; remove it, or use another folder" in error
+    assert f"was encoded with dvae={theirs}, but dvae={ours} is expected; remove the file, or use another" in error
     assert sorted(codes.iterdir()) == before
 
 
@@ -158,16 +158,16 @@ def test_settings_that_codes_do_not_support_are_rejected(
     ]
     fit_dvae = ["fit", "--config", str(tiny_run["dvae"]), "--trainer.logger.init_args.save_dir", str(tmp_path)]
     error = failure(capsys, main, [*fit_dvae, *source, str(codes)])
-    assert f"this model trains on images, but {codes} has only codes; set the source to that of the images" in error
+    assert f"this model trains on images, but {codes} has only codes: set data.source to images" in error
     error = failure(capsys, main, [*fit_dvae, *source, str(codes), "--data.image_size", "16"])
-    assert f"the images of {codes} were encoded with image_size=32, but the data has image_size=16; change" in error
+    assert f"{codes} were encoded with image_size=32, but the data has image_size=16: set data.image_size to" in error
     error = failure(capsys, main, [*fit_dvae, *source[2:], str(codes)])
-    assert "the data has augmentation=None; change it, or encode again" in error
+    assert "the data has augmentation=None: set data.augmentation to DVAEAugmentation(), or encode them again" in error
     error = failure(
         capsys, fit, tiny_run, tmp_path, codes, "--data.filters", "[lightning_dalle.data.filters.rules.TooLong]"
     )
-    assert "were encoded with filters=[], but the data has filters=[TooLong(max_characters=1000)]; change" in error
+    assert "were encoded with filters=[], but the data has filters=[TooLong(max_characters=1000)]: set data." in error
     error = failure(capsys, fit, tiny_run, tmp_path, codes, "--data.seed", "1")
-    assert f"the images of {codes} were encoded with seed=0, but the data has seed=1; change it" in error
+    assert f"the images of {codes} were encoded with seed=0, but the data has seed=1: set data.seed to 0" in error
     error = failure(capsys, main, [*fit_dvae, *source, str(tmp_path)])
     assert f"{tmp_path} contains no shards of codes; write them with `predict` and a dVAE" in error

@@ -66,4 +66,4 @@ def test_data_summary_logs_batch_caption_lengths_and_rejections(streamed: bool, 
     length = len(data.tokenizer.encode(GOOD.decode()))
     assert (lengths.histogram_value.num, lengths.histogram_value.max) == (3, length)
     rejected = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"] if "rejected" in tag}
-    assert rejected == {"data/rejected/caption too long": 1, "data/rejected/zero bytes": 1}
+    assert rejected == {"data/rejected/caption too long": 1, "data/rejected/empty image file": 1}
