@@ -104,7 +104,7 @@ def _load_model(prefix: str, build: Callable[[Any], Model], checkpoint: dict[str
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
-            f"the weights in {path} do not match its {prefix}_config, choose another: {error}"
+            f"the weights in {path} do not match its {prefix}_config; choose another checkpoint: {error}"
         ) from error
     return model.eval()
 

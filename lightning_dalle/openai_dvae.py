@@ -128,7 +128,7 @@ def _check_program(program: bytes, path: Path) -> None:
             name = str(argument).replace(" ", ".", 1).replace("__builtin__", "builtins")
             name = ".".join(strings[-2:]) if opcode.name == "STACK_GLOBAL" else name
             if name not in MODULES and name not in OTHER_NAMES:
-                raise UserError(f"{path} names {name!r}, unlike OpenAI's file; no code was run: download it again")
+                raise UserError(f"{path} imports {name!r}, unlike OpenAI's file; no code was run: download it again")
         elif "PUT" in opcode.name:
             (tuples.add if previous.startswith("TUPLE") else tuples.discard)(argument)
         elif "GET" in opcode.name and argument in tuples:

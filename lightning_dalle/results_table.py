@@ -65,7 +65,7 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         for radius, figures in result["by_blur_radius"].items():
             yield _row(f"{name}, {kind}, blur {radius}", figures, more)
     else:
-        raise KeyError(f"kind {kind}")
+        raise KeyError(f"unknown kind {kind}")
 
 
 def _warnings(result: dict[str, Any]) -> list[str]:

@@ -70,8 +70,8 @@ class CaptionTokenizer:
         if is_truncated and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"a caption of {len(ids)} tokens was truncated to text_len={self.text_len}, a config key of the data. "
-                "Training counts all truncated captions as data/captions_truncated.",
+                f"a caption of {len(ids)} tokens was truncated to data.text_len={self.text_len}. "
+                "Training logs the number of truncated captions as data/captions_truncated.",
                 stacklevel=2,
             )
         ids = ids[: self.text_len]

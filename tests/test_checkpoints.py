@@ -49,7 +49,9 @@ def test_weights_that_do_not_match_the_config_are_refused(dvae_checkpoint: Path,
     checkpoint = torch.load(dvae_checkpoint, weights_only=True)
     checkpoint["dvae_config"]["codebook_size"] = 12
     torch.save(checkpoint, tmp_path / "odd.ckpt")
-    with pytest.raises(UserError, match=r"weights in .*odd\.ckpt do not match its dvae_config, choose another:"):
+    with pytest.raises(
+        UserError, match=r"weights in .*odd\.ckpt do not match its dvae_config; choose another checkpoint:"
+    ):
         load_dvae(tmp_path / "odd.ckpt")
 
 

@@ -191,7 +191,7 @@ def test_wrong_options_are_reported(options: str, message: str, capsys: pytest.C
         (b"model:", "but the model class in"),
         (b"data: other.yaml", "expected a mapping of keys, but found 'other.yaml'"),
         (b"model: {init_args: {config: {n_head: 0}}}", "model.init_args.config.n_head in"),
-        (b"model: {init_args: {config: {heads: 1}}}", "is not a TransformerConfig, correct its keys: "),
+        (b"model: {init_args: {config: {heads: 1}}}", "got an unexpected keyword argument 'heads'); correct its keys"),
         (b"trainer: {devices: -1}", "is -1; expected a whole number above 0, or give --devices"),
         (b"trainer: {devices: auto}", "is 'auto'; expected a whole number above 0, or give --devices"),
         (b"trainer: {max_steps: -2}", "is -2; expected a whole number above 0"),

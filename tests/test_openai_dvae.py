@@ -191,7 +191,7 @@ def test_a_poisoned_file_is_refused_by_name_and_runs_nothing(tmp_path: Path, poi
     canary, path = tmp_path / "canary", tmp_path / "encoder.pkl"
     write(path, make(shlex.join(["touch", str(canary)])))
     with pytest.raises(
-        UserError, match=rf"encoder\.pkl names '{re.escape(name)}', unlike OpenAI's file; .*: download it"
+        UserError, match=rf"encoder\.pkl imports '{re.escape(name)}', unlike OpenAI's file; .*: download it"
     ):
         load_openai_dvae(path, tmp_path / "decoder.pkl")
     assert not canary.exists()

@@ -43,7 +43,7 @@ def test_a_result_is_a_row_with_its_warnings_below() -> None:
         ({"format": 3}, r"old\.json has result format 3, but format 2 is needed: repeat"),
         (
             {"kind": "other"},
-            r"old\.json is not a result of .*, choose another: KeyError\('kind other'\)",
+            r"old\.json is not a result of .*, choose another: KeyError\('unknown kind other'\)",
         ),
         (
             {"commit": None},

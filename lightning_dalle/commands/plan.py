@@ -128,7 +128,7 @@ def _model_config(fit: FitConfig, codebook_size: int, grid: int | None) -> "DALL
     try:
         transformer = TransformerConfig(**fit.get(key, {}))
     except TypeError as error:
-        raise UserError(f"{key} in {fit.files} is not a TransformerConfig, correct its keys: {error}") from error
+        raise UserError(f"{key} in {fit.files} is not a TransformerConfig ({error}); correct its keys") from error
     return DALLEConfig(
         transformer=transformer,
         text_len=fit.count("data.text_len", 256),

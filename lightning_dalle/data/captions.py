@@ -7,7 +7,7 @@ MAX_CAPTION_CHARACTERS = 2000
 """Most characters of a caption. Longer texts are usually whole pages; 256 tokens hold about 1,100 characters."""
 
 _REPLACEMENTS = {"Cc": " ", "Cs": ""}
-"""Replacements of control characters (Cc) and surrogates (Cs). Format characters (Cf) join letters and emoji."""
+"""Replacements of control characters (Cc) and surrogates (Cs). Format characters (Cf), which join emoji, are kept."""
 
 
 def caption_list(value: Any) -> list[str]:

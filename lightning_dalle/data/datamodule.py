@@ -203,7 +203,7 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         """Return the records of a split; raise a UserError if the source has no such split."""
         assert self.splits, "call setup() first"
         if name not in self.splits:
-            raise UserError(f"data.source needs a split {name} for this run, but has only {', '.join(self.splits)}")
+            raise UserError(f"this run needs a split {name}, but data.source has only {', '.join(self.splits)}: add it")
         return self.splits[name]
 
     @property

@@ -43,7 +43,7 @@ def is_disabled(path: Path | None = None) -> bool:
 
 
 def find_local_weights(path: Path | None = None) -> Path | None:
-    """Return `path`, else $LIGHTNING_DALLE_INCEPTION, else the file in torch hub's cache; None if missing or disabled.
+    """Return `path`, else $LIGHTNING_DALLE_INCEPTION (`none`: None), else the file in torch hub's cache or None.
 
     Raises:
         UserError: if `path` or the environment variable names a file that does not exist.

@@ -79,7 +79,7 @@ def choose_captions(rows: Dataset, choice: Captions) -> list[Prompt]:
 
 def _read_csv(path: Path) -> list[Prompt]:
     if not path.is_file():
-        raise UserError(f"the protocol's captions.csv is {path}, but there is no such file: correct the path")
+        raise UserError(f"there is no file {path}: correct the key captions.csv of the protocol")
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ class SamplingConfig:
     top_k: int | None = None
     """Number of likeliest codes to sample from; null for all."""
     top_p: float | None = None
-    """Total probability of the likeliest codes, from which codes are sampled (nucleus sampling); null for 1."""
+    """Total probability of the likeliest codes, from which codes are sampled (nucleus sampling); null for all."""
     logit_threshold: float | None = None
     """Lowest logit of a code that may be sampled; null for no limit. The likeliest code may always be sampled."""
     guidance: float = 1.0

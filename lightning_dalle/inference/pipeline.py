@@ -223,4 +223,6 @@ def resolve_checkpoint(path: Path) -> tuple[Path, Path | None]:
         if dalle.is_file():
             return dalle, clip if clip.is_file() else None
     files = " nor ".join(layout.format("dalle") for layout in layouts)
-    raise UserError(f"{path} has no DALL-E, neither {files}: give a checkpoint, or a folder of `reproduce` or `export`")
+    raise UserError(
+        f"{path} has no DALL-E, neither {files}: give a checkpoint, or a folder that `reproduce` or `export` wrote"
+    )

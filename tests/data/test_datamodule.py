@@ -119,7 +119,7 @@ def test_an_epoch_of_streamed_data_has_at_least_one_batch_per_worker() -> None:
 
 
 def test_a_missing_split_is_named() -> None:
-    with pytest.raises(UserError, match=r"data\.source needs a split val for this run, but has only train"):
+    with pytest.raises(UserError, match=r"needs a split val, but data\.source has only train: add it"):
         streamed().val_dataloader()
 
 

@@ -93,7 +93,7 @@ def test_real_images_are_found_by_their_number(rows: Dataset) -> None:
 
 def test_an_unusable_csv_is_refused(rows: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
-    with pytest.raises(UserError, match=rf"captions.csv is {path}, but there is no such file: correct the path"):
+    with pytest.raises(UserError, match=rf"there is no file {path}: correct the key captions.csv"):
         choose_captions(rows, Captions(csv=path))
     path.write_text("image,text\n1,a cat\n")
     with pytest.raises(UserError, match=r"list.csv has the columns image, text: rename them to image_id and prompt"):

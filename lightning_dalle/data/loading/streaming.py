@@ -34,7 +34,7 @@ class StreamPosition(NamedTuple):
     slice_index: int = 0
     """Index, among the reader's slices (every n-th record of a shard), of the slice with the buffer's first record."""
     record: int = 0
-    """Number of the buffer's first record in its shard."""
+    """Index in its shard of the buffer's first record."""
     num_yielded: int = 0
     """Number of the buffer's records already yielded."""
 
@@ -96,7 +96,7 @@ class ShardReader:
             num_yielded = 0
 
     def _rows(self, epoch: int, first_slice: int, first_record: int) -> Iterator[tuple[int, int, Record]]:
-        """Yield (slice index, number in the shard, record) of a pass, unshuffled, starting with a given record."""
+        """Yield (slice index, index in the shard, record) of a pass, unshuffled, starting with a given record."""
         for index, (shard, first, step) in enumerate(self._slices(epoch)[first_slice:], start=first_slice):
             skipped = first_record if index == first_slice else 0
             for number, row in enumerate(self._shard(shard, skipped), start=skipped):

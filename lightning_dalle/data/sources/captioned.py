@@ -69,8 +69,8 @@ class CaptionedImages:
         missing = sorted(set(splits.values()) - set(found))
         if missing or not splits:
             raise UserError(
-                f"{self.path} has no split {', '.join(missing) or 'train or val'}; set `splits` to names among "
-                f"{', '.join(found)}"
+                f"{self.path} has no split {', '.join(missing) or 'train or val'}; map train and val in `splits` to "
+                f"some of {', '.join(found)}"
             )
         loaded = {ours: self._records(found[theirs]) for ours, theirs in splits.items()}
         if self.splits is None and list(loaded) == ["train"]:
@@ -180,7 +180,9 @@ def drop_incomplete(rows: Dataset, origin: str) -> tuple[Dataset, Counter[str]]:
     counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
     log.warning("%s: skipped %s, of %d records", origin, counts, len(rows))
     if not kept:
-        raise UserError(f"{origin} has no captioned image among {len(rows)} records ({counts}); correct its columns")
+        raise UserError(
+            f"none of {len(rows)} records of {origin} has image and caption ({counts}); correct `image` or `captions`"
+        )
     return rows.select(kept), skipped
 
 

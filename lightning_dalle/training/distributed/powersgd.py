@@ -198,8 +198,8 @@ class PowerSGDStrategy(DDPStrategy):
             if max(parameter.shape) % num_shards:
                 shape = " x ".join(map(str, parameter.shape))
                 raise UserError(
-                    f"cannot split {name} ({shape}) into {num_shards} shards for PowerSGD; choose another number of "
-                    "shards"
+                    f"PowerSGD cannot split the larger side of {name} ({shape}) into {num_shards} equal shards; change "
+                    f"`shards`, which is {self.shards}"
                 )
             states[name] = PowerSGDState(parameter, num_shards, self.rank // self.shards, generator)
         if not states:

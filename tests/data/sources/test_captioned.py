@@ -230,7 +230,11 @@ def test_unreadable_data_is_refused_with_the_remedy(
         "tars",
         image="png",
     )
-    check_error("data has no split test; set `splits` to names among train, validation", "data", splits={"val": "test"})
+    check_error(
+        "data has no split test; map train and val in `splits` to some of train, validation",
+        "data",
+        splits={"val": "test"},
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.md").touch()
     check_error(r"empty: it has 1 \.md, but must have .* images with a \.txt of the same name", "empty")

@@ -278,7 +278,7 @@ def test_invalid_ranks_shards_and_models_are_rejected(examples: tuple[Tensor, Te
             PowerSGDStrategy(rank, shards)
     with pytest.raises(
         UserError,
-        match=r"cannot split .*0.attention.qkv.weight \(192 x 64\) into 15 shards for PowerSGD; choose another number",
+        match=r"cannot split the larger side of .*0.attention.qkv.weight \(192 x 64\) into 15 equal shards; change `shards`",
     ):
         compressed(rank=10, shards=5)._new_states(Learner(examples))
     with pytest.raises(UserError, match="this model has none; use ddp"):
