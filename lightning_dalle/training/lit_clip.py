@@ -29,11 +29,11 @@ class LitCLIP(pl.LightningModule):
     """LightningModule that trains CLIP contrastively over the batches of all processes (Radford et al. 2021).
 
     Args:
-        config: shape of the two towers; its image size is linked to the data's.
+        config: shape of CLIP's encoders; in the CLI, its image size is set to that of the data.
         learning_rate: schedule of the learning rate.
         reconstruction_augment: replacement of some training images by reconstructions of a dVAE.
         optimizer: optimizer whose learning rate the schedule sets.
-        seed: seed of the reconstructions.
+        seed: seed of the choice and the codes of the reconstructed images.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class LitCLIP(pl.LightningModule):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the optimizer and clip the logit scale, before a checkpoint or weight average reads it."""
+        """Step the optimizer and clip the logit scale, before a checkpoint or weight average reads the scale."""
         super().optimizer_step(*args, **kwargs)
         scale = self.clip.network.logit_scale
         assert isinstance(scale, Tensor)

@@ -32,7 +32,7 @@ from lightning_dalle.training.steps import loaded_config, should_log, step_gener
 class LitDALLE(pl.LightningModule):
     """LightningModule that models captions and image codes as one sequence (paper, section 2.2).
 
-    The grid and codebook size are those of the dVAE; text length and vocabulary size are linked to the data's.
+    Grid and codebook size come from the dVAE; in the CLI, text length and vocabulary size come from the data.
 
     Args:
         config: shape of the transformer.
@@ -41,14 +41,14 @@ class LitDALLE(pl.LightningModule):
         learning_rate: schedule of the learning rate; required by `fit`. The paper warms up to 4.5e-4 over 5,000 steps,
             then halves it on plateaus of the validation loss, five times.
         text_len: number of tokens of a caption, including padding.
-        text_vocab_size: number of token ids.
+        text_vocab_size: number of entries of the text vocabulary.
         image_loss_weight: weight of the image cross-entropy relative to 1 for text; 7 in the paper (7/8 and 1/8).
         caption_dropout: probability of training without the caption, for classifier-free guidance; 0 in the paper.
         soft_targets: whether to train on codes sampled from the encoder's distribution, with that distribution as
             target, instead of argmax codes. Regularizes a model that is large for its data; the paper tried it and left
             it out (section 2.2). Needs images, because encoded datasets contain argmax codes.
         code_corruption: probability of replacing an input code by the code of another image of the batch; 0 in the
-            paper. Makes the model robust to badly sampled codes and more dependent on the caption.
+            paper. Makes the model rely more on the caption and tolerate badly sampled codes.
         checkpoint_activations: whether to keep only the input of each block for the backward pass and recompute the
             rest (paper, section 2.4). A step takes a third longer; memory holds the activations of one block.
         optimizer: optimizer whose learning rate the schedule sets.
@@ -109,7 +109,7 @@ class LitDALLE(pl.LightningModule):
             if self.soft_targets and stage == "fit":
                 raise UserError(
                     f"soft_targets needs the encoder's distribution, but {source.path} contains only argmax codes; set "
-                    "soft_targets to false, or set the source to the images"
+                    "model.soft_targets to false, or data.source to the images"
                 )
             config = self.dvae.config
             source.check_dvae(weights_digest(self.dvae), config.grid, config.codebook_size, self.dvae_checkpoint)
@@ -171,7 +171,7 @@ class LitDALLE(pl.LightningModule):
 
     @property
     def tokenizer(self) -> CaptionTokenizer:
-        """Tokenizer of the DataModule."""
+        """Tokenizer of the captions, from the DataModule."""
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
 
     @property
@@ -216,10 +216,10 @@ class LitDALLE(pl.LightningModule):
 
 
 def check_checkpoint_order(trainer: pl.Trainer) -> None:
-    """Raise a UserError if a callback could save a checkpoint before the validation of its step.
+    """Raise a UserError if a callback could save a checkpoint before that step's validation.
 
     Lightning runs step and time triggers before the validation of the same step, and a resumed run does not repeat
-    that validation. A learning rate that is halved on plateaus would then miss it.
+    that validation. A learning rate that is halved on plateaus would then miss its loss.
     """
     for callback in trainer.checkpoint_callbacks:
         for option in ("every_n_train_steps", "train_time_interval"):

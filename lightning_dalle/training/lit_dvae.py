@@ -31,7 +31,7 @@ class LitDVAE(pl.LightningModule):
         learning_rate: schedule of the learning rate; by default the paper's, 1e-4 to 1.25e-6 over 1,200,000 steps.
         temperature: schedule of the relaxation temperature; by default the paper's, 1 to 1/16 over 150,000 steps.
         kl_weight: schedule of the KL weight beta; by default the paper's, 0 to 6.6 over 5,000 steps.
-        codebook_entropy_weight: weight of the entropy of the batch's mean posterior; 0 in the paper.
+        codebook_entropy_weight: weight of a bonus for the entropy of the batch's mean posterior; 0 in the paper.
         mse_weight: weight of the mean squared error of the reconstruction; 0 in the paper.
         optimizer: optimizer whose learning rate the schedule sets.
         seed: seed of the Gumbel noise.
@@ -74,9 +74,9 @@ class LitDVAE(pl.LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure reconstructions from argmax codes, which the transformer is trained on.
+        """Log the losses, PSNR and codebook perplexity of argmax codes, because the transformer is trained on them.
 
-        Outside a fit the step is unknown, so the loss has the final KL weight.
+        Outside a fit the step is unknown, so the loss uses the final KL weight.
         """
         images = batch.images
         logits = self.dvae.encoder_logits(images)
@@ -97,7 +97,7 @@ class LitDVAE(pl.LightningModule):
     test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Int[Tensor, "b g g"]:
-        """Return argmax codes, computed in fp32 as in the transformer's training."""
+        """Return the argmax codes of the images, computed in fp32 as when the transformer is trained."""
         with torch.autocast(self.device.type, enabled=False):
             return self.dvae.encode(batch.images)
 

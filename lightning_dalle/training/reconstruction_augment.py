@@ -17,10 +17,10 @@ from lightning_dalle.models.dvae import DVAE, gumbel_noise
 
 @dataclass(kw_only=True)
 class ReconstructionAugment:
-    """Replacement of some images of a batch by reconstructions, as a CLIP sees them when it ranks candidates.
+    """Replacement of some images of a batch by dVAE reconstructions, which resemble the candidates that CLIP ranks.
 
     The codes of a reconstruction are sampled from the encoder's distribution. The reconstruction replaces the image of
-    the batch that it is nearest to. It is therefore paired with the caption that it fits best.
+    the batch that is nearest to it in pixels, and thereby gets the caption that fits it best.
 
     A CLIP trained only on real images scores the artefacts of a dVAE too highly. The paper's CLIP was trained elsewhere
     and without this augmentation.
@@ -29,7 +29,7 @@ class ReconstructionAugment:
     dvae_checkpoint: Path
     """Checkpoint of the dVAE, or of a DALL-E with its dVAE, that decodes the candidates."""
     fraction: float = 0.5
-    """Fraction of a batch that is reconstructed, rounded up to whole images; above 0, at most 1."""
+    """Fraction of a batch's images to reconstruct: above 0, at most 1, rounded up to whole images."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:

@@ -27,7 +27,7 @@ def loaded_config(module: pl.LightningModule, checkpoint: dict[str, Any], model:
 
 
 def should_log(trainer: pl.Trainer) -> bool:
-    """Return whether Lightning writes the scalars of this training step; an unwritten `self.log` still costs 0.4 ms."""
+    """Return whether Lightning writes this step's scalars; otherwise `self.log` would cost 0.4 ms for nothing."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and (trainer.global_step + 1) % every == 0  # 0 switches logging off
 
@@ -35,7 +35,7 @@ def should_log(trainer: pl.Trainer) -> bool:
 def step_generator(module: pl.LightningModule, seed: int, batch_idx: int, *purpose: int) -> Generator:
     """Return a generator that depends only on seed, step, batch index, rank and purpose.
 
-    A resumed run therefore samples the same noise as an unbroken one, without saving the state of a generator.
+    A resumed run thus samples the same noise as an uninterrupted one. `purpose` distinguishes the uses within a step.
     """
     numbers = (seed, module.global_step, batch_idx, module.global_rank, *purpose)
     digest = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()

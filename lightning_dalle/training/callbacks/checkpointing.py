@@ -11,11 +11,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 class LastCheckpoint(ModelCheckpoint):
     """Checkpoint of the newest state in checkpoints/last.ckpt, at regular steps and after the last step of a fit.
 
-    Lightning's ModelCheckpoint omits the last step unless it is a multiple of the interval. An interrupted run logs how
-    to resume.
+    ModelCheckpoint alone omits the last step unless it is a multiple of `every_n_train_steps`. An interrupted run logs
+    how to resume.
 
     Args:
-        every_n_train_steps: number of steps between checkpoints.
+        every_n_train_steps: number of optimizer steps between checkpoints.
     """
 
     def __init__(self, every_n_train_steps: int) -> None:
@@ -38,7 +38,7 @@ class LastCheckpoint(ModelCheckpoint):
         if self.saved_step:
             advice = f"resume from step {self.saved_step} with --ckpt_path {self._file()}"
         else:
-            advice = f"nothing to resume from, because checkpoints are saved every {self.interval} steps"
+            advice = f"no checkpoint was saved; set every_n_train_steps, now {self.interval}, to a smaller number"
         rank_zero_info(f"the run was interrupted at step {trainer.global_step}: {advice}")
 
     def _file(self) -> Path:

@@ -21,15 +21,14 @@ from lightning_dalle.training.lit_dvae import LitDVAE
 
 
 class CodesWriter(Callback):
-    """Writer of shards of codes, captions and ids during `predict` with a dVAE, for the source `EncodedImages`.
+    """Writer of shards of codes, captions and ids, which the data source `EncodedImages` reads, during `predict`.
 
     Shards are contiguous blocks of records, independent of the number of processes. The processes divide the missing
     shards among themselves, so an interrupted encoding resumes on any number of machines.
 
     Args:
         path: folder of the shards, shared by all processes.
-        crops: number of encoded crops of every image, by split. In `train`, every crop is augmented anew, like the
-            epochs of training on images. Without augmentation, one crop is enough.
+        crops: number of encoded crops per image, by split. Crops of `train` are randomly augmented; 1 suffices without.
         shard_size: number of images in a shard. A killed process loses at most its current shard.
     """
 
@@ -43,7 +42,10 @@ class CodesWriter(Callback):
         data.set_predict_indices(lambda: self._indices(trainer, pl_module))
 
     def _indices(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, list[SampleIndex]]:
-        """Return the samples that this process encodes, by split; called once the weights are loaded."""
+        """Return, by split, the indices of the samples in the missing shards that this process must encode.
+
+        Call it after the checkpoint is loaded, because the weights' hash decides whether existing shards are valid.
+        """
         if trainer.ckpt_path is None:
             raise UserError("predict needs the checkpoint of a trained dVAE to encode images; set --ckpt_path to it")
         self.encoding = self._encoding(trainer, pl_module)
@@ -86,7 +88,7 @@ class CodesWriter(Callback):
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Write each shard once its codes are complete; a batch can span two shards."""
+        """Write every shard whose codes are complete; a batch can span several shards."""
         self.codes += list(outputs.cpu().numpy().astype(code_type(self.encoding.codebook_size)))
         while self.shards:
             shard = self.shards[0]
@@ -102,6 +104,6 @@ def _rows(data: CaptionedImageDataModule, split: str) -> Dataset:
     rows = data.split(split)
     if not isinstance(rows, Dataset):
         raise UserError(
-            f"shards are blocks of rows, but the split {split} is streamed; set data.source.streaming to false"
+            f"CodesWriter cannot divide the streamed split {split} into shards; set data.source.streaming to false"
         )
     return rows

@@ -40,8 +40,8 @@ class DataSummary(Callback):
     """Training data as the model reads it: first batch, caption lengths, and rejected records by reason.
 
     The grid of the first batch shows each image (decoded from its codes, if the dataset is encoded) below its tokens as
-    text. A histogram of caption lengths in tokens follows each epoch. Rows are rejected before the first step, streamed
-    records during training; their counts start with the fit.
+    text. A histogram of caption lengths in tokens is written after each epoch. Records are rejected before the first
+    step, or, if streamed, during training; a resumed run counts the streamed ones from 0.
 
     Args:
         num_images: number of images of the first batch in the grid.
@@ -52,7 +52,7 @@ class DataSummary(Callback):
         self.rejected = Counter[str]()
         """Number of streamed records that this process rejected, by reason."""
         self.lengths: Tensor | None = None
-        """Number of captions in this epoch and process by number of tokens, from 0 to text_len."""
+        """Number of captions of each length (0 to text_len tokens) that this process has read in this epoch."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write_rejected(trainer, trainer.datamodule.rejected.get("train", {}))  # type: ignore[attr-defined]
@@ -76,8 +76,8 @@ class DataSummary(Callback):
             self.rejected.update(batch.rejected)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Epoch metrics are summed over processes at their first access. A progress bar accesses them on rank 0 only,
-        # which would deadlock with the gather below, so all ranks access them here first.
+        # Lightning sums epoch metrics over processes at their first access. A progress bar accesses them only on rank
+        # 0, which would deadlock with the gather below. All ranks therefore access them here first.
         _ = trainer.callback_metrics
         gathered: list[Any] = [self.rejected] * trainer.world_size
         if trainer.world_size > 1:
@@ -104,7 +104,7 @@ class DataSummary(Callback):
 
 
 class Reconstructions(Callback):
-    """Originals above their reconstructions, and a histogram of the used codes, at each validation.
+    """Grid of originals above their reconstructions, and a histogram of the used codes, at each validation.
 
     Args:
         num_images: number of images of the first validation batch that are shown.
@@ -139,12 +139,12 @@ class Reconstructions(Callback):
 
 
 class SampleGrid(Callback):
-    """Captioned samples of fixed prompts with fixed seeds, at each validation.
+    """Grid of images sampled for fixed prompts with fixed seeds, at each validation.
 
     Args:
         prompts: prompts to sample.
         num_samples: number of samples per prompt.
-        sampling: settings that turn logits into codes.
+        sampling: sampling settings, such as temperature and top-k.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class SampleGrid(Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Write the grid at the first batch, when EMAWeightAveraging has swapped in its weights."""
+        """Write the grid before the first batch; only then has EMAWeightAveraging swapped in its averaged weights."""
         writer = _writer(trainer)
         if writer is None or batch_idx > 0:
             return
@@ -176,12 +176,12 @@ class SampleGrid(Callback):
 class GradientScaleCurves(Callback):
     """Curves of all resblocks' gradient scales over this fit, as in the paper's Fig. 12, at each validation.
 
-    Also logs the fraction of the run's updates that were skipped.
+    Also logs the fraction of updates skipped because a gradient was NaN or infinite.
     """
 
     def __init__(self) -> None:
         self.curves: dict[int, list[float]] = {}
-        """Base-2 logarithms of the scales of all resblocks, by update."""
+        """Base-2 logarithms of the gradient scales of all resblocks, by optimizer step."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]

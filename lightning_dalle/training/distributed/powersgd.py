@@ -21,7 +21,7 @@ def split_shards(matrix: Float[Tensor, "out in"], num_shards: int) -> Float[Tens
     """Return a view of a weight as the shards that the paper compresses independently (appendix E.1, Table 2).
 
     The longer side is split. Shards are transposed because the paper's weights are (in, out). For width d and s shards,
-    their shape is (d, d / s) for (d, d), (d, 4 d / s) for the MLP's first matrix and (4 d / s, d) for its second.
+    a shard is (d, d / s) for (d, d), (d, 4 d / s) for the MLP's first matrix and (4 d / s, d) for its second.
     """
     rows, columns = matrix.shape
     if rows >= columns:
@@ -35,16 +35,13 @@ def orthonormalize(p: Float[Tensor, "s n r"]) -> Float[Tensor, "s n r"]:
 
 
 class PowerSGDState:
-    """Low-rank factor Q of one matrix's gradient, and the error that this process has not sent yet.
+    """Low-rank factor Q of one matrix's gradient, and this process's error-feedback residual (`error`).
 
-    Everything is in fp32. The paper keeps error, factors and their sums in 16 bits with a 6-bit exponent, to avoid
-    underflow.
+    Both are in fp32. The paper stores them in 16 bits, with a 6-bit exponent against underflow.
 
     Args:
-        parameter: matrix whose gradient is compressed.
-        num_shards: number of shards of the matrix.
         rank: number of columns of P and Q per shard.
-        generator: CPU generator of the initial Q, which is the same on every machine. Q is sampled only once.
+        generator: CPU generator of the initial Q; processes with equal seeds sample the same Q.
     """
 
     def __init__(self, parameter: nn.Parameter, num_shards: int, rank: int, generator: Generator) -> None:
@@ -60,21 +57,20 @@ class PowerSGDState:
         return self.num_shards * (n + k) * self.q.shape[2]
 
     def grad_plus_error(self, gradient: Float[Tensor, "out in"]) -> Float[Tensor, "s n k"]:
-        """Return the gradient of this step plus the error of the previous steps, in shards."""
+        """Return the gradient of this step plus the residual of the previous steps, in shards."""
         return split_shards(self.error + gradient, self.num_shards)
 
     def apply(
         self, gradient: Float[Tensor, "out in"], compressed: Float[Tensor, "s n k"], average: Float[Tensor, "s n k"]
     ) -> None:
-        """Replace the gradient by the decompressed average, and store the difference to `compressed` as the error.
+        """Replace the gradient by the decompressed average, and store what compression lost as the new residual.
 
-        If the gradient of any process is NaN or infinite, so is the average. A gradient scaler then skips the step on
-        all processes, and the errors stay unchanged.
+        If the gradient of any process is NaN or infinite, so is the average. The residual then stays unchanged, and a
+        gradient scaler skips the step on all processes.
 
         Args:
-            gradient: gradient of this process, overwritten.
-            compressed: `grad_plus_error` of this process.
-            average: average over all processes, decompressed.
+            compressed: sum of this process's gradient and residual, in shards.
+            average: decompressed average of `compressed` over all processes.
         """
         error = split_shards(self.error, self.num_shards)
         error.copy_(torch.where(average.isfinite().all(), compressed - average, error))
@@ -84,7 +80,7 @@ class PowerSGDState:
 def powersgd_hook(states: dict[Tensor, PowerSGDState], bucket: dist.GradBucket) -> Future:
     """Average a bucket of gradients over all processes, with compression of the parameters in `states`.
 
-    A DDP communication hook that sends two messages: first all P with the uncompressed gradients, then all Q.
+    This DDP communication hook sends two messages: all P with the uncompressed gradients, then all Q.
     """
     buffer, world_size = bucket.buffer(), dist.get_world_size()
     gradients = dict(zip(bucket.parameters(), bucket.gradients(), strict=True))
@@ -100,7 +96,7 @@ def powersgd_hook(states: dict[Tensor, PowerSGDState], bucket: dist.GradBucket) 
         if not factored:
             return buffer
         ps_hat = [orthonormalize(average) for average in averages[len(plain) :]]
-        # Computed again: this runs on another CUDA stream, where tensors from outside may have been freed.
+        # Recomputed, because this runs on another CUDA stream, where tensors from outside may have been freed.
         sums = [state.grad_plus_error(gradient) for state, gradient in factored]
         qs = [total.mT @ p_hat for total, p_hat in zip(sums, ps_hat, strict=True)]
         message = flatten(qs).div_(world_size)
@@ -115,12 +111,12 @@ def powersgd_hook(states: dict[Tensor, PowerSGDState], bucket: dist.GradBucket) 
 
 
 def flatten(tensors: list[Tensor]) -> Float[Tensor, " n"]:
-    """Return all values in one fp32 message; the paper too sums uncompressed gradients in fp32."""
+    """Return all values in one fp32 vector, because the paper sums uncompressed gradients in fp32 too."""
     return torch.cat([tensor.flatten().float() for tensor in tensors])
 
 
 def unflatten(message: Float[Tensor, " n"], like: list[Tensor]) -> list[Tensor]:
-    """Return views of a message of `flatten` in the shapes of the tensors in `like`."""
+    """Return views of a vector made by `flatten`, in the shapes of the tensors in `like`."""
     parts = message.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
@@ -146,12 +142,12 @@ class PowerSGDStrategy(DDPStrategy):
     def __init__(self, rank: int, shards: int = 8, seed: int = 0, **kwargs: Any) -> None:
         if min(rank, shards) < 1 or rank % shards:
             raise UserError(
-                f"the rank of PowerSGD ({rank}) must be a multiple of its shards ({shards}), and both at least 1"
+                f"PowerSGD has rank={rank}, shards={shards}; set shards to at least 1 and rank to a positive multiple"
             )
         super().__init__(**kwargs)
         self.rank, self.shards, self.seed = rank, shards, seed
         self.states: dict[str, PowerSGDState] = {}
-        self.errors: dict[str, Tensor] = {}  # from the checkpoint of a resumed fit
+        self.errors: dict[str, Tensor] = {}  # residuals from the checkpoint of a resumed fit
 
     def configure_ddp(self) -> None:
         """Register the hook; Lightning registers its own option only on CUDA and silently ignores it elsewhere."""
@@ -166,10 +162,10 @@ class PowerSGDStrategy(DDPStrategy):
         self.model.register_comm_hook(by_parameter, lambda state, bucket: powersgd_hook(state, bucket))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Add the mean error of all processes to a checkpoint.
+        """Save a checkpoint that also stores the error-feedback residuals, averaged over all processes.
 
-        P, Q and the average are linear in the error, so only its mean matters. Any number of processes can resume from
-        it. The paper stores the sum.
+        The averaged gradient is linear in the residuals, so their mean suffices, and any number of processes can resume
+        from the checkpoint. The paper stores their sum.
         """
         if "optimizer_states" in checkpoint:  # absent if only weights are saved
             checkpoint["powersgd"] = {}
@@ -181,13 +177,13 @@ class PowerSGDStrategy(DDPStrategy):
         super().save_checkpoint(checkpoint, *args, **kwargs)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint and take the errors from it; runs without PowerSGD have none."""
+        """Load a checkpoint and its residuals, which checkpoints of runs without PowerSGD lack."""
         checkpoint = super().load_checkpoint(*args, **kwargs)
         self.errors = checkpoint.pop("powersgd", {})
         return checkpoint
 
     def _new_states(self, model: nn.Module) -> dict[str, PowerSGDState]:
-        """Return a state for every block matrix, by name, and log how much less is sent."""
+        """Return a state for every block matrix, by name, and log the reduction of communication."""
         block_matrices = {id(p) for group in param_groups(model) if group["is_block_matrix"] for p in group["params"]}
         states, generator = {}, Generator().manual_seed(self.seed)
         # The names in a state_dict, unlike those of named_parameters, do not depend on activation checkpointing.
@@ -199,17 +195,19 @@ class PowerSGDStrategy(DDPStrategy):
                 shape = " x ".join(map(str, parameter.shape))
                 raise UserError(
                     f"PowerSGD cannot split the larger side of {name} ({shape}) into {num_shards} equal shards; change "
-                    f"`shards`, which is {self.shards}"
+                    f"`shards` of the strategy, which is {self.shards}"
                 )
             states[name] = PowerSGDState(parameter, num_shards, self.rank // self.shards, generator)
         if not states:
-            raise UserError("PowerSGD needs matrices inside a stack of blocks, but this model has none; use ddp")
+            raise UserError("PowerSGD needs a stack of blocks, but this model has none; use --trainer.strategy ddp")
         sent, numel = sum(state.numel_sent for state in states.values()), sum(s.error.numel() for s in states.values())
         if sent >= numel:
             raise UserError(
                 f"PowerSGD at rank {self.rank} in {self.shards} shards would send {sent:,} values instead of {numel:,} "
-                "gradients; use a lower rank, or ddp"
+                "gradients; use a lower rank, or --trainer.strategy ddp"
             )
         saved = 1 - sent / numel
-        rank_zero_info(f"PowerSGD: sends {saved:.1%} less for the gradients of {numel:,} weights inside the blocks")
+        rank_zero_info(
+            f"PowerSGD reduces the gradients sent for the {numel:,} weights inside the blocks by {saved:.1%}"
+        )
         return states

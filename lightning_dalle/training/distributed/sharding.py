@@ -1,4 +1,4 @@
-"""Construction of a DALL-E, whole or sharded over the devices of each machine (paper, section 2.5, Fig. 5)."""
+"""Creation of a DALL-E, unsharded or sharded over the devices of each machine (paper, section 2.5, Fig. 5)."""
 
 import pytorch_lightning as pl
 import torch
@@ -22,10 +22,10 @@ def build_dalle(config: DALLEConfig, trainer: pl.Trainer, checkpoint_activations
     Args:
         config: shape of the DALL-E.
         trainer: Trainer whose strategy determines the sharding.
-        checkpoint_activations: whether to keep only the input of each block for the backward pass.
+        checkpoint_activations: whether to store only each block's input and recompute the rest in the backward pass.
 
     Raises:
-        UserError: if the model is sharded and a callback would copy it.
+        UserError: if the model is sharded and a WeightAveraging callback would copy it.
     """
     with torch.device("meta"):
         dalle = DALLE(config)
@@ -46,7 +46,7 @@ def build_dalle(config: DALLEConfig, trainer: pl.Trainer, checkpoint_activations
 
 
 def require_unsharded(trainer: pl.Trainer, what: str) -> None:
-    """Raise a UserError if the model is sharded."""
+    """Raise a UserError that names `what`, such as a callback, if the model is sharded."""
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise UserError(
             f"{what} needs the whole model in one process, but ModelParallelStrategy shards it; remove {what} and use "
@@ -55,7 +55,7 @@ def require_unsharded(trainer: pl.Trainer, what: str) -> None:
 
 
 def shard(dalle: DALLE, strategy: ModelParallelStrategy) -> None:
-    """Shard weights, gradients and moments over the devices of a machine; gradients are summed across machines.
+    """Shard weights, gradients and moments over the devices of a machine; machines exchange only gradients.
 
     Lightning's default mesh would use the devices of a machine for tensor parallelism, so this builds its own.
     """
@@ -68,7 +68,7 @@ def shard(dalle: DALLE, strategy: ModelParallelStrategy) -> None:
 
 @torch.no_grad()
 def fill_parameter(parameter: Tensor, std: float, generator: Generator) -> None:
-    """Sample a whole parameter from a normal distribution and store this process's shard of it."""
+    """Fill a parameter, or this process's shard of it, with normal values that do not depend on the sharding."""
     whole = torch.empty(parameter.shape).normal_(std=std, generator=generator)
     if isinstance(parameter, DTensor):
         whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)

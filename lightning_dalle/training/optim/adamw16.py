@@ -22,8 +22,8 @@ class FloatFormat:
     Subnormals, infinities, NaN and rounding to nearest even follow IEEE 754. The paper states the bits of each field,
     that there are infinities, and that the largest 1-6-9 number is "slightly less than 16" (appendix E.2). The exponent
     bias is therefore 59 instead of the usual 31; the same bias in 0-6-10 is our choice. The smallest normal number is
-    2^-58, so variances have full precision down to a root of a fifth of Adam's epsilon, 1e-8. The clip of the variance
-    at 5 leaves room below 16.
+    2^-58, so a variance loses precision only where its root is below a fifth of Adam's epsilon, 1e-8. Variances are
+    clipped at 5, well below 16.
     """
 
     sign_bits: int
@@ -37,10 +37,10 @@ class FloatFormat:
         return 16 - 2.0 ** (3 - self.significand_bits)
 
     def encode(self, x: Float[Tensor, "..."]) -> Int16[Tensor, "..."]:
-        """Return the bits of the nearest numbers; a format without a sign bit encodes |x|."""
+        """Return the bits of the representable numbers nearest to x; a format without a sign bit encodes |x|."""
         s = self.significand_bits
         size = x.float().abs().clamp(max=16)  # 16 is the encoding of infinity
-        exponent = ((size.view(torch.int32) >> 23) - 127).clamp(min=1 - EXPONENT_BIAS)  # subnormals: the minimum
+        exponent = ((size.view(torch.int32) >> 23) - 127).clamp(min=1 - EXPONENT_BIAS)  # subnormals have the minimum
         steps = (size * _power_of_2(s - exponent)).round()  # integers up to 2^(s + 1)
         # Addition carries a significand that was rounded up into the exponent.
         code = (exponent + EXPONENT_BIAS - 1 << s) + steps.nan_to_num(0).int()
@@ -49,7 +49,7 @@ class FloatFormat:
         return (code | sign).to(torch.int16)  # the upper half of 0-6-10 wraps to negative integers
 
     def decode(self, code: Int16[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the encoded numbers in 32 bits, exactly."""
+        """Return the numbers encoded by `code` in fp32, which represents all of them exactly."""
         s = self.significand_bits
         bits = code.int() & 0xFFFF
         exponent, significand = bits >> s & 63, bits & (1 << s) - 1
@@ -77,7 +77,7 @@ class PaperAdamW(Optimizer):
         params: groups from `param_groups`; moments are stored in 16 bits where `is_block_matrix` is true.
         lr: learning rate; the default is the paper's after warm-up.
         betas: decay rates of the running mean and variance.
-        eps: constant added to the root of the variance.
+        eps: constant added to the square root of the variance.
         weight_decay: factor of the decoupled weight decay, multiplied by the learning rate.
 
     Raises:
@@ -105,7 +105,7 @@ class PaperAdamW(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state and undo torch's cast of it to float32, which holds 16-bit integers exactly."""
+        """Load the state and cast 16-bit moments back from float32, to which torch casts the whole state."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             for parameter in group["params"] if group["is_block_matrix"] else ():

@@ -15,8 +15,8 @@ from lightning_dalle.hardware import has_native_bf16
 def orthogonalize(matrices: Float[Tensor, "l m n"], dtype: torch.dtype, steps: int = 5) -> Float[Tensor, "l m n"]:
     """Return matrices with their singular values brought close to 1 by Newton-Schulz steps (Jordan et al. 2024).
 
-    Differs from torch.optim.Muon in two points. It computes in `dtype`, because bf16 is up to 100 times slower where it
-    is emulated. It batches matrices of one shape, because batched products of small matrices are faster.
+    Unlike torch.optim.Muon, computes in `dtype`, because bf16 is up to 100 times slower where it is emulated. Also
+    batches matrices of one shape, because batched products of small matrices are faster.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # steep at 0 so that small singular values grow fast; converges only near 1
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -32,11 +32,11 @@ def orthogonalize(matrices: Float[Tensor, "l m n"], dtype: torch.dtype, steps: i
 class MuonAdamW(Optimizer):
     """Muon (Jordan et al. 2024) for block matrices, AdamW for all other parameters.
 
-    Muon gives all singular directions of a matrix's momentum the same size. A step takes longer than AdamW's and learns
+    Muon makes all singular values of a matrix's update about equal. A step takes longer than AdamW's but learns
     more, especially with large batches.
 
     Args:
-        params: groups from `param_groups`.
+        params: parameter groups from `param_groups`.
         lr: learning rate of AdamW.
         block_lr_ratio: Muon's learning rate divided by AdamW's; multiplied by sqrt(m / n) for an m x n matrix if m > n.
         betas: decay rates of AdamW's running mean and variance.
@@ -71,7 +71,7 @@ class MuonAdamW(Optimizer):
     def step(self, closure: Any = None) -> Any:
         """Step AdamW, which calls the closure, and then Muon.
 
-        AdamW shares this optimizer's groups and state, so that schedules and resumed states reach it.
+        AdamW shares this optimizer's groups and state, so that schedules and resumed states apply to it too.
         """
         self.adamw.param_groups = [group for group in self.param_groups if not group["is_block_matrix"]]
         self.adamw.state = self.state

@@ -11,10 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def param_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return up to three groups of parameters: block matrices, other decayed weights, and weights that do not decay.
+    """Return up to three parameter groups: block matrices, other decayed weights, and undecayed parameters.
 
-    Block matrices are the two-dimensional weights inside a stack of blocks; their group has `is_block_matrix`. Gains,
-    biases and embeddings do not decay.
+    Block matrices are the two-dimensional weights inside a stack of blocks; only their group has `is_block_matrix=True`.
+    Gains, biases and embeddings have no weight decay.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: list[dict[str, Any]] = [
@@ -32,7 +32,7 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 class OptimizerFactory:
-    """Constructor of an optimizer that stays one object when its LightningModule is copied.
+    """Constructor of an optimizer that is shared, not copied, when its LightningModule is copied.
 
     EMAWeightAveraging copies the module. The constructor that jsonargparse makes refers to the whole command line, with
     the Trainer and its processes, which cannot be copied.
@@ -51,7 +51,7 @@ class OptimizerFactory:
 def configure_optimizer(
     model: nn.Module, optimizer_factory: OptimizerFactory, learning_rate: Callable[[int], float]
 ) -> OptimizerLRSchedulerConfig:
-    """Return the optimizer of a model's parameter groups, with a learning rate that follows the schedule per step."""
+    """Return an optimizer of a model's parameter groups, with its learning rate set by the schedule at every step."""
     optimizer = optimizer_factory(param_groups(model))
     base = optimizer.defaults["lr"]
     scheduler = LambdaLR(optimizer, lambda step: learning_rate(step) / base)

@@ -28,8 +28,8 @@ class GradientScales:
     gradients of the resblock are finite; elsewhere 1/2 is subtracted, at most once in 125 updates.
 
     The paper multiplies 2^13, 2^7 and 2^24 by the number of replicas M, because its loss is divided by the global batch
-    size. Lightning's loss is the mean over the batch of one process, M times as large, and gradients are averaged in 32
-    bits afterwards. The numbers in fp16 are therefore the same.
+    size. Lightning's loss is the mean over one process's batch, M times as large, and is averaged over processes in
+    fp32. The gradients in fp16 therefore have the same values.
     """
 
     def __init__(self, n: int) -> None:
@@ -40,11 +40,11 @@ class GradientScales:
         self.num_skipped = 0
 
     def __getitem__(self, i: int) -> float:
-        """Return the scale of resblock i."""
+        """Return the gradient scale of resblock i."""
         return 2.0 ** float(self.log2[i])
 
     def update(self, is_finite: Bool[Tensor, " n"], is_skipped: bool) -> None:
-        """Update the scales after it is known which resblocks have only finite gradients."""
+        """Raise the scales of resblocks with only finite gradients, lower the others, and count the update."""
         self.num_updates, self.num_skipped = self.num_updates + 1, self.num_skipped + is_skipped
         self.updates_since_backoff += 1
         backs_off = ~is_finite & (self.updates_since_backoff >= BACKOFF_INTERVAL)
@@ -56,7 +56,7 @@ class GradientScales:
 class UnscaleGrad(torch.autograd.Function):
     """Cast of a branch's input to fp16; its gradient is unscaled in fp32, and NaN and infinities in it become 0.
 
-    Without this filter, an overflow would spread to all earlier resblocks and lower their scales.
+    Otherwise an overflow in one resblock would spread to all earlier ones and lower their scales too.
     """
 
     @staticmethod
@@ -85,7 +85,7 @@ class ScaleGrad(torch.autograd.Function):
 def scaled_forward(
     branch: nn.Module, scales: GradientScales, i: int, x: Float[Tensor, "b n d"], *others: Any
 ) -> Float[Tensor, "b n d"]:
-    """Return the output of the i-th residual branch, computed in fp16 with scaled gradients (Fig. 4).
+    """Return the output of the i-th residual branch, computed in fp16 with scaled gradients (paper, Fig. 4).
 
     The branch's parameters and their gradients stay in fp32; autocast makes the fp16 copies.
     """
@@ -96,9 +96,9 @@ def scaled_forward(
 
 
 class PaperPrecision(Precision):
-    """Resblocks in fp16 with a gradient scale each; norms, embeddings, heads and the identity path in fp32.
+    """fp16 resblocks with one gradient scale each; norms, embeddings, heads and the identity path in fp32.
 
-    An update with a NaN or infinite gradient anywhere is skipped for all parameters (appendix E.2, steps 2 and 11).
+    An update with a NaN or infinite gradient anywhere is skipped for all parameters (paper, appendix E.2, steps 2 and 11).
 
     Raises:
         UserError: at the start of a fit, if the model has no resblocks.
@@ -109,7 +109,7 @@ class PaperPrecision(Precision):
         self.scales = GradientScales(0)
 
     def connect(self, model: nn.Module, *args: Any, **kwargs: Any) -> tuple[nn.Module, list[Optimizer], list[Any]]:
-        """Replace the `forward` of each branch; partial, unlike a closure, is copied with the model by deepcopy."""
+        """Replace each branch's `forward` by a partial, which, unlike a closure, is copied by deepcopy."""
         blocks = [module for module in model.modules() if isinstance(module, Block)]
         self.branches = [branch for block in blocks for branch in (block.attention, block.mlp)]
         if not self.branches:

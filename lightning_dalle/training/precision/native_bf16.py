@@ -12,7 +12,7 @@ from lightning_dalle.hardware import has_native_bf16
 
 
 class NativeBF16(MixedPrecision):
-    """bf16 autocast on devices that multiply bf16 natively, fp32 on others.
+    """bf16 autocast on devices that compute bf16 natively, fp32 on others.
 
     Compared with fp32, a step is up to three times as fast in native bf16 and half as fast in emulated bf16 (LOG.md).
     """
@@ -30,7 +30,7 @@ class NativeBF16(MixedPrecision):
         return super().connect(model, *args, **kwargs)
 
     def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
-        """Clip the gradients for fused optimizers too; Lightning only refuses it because of fp16's gradient scaler."""
+        """Clip gradients of fused optimizers too; Lightning refuses it only because fp16 needs a gradient scaler."""
         Precision.clip_gradients(self, *args, **kwargs)
 
     def autocast_context_manager(self) -> torch.autocast:

@@ -42,7 +42,11 @@ def test_the_last_step_is_saved_and_resumed_to_the_bit(tiny_run: dict[str, Path]
 
 
 @pytest.mark.parametrize(
-    ("every", "advice"), [(2, "resume from step 4 with --ckpt_path"), (7, "nothing to resume from, because")]
+    ("every", "advice"),
+    [
+        (2, "resume from step 4 with --ckpt_path"),
+        (7, "no checkpoint was saved; set every_n_train_steps, now 7, to a smaller"),
+    ],
 )
 def test_an_interrupted_run_logs_how_to_resume(
     tiny_run: dict[str, Path],

@@ -149,7 +149,10 @@ def test_settings_that_codes_do_not_support_are_rejected(
     tiny_run: dict[str, Path], codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = failure(capsys, fit, tiny_run, tmp_path, codes, "--model.soft_targets", "true")
-    assert f"soft_targets needs the encoder's distribution, but {codes} contains only argmax codes; set" in error
+    assert (
+        f"soft_targets needs the encoder's distribution, but {codes} contains only argmax codes; set model.soft_targets"
+        in error
+    )
     source = [
         *AUGMENTATION,
         "--data.source",
