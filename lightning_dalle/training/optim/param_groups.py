@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 def param_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Return up to three parameter groups: block matrices, other decayed weights, and undecayed parameters.
 
-    Block matrices are the two-dimensional weights inside a stack of blocks; only their group has `is_block_matrix=True`.
+    Block matrices are the two-dimensional weights inside a stack of blocks; only their group has `is_block_matrix`.
     Gains, biases and embeddings have no weight decay.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}

@@ -98,7 +98,7 @@ def scaled_forward(
 class PaperPrecision(Precision):
     """fp16 resblocks with one gradient scale each; norms, embeddings, heads and the identity path in fp32.
 
-    An update with a NaN or infinite gradient anywhere is skipped for all parameters (paper, appendix E.2, steps 2 and 11).
+    An update with a NaN or infinite gradient is skipped for all parameters (paper, appendix E.2, steps 2 and 11).
 
     Raises:
         UserError: at the start of a fit, if the model has no resblocks.
