@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import pytorch_lightning as pl
-import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
@@ -259,14 +259,9 @@ def test_zero_shot_evaluation_refuses_a_dvae_and_missing_splits(
     ],
 )
 def test_a_callback_for_another_kind_of_model_is_refused(callback: type[Evaluation], sentence: str) -> None:
+    rows, inception = Dataset.from_dict({}), MagicMock()
     with pytest.raises(UserError, match=sentence):
-        callback(Protocol(name="p")).evaluate(
-            pl.LightningModule(),
-            Dataset.from_dict({}),
-            "data",
-            torch.nn.Identity(),
-            DistributedContext(),  # type: ignore[arg-type]
-        )
+        callback(Protocol(name="p")).evaluate(pl.LightningModule(), rows, "data", inception, DistributedContext())
 
 
 @pytest.mark.parametrize("kind", ["streamed", "codes"])
