@@ -16,11 +16,11 @@ from benchmarks.peer_training import as_peers_text
 from benchmarks.quality import Data, chart, peers_run, side_by_side
 
 
-def test_padding_is_the_peers_and_tokens_are_moved_on() -> None:
+def test_padding_becomes_0_and_tokens_start_at_1() -> None:
     assert as_peers_text(torch.tensor([[0, 7, 10, 11]]), vocab_size=10).tolist() == [[1, 8, 0, 0]]
 
 
-def test_its_cache_draws_the_same_pictures() -> None:
+def test_the_repaired_cache_generates_the_same_images() -> None:
     vae = DiscreteVAE(image_size=16, num_tokens=9, codebook_dim=8, num_layers=2, hidden_dim=8)
     dalle = DALLE(
         dim=32, vae=vae, num_text_tokens=20, text_seq_len=6, depth=4, heads=2, dim_head=16,
@@ -33,7 +33,7 @@ def test_its_cache_draws_the_same_pictures() -> None:
     torch.testing.assert_close(cached_images(dalle, text), recomputed)
 
 
-def test_the_peer_is_trained_measured_and_drawn(tmp_path: Path) -> None:
+def test_the_peer_is_trained_measured_and_plotted(tmp_path: Path) -> None:
     data = Data()
     (tmp_path / "rates.json").write_text(json.dumps({"steps_per_second": {"dvae": 1 / 150, "dalle": 1 / 270}}))
     run = peers_run(0.5, tmp_path, data, prompts=2)
@@ -47,7 +47,7 @@ def test_the_peer_is_trained_measured_and_drawn(tmp_path: Path) -> None:
     assert sheet.width > 2 * 4 * 64  # two captions, and for each three samples and the real one
 
 
-def test_a_shorter_run_warms_up_for_the_same_share_of_it() -> None:
+def test_a_shorter_run_warms_up_for_the_same_fraction() -> None:
     config = yaml.safe_load(CONFIG.read_text())
     steps, warmup = config["trainer"]["max_steps"] // 10, config["model"]["init_args"]["learning_rate"]["warmup_steps"]
     shorter = scaled(config, steps)
