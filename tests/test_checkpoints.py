@@ -103,7 +103,7 @@ def test_images_do_not_depend_on_the_batch_size(dalle_checkpoint: Path) -> None:
 
 
 def test_a_long_prompt_is_truncated_with_a_warning(dalle_checkpoint: Path) -> None:
-    with pytest.warns(UserWarning, match="truncated to text_len=6"):
+    with pytest.warns(UserWarning, match="truncated to data.text_len=6"):
         tokens = TextToImage.from_pretrained(dalle_checkpoint).tokenize(["a cat on a mat"])
     assert tokens.shape == (1, 6)
 

@@ -66,7 +66,7 @@ def test_the_card_contains_results_and_protocols(tiny_run: dict[str, Path], tmp_
     card = (tmp_path / "out" / "README.md").read_text()
     psnr = json.loads(result.read_text())["reconstruction"]["dvae"]["psnr_db"]["value"]
     assert f"PSNR {psnr:.2f} dB" in card
-    assert "samples_per_prompt: 1" in card
+    assert "samples_per_caption: 1" in card
     assert not (tmp_path / "out" / "clip.safetensors").exists()
 
 

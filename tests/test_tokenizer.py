@@ -82,7 +82,7 @@ def test_a_long_caption_is_truncated_with_one_warning(
         assert ids == list(range(8))
         assert is_truncated
     (warning,) = recwarn.list
-    assert "9 tokens was truncated to text_len=8" in str(warning.message)
+    assert "9 tokens was truncated to data.text_len=8" in str(warning.message)
 
 
 def test_json_restores_the_tokenizer(tokenizer: CaptionTokenizer) -> None:

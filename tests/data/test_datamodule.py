@@ -95,7 +95,7 @@ def test_bpe_dropout_is_for_training_only_and_repeatable(data: CaptionedImageDat
 
 def test_truncated_captions_are_counted() -> None:
     short = datamodule(text_len=3)
-    with pytest.warns(UserWarning, match="truncated to text_len=3"):
+    with pytest.warns(UserWarning, match="truncated to data.text_len=3"):
         batch = next(iter(short.train_dataloader()))
     assert batch.is_truncated.any()
     assert batch.text_tokens.shape == (8, 3)

@@ -145,4 +145,4 @@ def test_both_tokenizers_truncate_a_long_prompt(
     pipeline = TextToImage.from_pretrained(dalle_checkpoint)
     pipeline.scorer = CLIPScorer.from_checkpoint(clip_checkpoint)
     assert len(pipeline("a cat on a mat " * 40, num_candidates=2, top=1)) == 1
-    assert any("truncated to text_len=6" in str(warning.message) for warning in recwarn)
+    assert any("truncated to data.text_len=6" in str(warning.message) for warning in recwarn)
