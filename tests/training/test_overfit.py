@@ -33,7 +33,7 @@ def test_dvae_overfits_one_batch(batch: Batch) -> None:
     )
     dvae = DVAE(config).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(dvae.parameters())
-    learning_rate = CosineAnneal(start=5e-3, end=1e-5, num_steps=700, warmup_steps=30)
+    learning_rate = CosineAnneal(start=3e-3, end=1e-5, num_steps=700, warmup_steps=30)
     temperature = CosineAnneal(start=1.0, end=1 / 16, num_steps=350)
     generator = torch.Generator().manual_seed(0)
     for step in range(700):
