@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import pytorch_lightning as pl
@@ -23,6 +22,7 @@ from lightning_dalle.cli import main
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.features import DistributedContext
+from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.training.callbacks.evaluation import Evaluation
@@ -259,7 +259,7 @@ def test_zero_shot_evaluation_refuses_a_dvae_and_missing_splits(
     ],
 )
 def test_a_callback_for_another_kind_of_model_is_refused(callback: type[Evaluation], sentence: str) -> None:
-    rows, inception = Dataset.from_dict({}), MagicMock()
+    rows, inception = Dataset.from_dict({}), Inception.__new__(Inception)  # refused before any weights are used
     with pytest.raises(UserError, match=sentence):
         callback(Protocol(name="p")).evaluate(pl.LightningModule(), rows, "data", inception, DistributedContext())
 
