@@ -71,7 +71,10 @@ def test_wrong_arguments_are_named(
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     for more, message in (
-        (["--images", str(tmp_path / "empty")], "empty contains no image, but no file; images end in"),
+        (
+            ["--images", str(tmp_path / "empty")],
+            "empty contains no image and 0 other files: correct the path, or add images that end in",
+        ),
         (["--images", str(tmp_path / "nowhere")], "nowhere: correct the path"),
         (["--inception", "nowhere.pth"], "there are no Inception weights at nowhere.pth: correct the path"),
         (["--batch_size", "0"], "batch_size is 0, but must be at least 1"),
