@@ -17,6 +17,7 @@ from lightning_dalle.data.sources.encoded import Encoding, Shard, code_type, lis
 from lightning_dalle.errors import UserError
 from lightning_dalle.hardware import describe_hardware
 from lightning_dalle.provenance import commit
+from lightning_dalle.training.callbacks.requirements import require_model
 from lightning_dalle.training.lit_dvae import LitDVAE
 
 
@@ -38,6 +39,7 @@ class CodesWriter(Callback):
         self.codes: list[UInt[np.ndarray, "g g"]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_model(self, pl_module, LitDVAE)
         data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         data.set_predict_indices(lambda: self._indices(trainer, pl_module))
 
@@ -79,7 +81,7 @@ class CodesWriter(Callback):
             records={split: len(_rows(data, split)) for split in self.crops},
             shard_size=self.shard_size,
             source=repr(data.source),
-            filters=repr(data.filters or []),
+            filters=repr(data.filters),
             seed=data.seed,
             attribution=getattr(data.source, "attribution", None),
             made_on={**describe_hardware(), "commit": commit()},

@@ -30,6 +30,7 @@ from lightning_dalle.evaluation.inception import ENV_VAR, Inception, find_or_dow
 from lightning_dalle.evaluation.protocol import Protocol, check_at_least
 from lightning_dalle.evaluation.result_file import write_result
 from lightning_dalle.files import read_yaml, sha256
+from lightning_dalle.training.callbacks.requirements import require_model
 from lightning_dalle.training.distributed.sharding import require_unsharded
 
 Figures = tuple[dict[str, Any], Callable[[SummaryWriter, int], None]]
@@ -56,6 +57,8 @@ class Evaluation(Callback):
     """
 
     kind: str
+    model: type[pl.LightningModule]
+    """Kind of model that the callback evaluates."""
 
     def __init__(
         self,
@@ -100,6 +103,7 @@ class Evaluation(Callback):
         """Raise a UserError, before the training, if the protocol cannot be used with this dataset split."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_model(self, pl_module, self.model)
         require_unsharded(trainer, type(self).__name__)
         if stage == "fit" and not self.every_n_validations:
             return

@@ -5,7 +5,6 @@ from datasets import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_dalle.checkpoints import weights_digest
-from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.features import DistributedContext, images_in_dataset
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.reconstruction import measure_reconstructions
@@ -19,7 +18,7 @@ from lightning_dalle.training.lit_dvae import LitDVAE
 class ReconstructionEvaluation(Evaluation):
     """Callback that measures a dVAE's reconstructions: PSNR, SSIM, FID, codebook use and LPIPS if possible."""
 
-    kind = "reconstruction"
+    kind, model = "reconstruction", LitDVAE
 
     def evaluate(
         self,
@@ -30,9 +29,7 @@ class ReconstructionEvaluation(Evaluation):
         context: DistributedContext,
     ) -> Figures:
         """Reconstruct the reference images and return the figures of the reconstructions."""
-        if not isinstance(pl_module, LitDVAE):
-            model = type(pl_module).__name__
-            raise UserError(f"ReconstructionEvaluation needs a LitDVAE, not a {model}: remove the callback")
+        assert isinstance(pl_module, LitDVAE)
         reference = choose_reference(rows, self.protocol)
         originals = images_in_dataset(reference, data_name)
         weights = weights_digest(pl_module.dvae)

@@ -14,10 +14,12 @@ from torch import Tensor
 from lightning_dalle import plots
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.loading.examples import EncodedBatch
+from lightning_dalle.errors import UserError
 from lightning_dalle.images import captioned_grid, to_array, to_pil
 from lightning_dalle.inference.config import GenerationConfig, SamplingConfig
 from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.tokenizer import CaptionTokenizer
+from lightning_dalle.training.callbacks.requirements import require_model
 from lightning_dalle.training.distributed.sharding import require_unsharded
 from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
@@ -113,6 +115,9 @@ class Reconstructions(Callback):
     def __init__(self, num_images: int = 16) -> None:
         self.num_images = num_images
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_model(self, pl_module, LitDVAE)
+
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -156,6 +161,7 @@ class SampleGrid(Callback):
         self.prompts, self.num_samples, self.sampling = prompts, num_samples, sampling
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_model(self, pl_module, LitDALLE)
         require_unsharded(trainer, "SampleGrid")
 
     def on_validation_batch_start(
@@ -182,6 +188,13 @@ class GradientScaleCurves(Callback):
     def __init__(self) -> None:
         self.curves: dict[int, list[float]] = {}
         """Base-2 logarithms of the gradient scales of all resblocks, by optimizer step."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not isinstance(trainer.precision_plugin, PaperPrecision):
+            raise UserError(
+                "GradientScaleCurves shows the gradient scales of PaperPrecision, which this run does not use: remove "
+                "GradientScaleCurves from trainer.callbacks, or set trainer.plugins to PaperPrecision"
+            )
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from datasets import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_dalle.checkpoints import weights_digest
-from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import zero_shot
 from lightning_dalle.evaluation.features import DistributedContext
 from lightning_dalle.evaluation.inception import Inception
@@ -39,7 +38,7 @@ class ZeroShotEvaluation(Evaluation):
         **kwargs: arguments of `Evaluation`.
     """
 
-    kind = "zero_shot"
+    kind, model = "zero_shot", LitDALLE
 
     def __init__(self, protocol: Protocol, scorer: Scorer | None = None, **kwargs: Any) -> None:
         super().__init__(protocol, **kwargs)
@@ -60,11 +59,7 @@ class ZeroShotEvaluation(Evaluation):
         context: DistributedContext,
     ) -> Figures:
         """Sample the protocol's captions and return the figures of the samples against the reference images."""
-        if not isinstance(pl_module, LitDALLE):
-            model = type(pl_module).__name__
-            raise UserError(f"ZeroShotEvaluation needs a LitDALLE, not a {model}: remove the callback")
-        assert pl_module.dalle is not None
-        assert pl_module.dvae is not None
+        assert isinstance(pl_module, LitDALLE)
         if isinstance(self.scorer, torch.nn.Module):
             self.scorer.to(pl_module.device)
         generation, tokenizer = self.protocol.generation, pl_module.tokenizer

@@ -15,19 +15,16 @@ import pytorch_lightning as pl
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
-from shrunk import add_scorer, shrunk
+from shrunk import add_scorer, shrunk, source_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dalle.cli import main
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.features import DistributedContext
-from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.inference.pipeline import TextToImage
-from lightning_dalle.training.callbacks.evaluation import Evaluation
-from lightning_dalle.training.callbacks.reconstruction import ReconstructionEvaluation
 from lightning_dalle.training.callbacks.zero_shot import ZeroShotEvaluation
+from lightning_dalle.training.lit_dalle import LitDALLE
 
 
 @pytest.fixture(scope="session")
@@ -248,22 +245,6 @@ def test_zero_shot_evaluation_refuses_a_dvae_and_missing_splits(
         assert all(part in error for part in sentence.split(" ... "))
 
 
-@pytest.mark.parametrize(
-    ("callback", "sentence"),
-    [
-        (ZeroShotEvaluation, "ZeroShotEvaluation needs a LitDALLE, not a LightningModule: remove the callback"),
-        (
-            ReconstructionEvaluation,
-            "ReconstructionEvaluation needs a LitDVAE, not a LightningModule: remove the callback",
-        ),
-    ],
-)
-def test_a_callback_for_another_kind_of_model_is_refused(callback: type[Evaluation], sentence: str) -> None:
-    rows, inception = Dataset.from_dict({}), Inception.__new__(Inception)  # refused before any weights are used
-    with pytest.raises(UserError, match=sentence):
-        callback(Protocol(name="p")).evaluate(pl.LightningModule(), rows, "data", inception, DistributedContext())
-
-
 @pytest.mark.parametrize("kind", ["streamed", "codes"])
 def test_fit_without_image_rows_warns_that_it_skips_its_evaluation(kind: str, tmp_path: Path) -> None:
     evaluation = ZeroShotEvaluation(Protocol(name="p"), every_n_validations=1, inception=Path(__file__))
@@ -277,12 +258,12 @@ def test_fit_without_image_rows_warns_that_it_skips_its_evaluation(kind: str, tm
         UserWarning,
         match="skips the evaluation p, since the training data is streamed or has codes only: give",
     ):
-        evaluation.setup(trainer, pl.LightningModule(), "fit")
+        evaluation.setup(trainer, LitDALLE(), "fit")
     trainer.state.fn = TrainerFn.FITTING
     evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
     assert evaluation.validations == 0
     with pytest.raises(UserError, match=r"the protocol p (cannot use|needs images, but) .*: set a.* `source`"):
-        evaluation.setup(trainer, pl.LightningModule(), "test")
+        evaluation.setup(trainer, LitDALLE(), "test")
 
 
 def test_fit_skips_its_evaluation_if_inception_is_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,12 +272,12 @@ def test_fit_skips_its_evaluation_if_inception_is_disabled(monkeypatch: pytest.M
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.datamodule = CaptionedImageDataModule(Held(DatasetDict()))  # type: ignore[attr-defined]
     with pytest.warns(UserWarning, match=r"this fit skips the evaluation p, since .LIGHTNING_DALLE_INCEPTION is none"):
-        evaluation.setup(trainer, pl.LightningModule(), "fit")
+        evaluation.setup(trainer, LitDALLE(), "fit")
     trainer.state.fn = TrainerFn.FITTING
     evaluation.on_validation_batch_end(trainer, pl.LightningModule(), None, None, batch_idx=0)
     assert evaluation.validations == 0
     with pytest.raises(UserError, match=r"but .LIGHTNING_DALLE_INCEPTION is none: unset it, or set it to a file"):
-        evaluation.setup(trainer, pl.LightningModule(), "test")
+        evaluation.setup(trainer, LitDALLE(), "test")
 
 
 def test_validate_neither_evaluates_nor_counts() -> None:

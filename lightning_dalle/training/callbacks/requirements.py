@@ -1,0 +1,15 @@
+"""Requirements of callbacks, checked before the first step."""
+
+import pytorch_lightning as pl
+from pytorch_lightning import Callback
+
+from lightning_dalle.errors import UserError
+
+
+def require_model(callback: Callback, pl_module: pl.LightningModule, kind: type[pl.LightningModule]) -> None:
+    """Raise a UserError if the model is not of the kind that a callback needs."""
+    if not isinstance(pl_module, kind):
+        raise UserError(
+            f"{type(callback).__name__} needs a {kind.__name__}, but the model is a {type(pl_module).__name__}: remove "
+            f"{type(callback).__name__} from trainer.callbacks"
+        )
