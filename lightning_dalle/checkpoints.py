@@ -49,14 +49,16 @@ def dvae_metadata(dvae: DVAE) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, "dvae_config": asdict(dvae.config)}
 
 
-def dalle_metadata(dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer, attribution: str | None) -> dict[str, Any]:
+def dalle_metadata(
+    dalle: DALLE, dvae: DVAE, tokenizer: CaptionTokenizer | None, attribution: str | None
+) -> dict[str, Any]:
     """Return what a DALL-E's checkpoint contains besides the weights, which have the prefixes `dalle.` and `dvae.`.
 
     `attribution` is the credit line that the licence of the training images requires on generated images, if any.
     """
     return {
         "dalle_config": asdict(dalle.config),
-        "tokenizer": tokenizer.to_json(),
+        "tokenizer": None if tokenizer is None else tokenizer.to_json(),
         "attribution": attribution,
         **dvae_metadata(dvae),
     }

@@ -2,6 +2,9 @@
 
 import difflib
 import re
+import signal
+import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -77,16 +80,22 @@ def use_checkpoint_shape(config: Any, checkpoint: dict[str, Any], path: Path) ->
 
 
 def run_lightning(argv: list[str]) -> "LightningCLI":
-    """Run a subcommand of LightningCLI; the config key `model.class_path` selects the model."""
+    """Run a subcommand of LightningCLI; the config key `model.class_path` selects the model.
+
+    Raises:
+        UserError: if a config key, a file or the combination of both is wrong; errors of Lightning's own checks too.
+        SystemExit: with status 130 after Ctrl-C, and 143 after SIGTERM.
+    """
     import torch
     from jsonargparse import set_parsing_settings
     from pytorch_lightning import LightningModule
-    from pytorch_lightning.callbacks import LearningRateMonitor, ThroughputMonitor
+    from pytorch_lightning.callbacks import BasePredictionWriter, LearningRateMonitor, ThroughputMonitor
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from lightning_dalle.checkpoints import check_dvae, check_resumable, load_dvae, read_checkpoint
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
+    from lightning_dalle.training.callbacks.codes_writer import CodesWriter
     from lightning_dalle.training.callbacks.visualization import DataSummary, batch_size
 
     # Optimizer moments of parameters without gradients, such as behind a dead ReLU, decay into denormals. Intel CPUs
@@ -116,6 +125,9 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
             else:
                 use_checkpoint_shape(self.config[self.subcommand], checkpoint, Path(path))
 
+        def _parse_ckpt_path(self) -> None:
+            """Keep the config as it is; Lightning would import the class that a checkpoint's hyperparameters name."""
+
         def instantiate_classes(self) -> None:
             try:
                 super().instantiate_classes()
@@ -126,13 +138,10 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
                 raise UserError(clean_error(str(error))) from error
 
         def instantiate_trainer(self, **kwargs: Any) -> "Trainer":
-            try:
-                return super().instantiate_trainer(**kwargs)
-            except UserError:
-                raise
-            except (ValueError, MisconfigurationException) as error:
-                hint = "; remove the config's plugins with --trainer.plugins null" if "plugins" in str(error) else ""
-                raise UserError(f"correct the config keys under `trainer`; Lightning says: {error}{hint}") from error
+            if self.config[self.subcommand].trainer.logger is False:  # both monitors refuse to run without a logger
+                self.trainer_defaults["callbacks"] = [DataSummary()]
+                self.save_config_callback = None  # it would overwrite a config.yaml in the current folder
+            return super().instantiate_trainer(**kwargs)
 
         def before_fit(self) -> None:
             dvae = getattr(self.model, "dvae_checkpoint", None)
@@ -140,23 +149,39 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
                 check_dvae("the data", load_dvae(dvae), dvae, image_size=self.datamodule.image_size)
 
         def before_predict(self) -> None:
-            if type(self.model).predict_step is LightningModule.predict_step:
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            if not any(isinstance(callback, CodesWriter | BasePredictionWriter) for callback in callbacks):
                 raise UserError(
-                    f"predict writes a dVAE's codes, but the config's model is a {type(self.model).__name__}: choose "
-                    "the config of a dVAE, or sample images with the command generate"
+                    f"nothing would write what predict computes with a {type(self.model).__name__}: add CodesWriter to "
+                    "trainer.callbacks for the codes of a dVAE, or sample images with the command generate"
                 )
 
     callbacks = [LearningRateMonitor("step"), ThroughputMonitor(batch_size, window_size=10), DataSummary()]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return CLI(
-        LightningModule,
-        CaptionedImageDataModule,
-        subclass_mode_model=True,
-        trainer_defaults={"callbacks": callbacks},
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_class=Parser,
-        parser_kwargs={"prog": "python -m lightning_dalle"},
-        args=argv,
-    )
+    try:
+        return CLI(
+            LightningModule,
+            CaptionedImageDataModule,
+            subclass_mode_model=True,
+            trainer_defaults={"callbacks": callbacks},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={"prog": "python -m lightning_dalle"},
+            args=argv,
+        )
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning ends such a run with status 1
+            sys.exit(128 + signal.SIGINT)
+        raise
+    except UserError:
+        raise
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals["__name__"].startswith(("pytorch_lightning.", "lightning_fabric.")):
+            raise
+        hint = "; remove the config's plugins with --trainer.plugins null" if "plugins" in str(error) else ""
+        raise UserError(f"correct the config keys under `trainer`; Lightning says: {error}{hint}") from error

@@ -191,8 +191,11 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         return loaders
 
     def on_after_batch_transfer(self, batch: Batch | EncodedBatch, dataloader_idx: int) -> Batch | EncodedBatch:
-        """Convert images to float in [0, 1], on their device."""
-        return batch._replace(images=to_float(batch.images)) if isinstance(batch, Batch) else batch
+        """Convert images to float in [0, 1] on their device; add the tokenizer and the source's attribution."""
+        batch = batch._replace(tokenizer=self.tokenizer, attribution=getattr(self.source, "attribution", None))
+        if isinstance(batch, EncodedBatch):
+            return batch._replace(encoding=self.source)
+        return batch._replace(images=to_float(batch.images))
 
     def set_predict_indices(self, indices: Callable[[], Mapping[str, Sequence[SampleIndex]]]) -> None:
         """Make `predict` read the indices by split that `indices()` returns on this rank when loaders are built."""

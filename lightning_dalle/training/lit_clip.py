@@ -2,61 +2,72 @@
 
 import math
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from jaxtyping import Float
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
-from lightning_dalle.checkpoints import check_dvae, check_resume_config, clip_metadata
-from lightning_dalle.data.datamodule import Batch
-from lightning_dalle.data.sources.encoded import require_images
+from lightning_dalle.checkpoints import check_resume_config, clip_metadata
+from lightning_dalle.data.loading.examples import Batch
 from lightning_dalle.evaluation.metrics import RetrievalRecall
 from lightning_dalle.models.clip import CLIP, CLIPConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optim.param_groups import OptimizerFactory, configure_optimizer
+from lightning_dalle.training.lit_module import LitModule, as_schedule
+from lightning_dalle.training.optim.param_groups import OptimizerFactory
 from lightning_dalle.training.reconstruction_augment import ReconstructionAugment
-from lightning_dalle.training.steps import loaded_config, should_log, step_generator
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
 
-class LitCLIP(pl.LightningModule):
+class LitCLIP(LitModule):
     """LightningModule that trains CLIP contrastively over the batches of all processes (Radford et al. 2021).
 
     Args:
         config: shape of CLIP's encoders; in the CLI, its image size is set to that of the data.
-        learning_rate: schedule of the learning rate.
+        learning_rate: schedule of the learning rate, or its constant value.
         reconstruction_augment: replacement of some training images by reconstructions of a dVAE.
         optimizer: optimizer whose learning rate the schedule sets.
         seed: seed of the choice and the codes of the reconstructed images.
     """
 
+    kind = "clip"
+
     def __init__(
         self,
         config: CLIPConfig,
-        learning_rate: CosineAnneal,
+        learning_rate: CosineAnneal | float,
         reconstruction_augment: ReconstructionAugment | None = None,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.config, self.learning_rate, self.seed = config, learning_rate, seed
+        self.save_arguments(locals())
+        self.config, self.learning_rate, self.seed = config, as_schedule(learning_rate), seed
         self.reconstruction_augment = reconstruction_augment
         self.optimizer = OptimizerFactory(optimizer)
         self.clip = CLIP.from_config(config)
         self.val_retrieval = RetrievalRecall()
 
-    def setup(self, stage: str) -> None:
-        require_images(self.trainer.datamodule.source)  # type: ignore[attr-defined]
-        if self.reconstruction_augment is not None and stage == "fit":
-            augment = self.reconstruction_augment
-            image_size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-            check_dvae("the data", augment.dvae, augment.dvae_checkpoint, image_size=image_size)
+    @property
+    def trained(self) -> nn.Module:
+        """Both encoders of CLIP."""
+        return self.clip.network
+
+    @classmethod
+    def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Return the config of CLIP."""
+        return {"config": CLIPConfig(**checkpoint["clip_config"])}
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], captions: list[str]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """Return the unit-length embeddings of images in [0, 1] and of captions."""
+        return self.clip.embed_images(images), self.clip.embed_texts(captions)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         from open_clip.loss import ClipLoss
@@ -65,15 +76,15 @@ class LitCLIP(pl.LightningModule):
         assert isinstance(scale, Tensor)
         # Every process computes the loss of all processes, with gradients through the gather; DDP averages them.
         contrastive = ClipLoss(gather_with_grad=True, rank=self.global_rank, world_size=self.trainer.world_size)
-        images = batch.images
-        if self.reconstruction_augment is not None:
-            images = self.reconstruction_augment(images, step_generator(self, self.seed, batch_idx))
+        images = self.images(batch)
+        if (augment := self.reconstruction_augment) is not None:
+            images = augment(self.images(batch, augment.dvae.config.image_size), self.step_generator(batch_idx))
         # On CPUs, the backward pass of torch's fused attention would take half of a bf16 step.
         with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():
-            image_embeddings, text_embeddings = self.clip.embed_images(images), self.clip.embed_texts(batch.captions)
+            image_embeddings, text_embeddings = self(images, batch.captions)
         with torch.autocast(self.device.type, enabled=False):  # bf16 resolves logits near 100 to 0.5
             loss: Tensor = contrastive(image_embeddings.float(), text_embeddings.float(), scale.exp())
-        if should_log(self.trainer):
+        if self.should_log:
             self.log_dict({"train/loss": loss, "train/logit_scale": scale.exp()})
         return loss
 
@@ -86,7 +97,7 @@ class LitCLIP(pl.LightningModule):
             scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.val_retrieval.update(self.clip.embed_images(batch.images), self.clip.embed_texts(batch.captions))
+        self.val_retrieval.update(*self(self.images(batch), batch.captions))
 
     def on_validation_epoch_end(self) -> None:
         """Log retrieval recall among all images and captions of the split."""
@@ -98,12 +109,15 @@ class LitCLIP(pl.LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        learning_rate = self.learning_rate.for_max_steps(self.trainer.max_steps)
-        return configure_optimizer(self.clip.network, self.optimizer, learning_rate)
+    def predict_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """Return the unit-length embeddings of the images and of the captions."""
+        return self(self.images(batch), batch.captions)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint.update(clip_metadata(self.config))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_resume_config(CLIPConfig(**loaded_config(self, checkpoint, "clip")), self.config)
+        check_resume_config(CLIPConfig(**self.loaded_config(checkpoint)), self.config)

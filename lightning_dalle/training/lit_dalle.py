@@ -8,28 +8,28 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
-from lightning_dalle.checkpoints import check_dvae, check_resume_config, dalle_metadata, load_dvae, weights_digest
-from lightning_dalle.data.datamodule import Batch
-from lightning_dalle.data.loading.examples import EncodedBatch
-from lightning_dalle.data.sources.encoded import EncodedImages
+from lightning_dalle.checkpoints import check_resume_config, dalle_metadata, load_dvae, weights_digest
+from lightning_dalle.data.loading.examples import Batch, EncodedBatch
 from lightning_dalle.errors import UserError
+from lightning_dalle.inference.config import SamplingConfig
+from lightning_dalle.inference.pipeline import Request, TextToImage
+from lightning_dalle.inference.scorers import Scorer
 from lightning_dalle.losses import dalle_loss
-from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.dalle import DALLE, DALLEConfig, Logits
 from lightning_dalle.models.dvae import DVAE, gumbel_noise
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal, HalveOnPlateau
 from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.distributed.sharding import build_dalle
-from lightning_dalle.training.optim.param_groups import OptimizerFactory, configure_optimizer
-from lightning_dalle.training.steps import loaded_config, should_log, step_generator
+from lightning_dalle.training.lit_module import LitModule, as_schedule
+from lightning_dalle.training.optim.param_groups import OptimizerFactory
 
 
-class LitDALLE(pl.LightningModule):
+class LitDALLE(LitModule):
     """LightningModule that models captions and image codes as one sequence (paper, section 2.2).
 
     Grid and codebook size come from the dVAE; in the CLI, text length and vocabulary size come from the data.
@@ -38,8 +38,8 @@ class LitDALLE(pl.LightningModule):
         config: shape of the transformer.
         dvae_checkpoint: checkpoint of a dVAE, or of a DALL-E with its dVAE; required by `fit`. The checkpoints of this
             model contain the frozen dVAE, so the other subcommands read it from their own checkpoint.
-        learning_rate: schedule of the learning rate; required by `fit`. The paper warms up to 4.5e-4 over 5,000 steps,
-            then halves it on plateaus of the validation loss, five times.
+        learning_rate: schedule of the learning rate, or its constant value; required by `fit`. The paper warms up to
+            4.5e-4 over 5,000 steps, then halves it on plateaus of the validation loss, five times.
         text_len: number of tokens of a caption, including padding.
         text_vocab_size: number of entries of the text vocabulary.
         image_loss_weight: weight of the image cross-entropy relative to 1 for text; 7 in the paper (7/8 and 1/8).
@@ -53,8 +53,10 @@ class LitDALLE(pl.LightningModule):
             rest (paper, section 2.4). A step takes a third longer; memory holds the activations of one block.
         optimizer: optimizer whose learning rate the schedule sets.
         seed: seed of caption dropout, sampled codes and code corruption.
+        tokenizer: tokenizer of the captions, which checkpoints contain; by default that of the batches.
     """
 
+    kind = "dalle"
     dvae: DVAE
     """Frozen dVAE, assigned by `configure_model`."""
     dalle: DALLE
@@ -63,8 +65,8 @@ class LitDALLE(pl.LightningModule):
     def __init__(
         self,
         config: TransformerConfig = TransformerConfig(),  # noqa: B008 (frozen)
-        dvae_checkpoint: Path | None = None,
-        learning_rate: CosineAnneal | HalveOnPlateau | None = None,
+        dvae_checkpoint: Path | str | None = None,
+        learning_rate: CosineAnneal | HalveOnPlateau | float | None = None,
         text_len: int = 256,
         text_vocab_size: int = 16384,
         image_loss_weight: float = 7.0,
@@ -74,15 +76,19 @@ class LitDALLE(pl.LightningModule):
         checkpoint_activations: bool = False,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
+        tokenizer: CaptionTokenizer | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.dvae_checkpoint, self.learning_rate = config, dvae_checkpoint, learning_rate
+        self.save_arguments(locals())
+        self.config, self.learning_rate, self.tokenizer = config, as_schedule(learning_rate), tokenizer
+        self.dvae_checkpoint = None if dvae_checkpoint is None else Path(dvae_checkpoint)
         self.text_len, self.text_vocab_size = text_len, text_vocab_size
         self.image_loss_weight, self.caption_dropout = image_loss_weight, caption_dropout
         self.soft_targets, self.code_corruption = soft_targets, code_corruption
         self.checkpoint_activations = checkpoint_activations
         self.optimizer, self.seed = OptimizerFactory(optimizer), seed
-        self.loaded_attribution: str | None = None
+        self.attribution: str | None = None
+        self.codes_checked = False
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "loss_text", "loss_image")})
 
     def configure_model(self) -> None:
@@ -98,33 +104,39 @@ class LitDALLE(pl.LightningModule):
             grid=self.dvae.config.grid,
             codebook_size=self.dvae.config.codebook_size,
         )
-        self.dalle = build_dalle(config, self.trainer, self.checkpoint_activations)
+        self.dalle = build_dalle(config, self.attached_trainer, self.checkpoint_activations)
+
+    @property
+    def trained(self) -> DALLE:
+        """The transformer with its embeddings and heads."""
+        return self.dalle
+
+    @classmethod
+    def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Return the config of the transformer, the sizes of its text, and the file that has its dVAE."""
+        config = DALLEConfig.from_dict(checkpoint["dalle_config"])
+        sizes = {"text_len": config.text_len, "text_vocab_size": config.text_vocab_size}
+        return {"config": config.transformer, "dvae_checkpoint": path, **sizes}
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         self.configure_model()
         if isinstance(self.learning_rate, HalveOnPlateau) and stage == "fit":
             check_checkpoint_order(self.trainer)
-        source = self.trainer.datamodule.source  # type: ignore[attr-defined]
-        if isinstance(source, EncodedImages):
-            if self.soft_targets and stage == "fit":
-                raise UserError(
-                    f"soft_targets needs the encoder's distribution, but {source.path} contains only argmax codes; set "
-                    "model.soft_targets to false, or data.source to the images"
-                )
-            config = self.dvae.config
-            source.check_dvae(weights_digest(self.dvae), config.grid, config.codebook_size, self.dvae_checkpoint)
-        image_size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-        check_dvae("the data", self.dvae, self.dvae_checkpoint, image_size=image_size)
+
+    def forward(self, text_tokens: Int[Tensor, "b t"], codes: Int[Tensor, "b i"]) -> Logits:
+        """Return the logits of every caption token and image code, each given all tokens and codes before it."""
+        return self.dalle(text_tokens, codes)
 
     def training_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> Tensor:
+        self._read_metadata(batch)
         if self.soft_targets:
-            assert isinstance(batch, Batch)
             codes, targets = self._sample_codes(batch, batch_idx)
         else:
             codes = targets = self._codes(batch)
         text_tokens = self._drop_captions(batch.text_tokens, batch_idx)
         losses = self._losses(text_tokens, self._corrupt(codes, batch_idx), targets)
-        if should_log(self.trainer):
+        if self.should_log:
             self.log_dict({f"train/{name}": value for name, value in losses.items()})
             self.log("train/bits_per_code", losses["loss_image"] / math.log(2))
         truncated = batch.is_truncated.sum().float()
@@ -149,13 +161,16 @@ class LitDALLE(pl.LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        if self.learning_rate is None:
-            raise UserError("fit needs model.learning_rate, but none is given; set it in the config")
-        learning_rate = self.learning_rate.for_max_steps(self.trainer.max_steps)
-        return configure_optimizer(self.dalle, self.optimizer, learning_rate)
+    def predict_step(
+        self, batch: Batch | EncodedBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Return an image in [0, 1] sampled for each caption; `seed` and the position of the caption seed it."""
+        first = self.seed + batch_idx * len(batch.captions)
+        requests = [Request(caption, first + i) for i, caption in enumerate(batch.captions)]
+        return torch.stack(list(self.pipeline().sample_images(requests, SamplingConfig())))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint.update(dalle_metadata(self.dalle, self.dvae, self.tokenizer, self.attribution))
         if isinstance(self.learning_rate, HalveOnPlateau):
             checkpoint["plateau"] = self.learning_rate.state_dict()
@@ -163,46 +178,67 @@ class LitDALLE(pl.LightningModule):
         self.dvae.state_dict(destination=checkpoint["state_dict"], prefix="dvae.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        found = DALLEConfig.from_dict(loaded_config(self, checkpoint, "dalle"))
+        found = DALLEConfig.from_dict(self.loaded_config(checkpoint))
         check_resume_config(found, self.dalle.config)
-        self.loaded_attribution = checkpoint["attribution"]
+        self.attribution = checkpoint["attribution"]
+        if checkpoint["tokenizer"] is not None:
+            self.tokenizer = CaptionTokenizer.from_json(checkpoint["tokenizer"])
         if isinstance(self.learning_rate, HalveOnPlateau) and "plateau" in checkpoint:
             self.learning_rate.load_state_dict(checkpoint["plateau"])
 
-    @property
-    def tokenizer(self) -> CaptionTokenizer:
-        """Tokenizer of the captions, from the DataModule."""
-        return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+    def pipeline(self, scorer: Scorer | None = None) -> TextToImage:
+        """Return a pipeline that samples images from the model as it is; raise a UserError without a tokenizer."""
+        if self.tokenizer is None:
+            raise UserError(
+                "sampling needs the captions' tokenizer, but neither batches nor checkpoint have one: give LitDALLE a "
+                "tokenizer"
+            )
+        return TextToImage(self.dalle, self.dvae, self.tokenizer, self.attribution, scorer)
 
-    @property
-    def attribution(self) -> str | None:
-        """Credit line that the licence of the training images requires on generated images."""
-        if self.trainer.state.fn != "fit":
-            return self.loaded_attribution  # the data may not be the training data
-        return getattr(self.trainer.datamodule.source, "attribution", None)  # type: ignore[attr-defined]
+    def _read_metadata(self, batch: Batch | EncodedBatch) -> None:
+        """Take the tokenizer and the attribution, which checkpoints contain, from a batch that has them."""
+        self.tokenizer = batch.tokenizer or self.tokenizer
+        if batch.attribution is not None and batch.attribution not in (self.attribution or ""):
+            self.attribution = " ".join(filter(None, (self.attribution, batch.attribution)))
 
     def _codes(self, batch: Batch | EncodedBatch) -> Int[Tensor, "b i"]:
         if isinstance(batch, EncodedBatch):
+            self._check_codes(batch)
             return batch.codes.flatten(1)
+        images = self.images(batch, self.dvae.config.image_size)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # codes are always computed in fp32
-            return self.dvae.encode(batch.images).flatten(1)
+            return self.dvae.encode(images).flatten(1)
 
-    def _sample_codes(self, batch: Batch, batch_idx: int) -> tuple[Int[Tensor, "b i"], Float[Tensor, "b i k"]]:
+    def _check_codes(self, batch: EncodedBatch) -> None:
+        """Raise a UserError, before the first step, if another dVAE made the codes of the batches."""
+        if not self.codes_checked and batch.encoding is not None:
+            config, weights = self.dvae.config, weights_digest(self.dvae)
+            batch.encoding.check_dvae(weights, config.grid, config.codebook_size, self.dvae_checkpoint)
+        self.codes_checked = True
+
+    def _sample_codes(
+        self, batch: Batch | EncodedBatch, batch_idx: int
+    ) -> tuple[Int[Tensor, "b i"], Float[Tensor, "b i k"]]:
         """Return codes sampled from the encoder's distribution, and the distribution."""
-        generator = step_generator(self, self.seed, batch_idx, 2)
+        if isinstance(batch, EncodedBatch):
+            raise UserError(
+                "soft_targets needs the encoder's distribution, but the data contains only argmax codes; set "
+                "model.soft_targets to false, or data.source to the images"
+            )
+        images, generator = self.images(batch, self.dvae.config.image_size), self.step_generator(batch_idx, 2)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            logits = self.dvae.encoder_logits(batch.images)  # (b, k, g, g)
+            logits = self.dvae.encoder_logits(images)  # (b, k, g, g)
             codes = (logits + gumbel_noise(logits, generator)).argmax(dim=1)  # (b, g, g)
             return codes.flatten(1), logits.softmax(dim=1).flatten(2).movedim(1, 2)
 
     def _losses(self, text_tokens: Tensor, codes: Int[Tensor, "b i"], targets: Tensor) -> dict[str, Tensor]:
-        logits = self.dalle(text_tokens, codes)
+        logits = self(text_tokens, codes)
         return dalle_loss(logits.text, logits.image, text_tokens, targets, self.image_loss_weight)
 
     def _drop_captions(self, text_tokens: Tensor, batch_idx: int) -> Tensor:
         if not self.caption_dropout:
             return text_tokens
-        generator = step_generator(self, self.seed, batch_idx)
+        generator = self.step_generator(batch_idx)
         is_dropped = torch.rand(len(text_tokens), generator=generator, device=self.device) < self.caption_dropout
         return torch.where(is_dropped[:, None], self.dalle.null_caption(len(text_tokens)), text_tokens)
 
@@ -210,7 +246,7 @@ class LitDALLE(pl.LightningModule):
         """Replace some codes by those of the previous image of the batch at the same positions."""
         if not self.code_corruption:
             return codes
-        generator = step_generator(self, self.seed, batch_idx, 1)
+        generator = self.step_generator(batch_idx, 1)
         is_replaced = torch.rand(codes.shape, generator=generator, device=self.device) < self.code_corruption
         return torch.where(is_replaced, codes.roll(1, dims=0), codes)
 

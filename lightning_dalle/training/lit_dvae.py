@@ -1,34 +1,33 @@
 """Training of the discrete VAE."""
 
+from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from lightning_dalle.checkpoints import check_resume_config, dvae_metadata
-from lightning_dalle.data.datamodule import Batch
-from lightning_dalle.data.sources.encoded import require_images
+from lightning_dalle.data.loading.examples import Batch
 from lightning_dalle.evaluation.metrics import CodebookPerplexity
 from lightning_dalle.losses import dvae_loss
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.schedules import CosineAnneal
-from lightning_dalle.training.optim.param_groups import OptimizerFactory, configure_optimizer
-from lightning_dalle.training.steps import loaded_config, should_log, step_generator
+from lightning_dalle.training.lit_module import LitModule, as_schedule
+from lightning_dalle.training.optim.param_groups import OptimizerFactory
 
 
-class LitDVAE(pl.LightningModule):
+class LitDVAE(LitModule):
     """LightningModule that maximizes the evidence lower bound of images under relaxed codes (paper, section 2.1).
 
     Args:
         config: shape of the dVAE; every subcommand except `fit` reads it from the checkpoint.
-        learning_rate: schedule of the learning rate; by default the paper's, 1e-4 to 1.25e-6 over 1,200,000 steps.
+        learning_rate: schedule of the learning rate, or its constant value; by default the paper's schedule, 1e-4 to
+            1.25e-6 over 1,200,000 steps.
         temperature: schedule of the relaxation temperature; by default the paper's, 1 to 1/16 over 150,000 steps.
         kl_weight: schedule of the KL weight beta; by default the paper's, 0 to 6.6 over 5,000 steps.
         codebook_entropy_weight: weight of a bonus for the entropy of the batch's mean posterior; 0 in the paper.
@@ -37,10 +36,12 @@ class LitDVAE(pl.LightningModule):
         seed: seed of the Gumbel noise.
     """
 
+    kind = "dvae"
+
     def __init__(
         self,
         config: DVAEConfig = DVAEConfig(),  # noqa: B008 (frozen)
-        learning_rate: CosineAnneal | None = None,
+        learning_rate: CosineAnneal | float | None = None,
         temperature: CosineAnneal | None = None,
         kl_weight: CosineAnneal | None = None,
         codebook_entropy_weight: float = 0.0,
@@ -49,7 +50,8 @@ class LitDVAE(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.learning_rate = learning_rate or CosineAnneal(start=1e-4, end=1.25e-6, num_steps=1_200_000)
+        self.save_arguments(locals())
+        self.learning_rate = as_schedule(learning_rate) or CosineAnneal(start=1e-4, end=1.25e-6, num_steps=1_200_000)
         self.temperature = temperature or CosineAnneal(start=1.0, end=1 / 16, num_steps=150_000)
         self.kl_weight = kl_weight or CosineAnneal(start=0.0, end=6.6, num_steps=5_000)
         self.codebook_entropy_weight, self.mse_weight = codebook_entropy_weight, mse_weight
@@ -60,15 +62,26 @@ class LitDVAE(pl.LightningModule):
         self.val_perplexity = CodebookPerplexity(config.codebook_size)
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "loss_pixels", "kl")})
 
-    def setup(self, stage: str) -> None:
-        require_images(self.trainer.datamodule.source)  # type: ignore[attr-defined]
+    @property
+    def trained(self) -> DVAE:
+        """The dVAE."""
+        return self.dvae
+
+    @classmethod
+    def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Return the config of the dVAE."""
+        return {"config": DVAEConfig(**checkpoint["dvae_config"])}
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Return the reconstructions of images in [0, 1] from their argmax codes."""
+        return self.dvae.decode(self.dvae.encode(images))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        generator = step_generator(self, self.seed, batch_idx)
-        temperature, kl_weight = self.temperature_at(self.global_step), self.kl_weight_at(self.global_step)
-        logits, pixels = self.dvae(batch.images, temperature, generator)
-        losses = dvae_loss(batch.images, logits, pixels, kl_weight, self.codebook_entropy_weight, self.mse_weight)
-        if should_log(self.trainer):
+        images, generator = self.images(batch), self.step_generator(batch_idx)
+        temperature, kl_weight = self.at_step(self.temperature), self.at_step(self.kl_weight)
+        logits, pixels = self.dvae(images, temperature, generator)
+        losses = dvae_loss(images, logits, pixels, kl_weight, self.codebook_entropy_weight, self.mse_weight)
+        if self.should_log:
             self.log_dict({f"train/{name}": value for name, value in losses.items()})
             self.log_dict({"schedule/temperature": temperature, "schedule/kl_weight": kl_weight})
         return losses["loss"]
@@ -78,12 +91,11 @@ class LitDVAE(pl.LightningModule):
 
         Outside a fit the step is unknown, so the loss uses the final KL weight.
         """
-        images = batch.images
+        images = self.images(batch)
         logits = self.dvae.encoder_logits(images)
         codes = logits.argmax(dim=1)
         pixels = self.dvae.reconstruct(codes)
-        is_fit = self.trainer.state.fn == "fit"
-        kl_weight = self.kl_weight_at(self.global_step) if is_fit else self.kl_weight.end
+        kl_weight = self.at_step(self.kl_weight) if self.trainer.state.fn == "fit" else self.kl_weight.end
         losses = dvae_loss(images, logits, pixels, kl_weight, self.codebook_entropy_weight, self.mse_weight)
         for name, metric in self.val_losses.items():
             assert isinstance(metric, MeanMetric)
@@ -94,21 +106,21 @@ class LitDVAE(pl.LightningModule):
         self.log("val/psnr", self.val_psnr, prog_bar=True)
         self.log("val/codebook_perplexity", self.val_perplexity, prog_bar=True)
 
+    def on_validation_epoch_end(self) -> None:
+        with self.val_perplexity.sync_context():  # counts the codes of all processes
+            self.log("val/dead_codes", float(self.val_perplexity.num_unused))
+
     test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Int[Tensor, "b g g"]:
         """Return the argmax codes of the images, computed in fp32 as when the transformer is trained."""
         with torch.autocast(self.device.type, enabled=False):
-            return self.dvae.encode(batch.images)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        steps = self.trainer.max_steps
-        self.temperature_at = self.temperature.for_max_steps(steps)
-        self.kl_weight_at = self.kl_weight.for_max_steps(steps)
-        return configure_optimizer(self.dvae, self.optimizer, self.learning_rate.for_max_steps(steps))
+            return self.dvae.encode(self.images(batch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint.update(dvae_metadata(self.dvae))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_resume_config(DVAEConfig(**loaded_config(self, checkpoint, "dvae")), self.dvae.config)
+        check_resume_config(DVAEConfig(**self.loaded_config(checkpoint)), self.dvae.config)

@@ -18,9 +18,10 @@ def test_schedules_span_max_steps_of_each_fit() -> None:
     for steps in (100, 40):
         module.trainer = Trainer(max_steps=steps, accelerator="cpu", logger=False)
         rate, *_ = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas
-        assert [module.temperature_at(step) for step in (0, steps // 2 - 1, steps // 2)] == pytest.approx(
+        temperature, kl_weight = module.for_this_fit(module.temperature), module.for_this_fit(module.kl_weight)
+        assert [temperature(step) for step in (0, steps // 2 - 1, steps // 2)] == pytest.approx(
             [1.0, 0.25, 0.25], abs=0.01
         )
-        assert module.temperature_at(steps // 4) > 0.5
+        assert temperature(steps // 4) > 0.5
         assert [rate(step) for step in (0, steps)] == pytest.approx([1.0, 0.01])
-        assert module.kl_weight_at(8) == 2.0
+        assert kl_weight(8) == 2.0

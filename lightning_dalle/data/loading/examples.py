@@ -38,6 +38,10 @@ class Batch(NamedTuple):
     """Ids of the records."""
     rejected: dict[str, int] = {}  # noqa: RUF012 (never written to)
     """Number of streamed records rejected since the previous batch, by reason."""
+    tokenizer: CaptionTokenizer | None = None
+    """Tokenizer of the captions, which the datamodule adds."""
+    attribution: str | None = None
+    """Credit line that the licence of the images requires on generated images, which the datamodule adds."""
 
 
 class EncodedBatch(NamedTuple):
@@ -48,6 +52,10 @@ class EncodedBatch(NamedTuple):
     is_truncated: Bool[Tensor, " b"]
     captions: list[str]
     ids: list[str]
+    tokenizer: CaptionTokenizer | None = None
+    attribution: str | None = None
+    encoding: Any = None
+    """Source of the codes, an `EncodedImages`, which the datamodule adds."""
 
 
 class Example(NamedTuple):

@@ -196,9 +196,3 @@ class EncodedImages:
                     f"the images of {self.path} were encoded with {name}={encoded_with}, but the {owner} has "
                     f"{name}={value}: {remedy}, or encode them again with `predict`"
                 )
-
-
-def require_images(source: object) -> None:
-    """Raise a UserError if a source has codes instead of images."""
-    if isinstance(source, EncodedImages):
-        raise UserError(f"this model trains on images, but {source.path} has only codes: set data.source to images")

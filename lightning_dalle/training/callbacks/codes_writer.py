@@ -17,7 +17,7 @@ from lightning_dalle.data.sources.encoded import Encoding, Shard, code_type, lis
 from lightning_dalle.errors import UserError
 from lightning_dalle.hardware import describe_hardware
 from lightning_dalle.provenance import commit
-from lightning_dalle.training.callbacks.requirements import require_model
+from lightning_dalle.training.callbacks.requirements import require_data, require_model
 from lightning_dalle.training.lit_dvae import LitDVAE
 
 
@@ -40,7 +40,7 @@ class CodesWriter(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         require_model(self, pl_module, LitDVAE)
-        data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = require_data(self, trainer)
         data.set_predict_indices(lambda: self._indices(trainer, pl_module))
 
     def _indices(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, list[SampleIndex]]:
@@ -69,8 +69,7 @@ class CodesWriter(Callback):
 
     def _encoding(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Encoding:
         assert isinstance(pl_module, LitDVAE)
-        data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        config = pl_module.dvae.config
+        data, config = require_data(self, trainer), pl_module.dvae.config
         return Encoding(
             dvae=weights_digest(pl_module.dvae),
             grid=config.grid,
@@ -97,7 +96,7 @@ class CodesWriter(Callback):
             size = len(shard.records) * self.crops[shard.split]
             if len(self.codes) < size:
                 break
-            rows = _rows(trainer.datamodule, shard.split)  # type: ignore[attr-defined]
+            rows = _rows(require_data(self, trainer), shard.split)
             write_shard(self.path, shard, self.encoding, rows, np.stack(self.codes[:size]))
             del self.shards[0], self.codes[:size]
 

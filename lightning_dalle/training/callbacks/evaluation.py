@@ -8,21 +8,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from datasets import Dataset
 from datasets import Image as EncodedImage
+from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from pytorch_lightning import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-from torch.utils.tensorboard import SummaryWriter
 
 from lightning_dalle.checkpoints import read_checkpoint
-from lightning_dalle.data.datamodule import CaptionedImageDataModule, Source
+from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.images.decoding import UnreadableImage, decode_pil
 from lightning_dalle.data.sources.captioned import drop_incomplete
+from lightning_dalle.data.sources.source import Source
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import zero_shot
 from lightning_dalle.evaluation.features import DistributedContext
@@ -30,11 +30,20 @@ from lightning_dalle.evaluation.inception import ENV_VAR, Inception, find_or_dow
 from lightning_dalle.evaluation.protocol import Protocol, check_at_least
 from lightning_dalle.evaluation.result_file import write_result
 from lightning_dalle.files import read_yaml, sha256
-from lightning_dalle.training.callbacks.requirements import require_model
+from lightning_dalle.training.callbacks.loggers import log_image, log_scalars, shows_images
+from lightning_dalle.training.callbacks.requirements import require_data, require_model
 from lightning_dalle.training.distributed.sharding import require_unsharded
 
-Figures = tuple[dict[str, Any], Callable[[SummaryWriter, int], None]]
-"""Figures of an evaluation, complete on rank 0 only, and a function that writes them to TensorBoard at a step."""
+
+class Figures(NamedTuple):
+    """Figures of an evaluation, complete on rank 0 only."""
+
+    record: dict[str, Any]
+    """All figures and their protocol, for the result file."""
+    scalars: dict[str, float]
+    """Main figures by name, for the loggers."""
+    images: Callable[[], dict[str, Image.Image | Figure]]
+    """Function that draws images and plots by name, for the loggers."""
 
 
 class Evaluation(Callback):
@@ -112,14 +121,14 @@ class Evaluation(Callback):
             rank_zero_warn(f"this fit skips the evaluation {self.protocol.name}, since {reason}")
         elif stage in ("fit", "test"):
             self.inception = find_or_download_weights(self.inception)
-            self.check(self.reference(trainer)[0])
-            self.training_rows, self.why_no_training_rows = self._training_rows(trainer)
+            self.check(self.reference(trainer, pl_module)[0])
+            self.training_rows, self.why_no_training_rows = self._training_rows(trainer, pl_module)
 
     def _why_skipped(self, trainer: pl.Trainer) -> str | None:
-        data: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = None if self.source is not None else require_data(self, trainer)
         if is_disabled(self.inception):
             return f"${ENV_VAR} is none"
-        if self.source is None and not data.has_image_rows:
+        if data is not None and not data.has_image_rows:
             return "the training data is streamed or has codes only: give the evaluation a `source` with images"
         return None
 
@@ -149,26 +158,27 @@ class Evaluation(Callback):
             return
         self.validations += 1
         if self.validations % self.every_n_validations == 0:
-            assert trainer.log_dir is not None
-            self._run(trainer, pl_module, Path(trainer.log_dir) / "evaluation")
+            folder = Path(trainer.log_dir or trainer.default_root_dir) / "evaluation"
+            scalars = trainer.strategy.broadcast(self._run(trainer, pl_module, folder))
+            pl_module.log_dict(scalars, on_epoch=True, batch_size=1)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate at the end of `test`, so that the result includes the metrics that the test steps logged."""
-        self._run(trainer, pl_module, self.results_dir)
+        scalars = self._run(trainer, pl_module, self.results_dir)
+        log_scalars(trainer, scalars, self._step(trainer))
 
-    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, results_dir: Path) -> None:
+    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, results_dir: Path) -> dict[str, float]:
+        """Evaluate the model, write the result file, log the images, and return the scalars, empty on other ranks."""
         begun = time.time()
         context = DistributedContext(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
         config = Path(trainer.log_dir or ".") / "config.yaml"  # on all ranks, since log_dir communicates between them
-        rows, data_name, skipped_records = self.reference(trainer)
+        rows, data_name, skipped_records = self.reference(trainer, pl_module)
         assert self.inception is not None
         inception = Inception(self.inception).to(pl_module.device)
-        figures, show = self.evaluate(pl_module, rows, data_name, inception, context)
+        figures, scalars, images = self.evaluate(pl_module, rows, data_name, inception, context)
         if not trainer.is_global_zero:
-            return
-        is_test = trainer.state.fn == "test"
-        checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path and Path(trainer.ckpt_path).is_file() else None
-        step = read_checkpoint(checkpoint)["global_step"] if is_test and checkpoint else trainer.global_step
+            return {}
+        is_test, checkpoint, step = trainer.state.fn == "test", _checkpoint_file(trainer), self._step(trainer)
         result = {
             "kind": self.kind,
             "protocol": asdict(self.protocol),
@@ -182,18 +192,25 @@ class Evaluation(Callback):
             "config": _read_config(config) if config.is_file() else None,
         }
         write_result(results_dir, f"{self.protocol.name}_{self.kind}_{step}", result, begun)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            show(trainer.logger.experiment, step)
+        if shows_images(trainer):
+            for name, image in images().items():
+                log_image(trainer, name, image, step)
+        return scalars
 
-    def reference(self, trainer: pl.Trainer) -> tuple[Dataset, str, Counter[str]]:
+    def _step(self, trainer: pl.Trainer) -> int:
+        """Return the number of optimizer steps that the evaluated model was trained for."""
+        checkpoint = _checkpoint_file(trainer)
+        is_test = trainer.state.fn == "test" and checkpoint is not None
+        return read_checkpoint(checkpoint).get("global_step", 0) if is_test else trainer.global_step  # type: ignore[arg-type]
+
+    def reference(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Dataset, str, Counter[str]]:
         """Return the reference split with undecoded images, the dataset's path or name, and skipped records by reason.
 
         Raises:
             UserError: if the dataset lacks the protocol's split, has no images or is streamed.
         """
-        datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        source = self.source or datamodule.source
-        splits = source.load(datamodule.image_size)
+        source = self.source or require_data(self, trainer).source
+        splits = source.load(_image_size(trainer, pl_module))
         name, protocol = self.protocol.generation.split, f"the protocol {self.protocol.name}"
         data_name = str(getattr(source, "path", type(source).__name__))
         if name not in splits:
@@ -206,17 +223,16 @@ class Evaluation(Callback):
         rows, skipped_records = drop_incomplete(splits[name], f"{data_name}, split {name}")
         return rows.cast_column("image", EncodedImage(decode=False)), data_name, skipped_records
 
-    def _training_rows(self, trainer: pl.Trainer) -> tuple[Dataset | None, str | None]:
+    def _training_rows(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Dataset | None, str | None]:
         """Return the training data, or None and the reason why reference images cannot be counted in it."""
-        datamodule: CaptionedImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if self.training_source is not None:
-            splits = self.training_source.load(datamodule.image_size)
+            splits = self.training_source.load(_image_size(trainer, pl_module))
             if "train" not in splits:
                 found = ", ".join(splits)
                 raise UserError(f"training_source of the evaluation needs a split train, but has {found}: correct it")
             rows = splits["train"]
         elif trainer.state.fn == "fit":
-            rows = datamodule.split("train")
+            rows = require_data(self, trainer).split("train")
         else:
             return None, "the evaluation's training_source is not given"
         if not isinstance(rows, Dataset):
@@ -250,6 +266,18 @@ def reference_image(rows: Dataset, index: int | None) -> Image.Image:
             image = decode_pil(rows[index]["image"])
             return ImageOps.fit(image, (min(image.size),) * 2)
     return Image.new("RGB", (32, 32), "white")
+
+
+def _image_size(trainer: pl.Trainer, pl_module: Any) -> int:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, CaptionedImageDataModule):
+        return data.image_size
+    pl_module.configure_model()  # otherwise a DALL-E has no dVAE before its `setup`
+    return pl_module.dvae.config.image_size
+
+
+def _checkpoint_file(trainer: pl.Trainer) -> Path | None:
+    return Path(trainer.ckpt_path) if trainer.ckpt_path and Path(trainer.ckpt_path).is_file() else None
 
 
 def _read_config(config: Path) -> dict[str, Any]:

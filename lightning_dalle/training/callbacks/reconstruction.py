@@ -2,14 +2,15 @@
 
 import pytorch_lightning as pl
 from datasets import Dataset
-from torch.utils.tensorboard import SummaryWriter
+from matplotlib.figure import Figure
+from PIL import Image
 
 from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.evaluation.features import DistributedContext, images_in_dataset
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.reconstruction import measure_reconstructions
 from lightning_dalle.evaluation.zero_shot import choose_reference, first_samples
-from lightning_dalle.images import captioned_grid, to_array
+from lightning_dalle.images import captioned_grid
 from lightning_dalle.progress import progress_bar
 from lightning_dalle.training.callbacks.evaluation import Evaluation, Figures, reference_image
 from lightning_dalle.training.lit_dvae import LitDVAE
@@ -40,16 +41,17 @@ class ReconstructionEvaluation(Evaluation):
                 on_progress, context,
             )  # fmt: skip
 
-        def show(writer: SummaryWriter, step: int) -> None:
-            name = f"reconstruction_{self.protocol.name}"
+        name, scalars = f"reconstruction_{self.protocol.name}", {}
+        if context.rank == 0:
             for measure in ("psnr_db", "ssim", "lpips", "codebook_perplexity"):
-                if figures[measure]["value"] is not None:
-                    writer.add_scalar(f"{name}/{measure}", figures[measure]["value"], step)
+                scalars[f"{name}/{measure}"] = figures[measure]["value"]
             for radius, values in figures["by_blur_radius"].items():
-                writer.add_scalar(f"{name}/rfid_blur_{radius}", values["fid"]["value"], step)
-            files = sorted(folder.glob("*.png"))[:16]
-            images = [[reference_image(reference, int(file.stem)) for file in files], first_samples(folder, 16)]
-            grid = captioned_grid(images, ["original", "reconstruction"])
-            writer.add_image(f"{name}/images", to_array(grid), step, dataformats="HWC")
+                scalars[f"{name}/rfid_blur_{radius}"] = values["fid"]["value"]
 
-        return {**figures, "samples": str(folder), "weights": weights}, show
+        def images() -> dict[str, Image.Image | Figure]:
+            files = sorted(folder.glob("*.png"))[:16]
+            rows = [[reference_image(reference, int(file.stem)) for file in files], first_samples(folder, 16)]
+            return {f"{name}/images": captioned_grid(rows, ["original", "reconstruction"])}
+
+        measured = {measure: value for measure, value in scalars.items() if value is not None}
+        return Figures({**figures, "samples": str(folder), "weights": weights}, measured, images)

@@ -1,24 +1,21 @@
-"""Callbacks that show images, histograms and curves in TensorBoard."""
+"""Callbacks that log images, histograms and curves of the data and the models."""
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
 from pytorch_lightning import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightning_dalle import plots
 from lightning_dalle.data.datamodule import Batch
 from lightning_dalle.data.loading.examples import EncodedBatch
 from lightning_dalle.errors import UserError
-from lightning_dalle.images import captioned_grid, to_array, to_pil
+from lightning_dalle.images import captioned_grid, to_pil
 from lightning_dalle.inference.config import GenerationConfig, SamplingConfig
-from lightning_dalle.inference.pipeline import TextToImage
-from lightning_dalle.tokenizer import CaptionTokenizer
+from lightning_dalle.training.callbacks.loggers import log_histogram, log_image, log_scalars, shows_images
 from lightning_dalle.training.callbacks.requirements import require_model
 from lightning_dalle.training.distributed.sharding import require_unsharded
 from lightning_dalle.training.lit_dalle import LitDALLE
@@ -29,13 +26,6 @@ from lightning_dalle.training.precision.gradient_scales import PaperPrecision
 def batch_size(batch: Batch | EncodedBatch) -> int:
     """Return the number of records in a batch."""
     return len(batch.text_tokens)
-
-
-def _writer(trainer: pl.Trainer) -> Any:
-    """Return the TensorBoard writer, or None in sanity checks, without a TensorBoardLogger, and on ranks above 0."""
-    if trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger):
-        return None
-    return trainer.logger.experiment if trainer.is_global_zero else None
 
 
 class DataSummary(Callback):
@@ -57,18 +47,20 @@ class DataSummary(Callback):
         """Number of captions of each length (0 to text_len tokens) that this process has read in this epoch."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write_rejected(trainer, trainer.datamodule.rejected.get("train", {}))  # type: ignore[attr-defined]
+        rejected = getattr(trainer.datamodule, "rejected", {})  # type: ignore[attr-defined]
+        self._log_rejected(trainer, Counter(rejected.get("train", {})))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch | EncodedBatch, batch_idx: int
     ) -> None:
-        tokenizer: CaptionTokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        writer = _writer(trainer)
-        if writer is not None and self.lengths is None:
+        tokenizer = batch.tokenizer
+        if tokenizer is None:
+            return
+        if self.lengths is None and shows_images(trainer):
             images = [[to_pil(image)] for image in self._images(batch, pl_module)]
             captions = [tokenizer.decode(ids) for ids in batch.text_tokens[: self.num_images].tolist()]
             grid = captioned_grid(images, captions, columns=4, side=160)
-            writer.add_image("data/batch", to_array(grid), trainer.global_step, dataformats="HWC")
+            log_image(trainer, "data/batch", grid, trainer.global_step)
         if self.lengths is None:
             self.lengths = torch.zeros(tokenizer.text_len + 1, dtype=torch.long, device=batch.text_tokens.device)
         lengths = (batch.text_tokens < tokenizer.vocab_size).sum(1)
@@ -84,12 +76,9 @@ class DataSummary(Callback):
         gathered: list[Any] = [self.rejected] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(gathered, self.rejected)
-        self._write_rejected(trainer, sum(gathered, Counter[str]()))
-        writer = _writer(trainer)
-        if writer is not None and self.lengths is not None:
-            counts = self.lengths.cpu()
-            lengths = torch.arange(len(counts)).repeat_interleave(counts)
-            writer.add_histogram("data/caption_tokens", lengths, trainer.global_step, bins=min(len(counts), 512))
+        self._log_rejected(trainer, sum(gathered, Counter[str]()))
+        if self.lengths is not None and shows_images(trainer):
+            log_histogram(trainer, "data/caption_tokens", self.lengths, trainer.global_step)
             self.lengths.zero_()
 
     def _images(self, batch: Batch | EncodedBatch, pl_module: pl.LightningModule) -> Float[Tensor, "n 3 h w"]:
@@ -99,10 +88,9 @@ class DataSummary(Callback):
         with torch.inference_mode():
             return pl_module.dvae.decode(batch.codes[: self.num_images])
 
-    def _write_rejected(self, trainer: pl.Trainer, rejected: Mapping[str, int]) -> None:
-        writer = _writer(trainer)
-        for reason, count in rejected.items() if writer is not None else ():
-            writer.add_scalar(f"data/rejected/{reason}", count, trainer.global_step)
+    def _log_rejected(self, trainer: pl.Trainer, rejected: Counter[str]) -> None:
+        scalars = {f"data/rejected/{reason}": float(count) for reason, count in rejected.items()}
+        log_scalars(trainer, scalars, trainer.global_step)
 
 
 class Reconstructions(Callback):
@@ -121,26 +109,20 @@ class Reconstructions(Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        writer = _writer(trainer)
-        if writer is None or batch_idx > 0:
+        if batch_idx > 0 or not shows_images(trainer):
             return
         assert isinstance(pl_module, LitDVAE)
         images = batch.images[: self.num_images]
         with torch.inference_mode():
-            reconstructed = pl_module.dvae.decode(pl_module.dvae.encode(images))
+            reconstructed = pl_module(images)
         rows = [[to_pil(image) for image in row] for row in (images, reconstructed)]
         grid = captioned_grid(rows, ["original", "reconstruction"])
-        writer.add_image("val/reconstructions", to_array(grid), trainer.global_step, dataformats="HWC")
+        log_image(trainer, "val/reconstructions", grid, trainer.global_step)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        writer = _writer(trainer)
-        if writer is None:
-            return
-        assert isinstance(pl_module, LitDVAE)
-        counts = pl_module.val_perplexity.counts.cpu()
-        codes = torch.arange(len(counts)).repeat_interleave(counts)
-        writer.add_histogram("val/codes", codes, trainer.global_step, bins=min(len(counts), 512))
-        writer.add_scalar("val/dead_codes", int(pl_module.val_perplexity.num_unused), trainer.global_step)
+        if shows_images(trainer):
+            assert isinstance(pl_module, LitDVAE)
+            log_histogram(trainer, "val/codes", pl_module.val_perplexity.counts, trainer.global_step)
 
 
 class SampleGrid(Callback):
@@ -168,15 +150,14 @@ class SampleGrid(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Write the grid before the first batch; only then has EMAWeightAveraging swapped in its averaged weights."""
-        writer = _writer(trainer)
-        if writer is None or batch_idx > 0:
+        if batch_idx > 0 or not shows_images(trainer):
             return
         assert isinstance(pl_module, LitDALLE)
-        pipeline = TextToImage(pl_module.dalle, pl_module.dvae, pl_module.tokenizer)
+        pipeline = pl_module.pipeline()
         config = GenerationConfig(num_candidates=self.num_samples, sampling=self.sampling)
         rows = [[sample.image for sample in samples] for samples in pipeline.generate(self.prompts, config)]
         grid = captioned_grid(rows, self.prompts, columns=2)
-        writer.add_image("samples", to_array(grid), trainer.global_step, dataformats="HWC")
+        log_image(trainer, "samples", grid, trainer.global_step)
 
 
 class GradientScaleCurves(Callback):
@@ -206,6 +187,5 @@ class GradientScaleCurves(Callback):
         pl_module.log("train/skipped_updates", scales.num_skipped / scales.num_updates)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        writer = _writer(trainer)
-        if writer is not None and self.curves:
-            writer.add_figure("gradient_scales", plots.plot_gradient_scales(self.curves), trainer.global_step)
+        if self.curves and shows_images(trainer):
+            log_image(trainer, "gradient_scales", plots.plot_gradient_scales(self.curves), trainer.global_step)

@@ -7,16 +7,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from datasets import Dataset
-from torch.utils.tensorboard import SummaryWriter
+from matplotlib.figure import Figure
+from PIL import Image
 
 from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.evaluation import zero_shot
 from lightning_dalle.evaluation.features import DistributedContext
 from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Protocol
-from lightning_dalle.images import captioned_grid, to_array
+from lightning_dalle.images import captioned_grid
 from lightning_dalle.inference.config import check_candidates
-from lightning_dalle.inference.pipeline import TextToImage
 from lightning_dalle.inference.scorers import Scorer, fingerprint
 from lightning_dalle.plots import plot_scores, plot_sweep
 from lightning_dalle.progress import progress_bar
@@ -62,12 +62,11 @@ class ZeroShotEvaluation(Evaluation):
         assert isinstance(pl_module, LitDALLE)
         if isinstance(self.scorer, torch.nn.Module):
             self.scorer.to(pl_module.device)
-        generation, tokenizer = self.protocol.generation, pl_module.tokenizer
-        pipeline = TextToImage(pl_module.dalle, pl_module.dvae, tokenizer, pl_module.attribution, self.scorer)
+        generation, pipeline = self.protocol.generation, pl_module.pipeline(self.scorer)
         prompts = zero_shot.choose_captions(rows, generation.captions)
         index = zero_shot.reference_index(rows, prompts)
         weights, ranked_by = weights_digest(pl_module.dalle, pl_module.dvae), fingerprint(self.scorer)
-        samples = self.samples_folder(weights, tokenizer.to_json(), prompts, asdict(generation), ranked_by)
+        samples = self.samples_folder(weights, pipeline.tokenizer.to_json(), prompts, asdict(generation), ranked_by)
         folders = zero_shot.sample_folders(samples, generation.candidates)
         with progress_bar("Sampling captions") as on_progress:
             zero_shot.generate_samples(pipeline, prompts, generation, folders, self.batch_size, on_progress, context)
@@ -86,51 +85,52 @@ class ZeroShotEvaluation(Evaluation):
             "weights": weights,
         }
 
-        def show(writer: SummaryWriter, step: int) -> None:
-            name = f"zero_shot_{self.protocol.name}"
-            _show_figures(writer, step, name, figures["by_candidates"])
+        name = f"zero_shot_{self.protocol.name}"
+
+        def images() -> dict[str, Image.Image | Figure]:
             captions = [prompt.caption for prompt in prompts]
             real = [reference_image(rows, i) for i in index[:16]]
-            _show_samples(writer, step, name, folders, captions, real, generation.samples_per_caption)
+            samples = _draw_samples(folders, captions, real, generation.samples_per_caption)
+            drawn: dict[str, Image.Image | Figure] = {**_plot(figures["by_candidates"]), **samples}
+            return {f"{name}/{kind}": image for kind, image in drawn.items()}
 
-        return filed, show
+        return Figures(filed, _scalars(name, figures["by_candidates"]) if context.rank == 0 else {}, images)
 
 
-def _show_figures(writer: SummaryWriter, step: int, name: str, by_candidates: dict[str, Any]) -> None:
+def _scalars(name: str, by_candidates: dict[str, Any]) -> dict[str, float]:
+    scalars = {}
     for n, measured in by_candidates.items():
         for radius, values in measured["by_blur_radius"].items():
             for measure in ("fid", "kid", "precision", "recall", "inception_score"):
-                if (value := values[measure]["value"]) is not None:
-                    writer.add_scalar(f"{name}/{measure}_best_of_{n}_blur_{radius}", value, step)
+                scalars[f"{name}/{measure}_best_of_{n}_blur_{radius}"] = values[measure]["value"]
         if measured["score"] is not None:
-            writer.add_scalar(f"{name}/score_best_of_{n}", measured["score"]["value"], step)
+            scalars[f"{name}/score_best_of_{n}"] = measured["score"]["value"]
+    return {measure: value for measure, value in scalars.items() if value is not None}
+
+
+def _plot(by_candidates: dict[str, Any]) -> dict[str, Figure]:
+    figures = {}
     by_radius = list(by_candidates.values())[-1]["by_blur_radius"]
     if len(by_radius) > 1:
-        writer.add_figure(f"{name}/over_blur_radius", plot_sweep(by_radius, "blur radius, pixels"), step)
+        figures["over_blur_radius"] = plot_sweep(by_radius, "blur radius, pixels")
     if len(by_candidates) > 1:
         first = next(iter(by_radius))
         at_first = {n: measured["by_blur_radius"][first] for n, measured in by_candidates.items()}
-        writer.add_figure(f"{name}/over_candidates", plot_sweep(at_first, "candidates"), step)
-        writer.add_figure(f"{name}/score_over_candidates", plot_scores(by_candidates), step)
+        figures["over_candidates"] = plot_sweep(at_first, "candidates")
+        figures["score_over_candidates"] = plot_scores(by_candidates)
+    return figures
 
 
-def _show_samples(
-    writer: SummaryWriter,
-    step: int,
-    name: str,
-    folders: dict[int, Path],
-    captions: list[str],
-    real: list[Any],
-    per_caption: int,
-) -> None:
+def _draw_samples(
+    folders: dict[int, Path], captions: list[str], real: list[Image.Image], per_caption: int
+) -> dict[str, Image.Image]:
     first = {n: zero_shot.first_samples(folder, 16 * per_caption) for n, folder in folders.items()}
+    drawn = {}
     if len(folders) > 1:  # Fig. 6
         label = f"best of {', '.join(map(str, folders))}"
         rows = [[samples[i * per_caption] for samples in first.values()] for i in range(len(captions[:8]))]
-        grid = captioned_grid(rows, [f"{caption}: {label}" for caption in captions[:8]], 2)
-        writer.add_image(f"{name}/best_of", to_array(grid), step, dataformats="HWC")
+        drawn["best_of"] = captioned_grid(rows, [f"{caption}: {label}" for caption in captions[:8]], 2)
     best = first[max(folders)]
     rows = [[*best[i * per_caption : (i + 1) * per_caption], image] for i, image in enumerate(real)]
-    writer.add_image(
-        f"{name}/samples", to_array(captioned_grid(rows, captions[: len(rows)], 4)), step, dataformats="HWC"
-    )
+    drawn["samples"] = captioned_grid(rows, captions[: len(rows)], 4)
+    return drawn

@@ -14,14 +14,14 @@ from lightning_dalle.errors import UserError
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
 
 
-def build_dalle(config: DALLEConfig, trainer: pl.Trainer, checkpoint_activations: bool) -> DALLE:
+def build_dalle(config: DALLEConfig, trainer: pl.Trainer | None, checkpoint_activations: bool) -> DALLE:
     """Return a new DALL-E, or this process's shard of it if the strategy is ModelParallelStrategy.
 
     The initial weights depend only on the seed of `seed_everything`, not on the number of processes.
 
     Args:
         config: shape of the DALL-E.
-        trainer: Trainer whose strategy determines the sharding.
+        trainer: Trainer whose strategy determines the sharding; None for no sharding.
         checkpoint_activations: whether to store only each block's input and recompute the rest in the backward pass.
 
     Raises:
@@ -33,7 +33,7 @@ def build_dalle(config: DALLEConfig, trainer: pl.Trainer, checkpoint_activations
     if checkpoint_activations:
         for i, block in enumerate(blocks):
             blocks[i] = checkpoint_wrapper(block, preserve_rng_state=False)  # blocks use no random numbers
-    if isinstance(trainer.strategy, ModelParallelStrategy):
+    if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 require_unsharded(trainer, type(callback).__name__)

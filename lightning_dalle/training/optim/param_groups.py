@@ -1,5 +1,6 @@
 """Parameter groups, and the optimizer with its learning-rate schedule."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,8 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_dalle.errors import UserError
 
 
 def param_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -51,8 +54,17 @@ class OptimizerFactory:
 def configure_optimizer(
     model: nn.Module, optimizer_factory: OptimizerFactory, learning_rate: Callable[[int], float]
 ) -> OptimizerLRSchedulerConfig:
-    """Return an optimizer of a model's parameter groups, with its learning rate set by the schedule at every step."""
+    """Return an optimizer of a model's parameter groups, with its learning rate set by the schedule at every step.
+
+    Raises:
+        UserError: if the optimizer was given a learning rate of its own.
+    """
     optimizer = optimizer_factory(param_groups(model))
     base = optimizer.defaults["lr"]
+    default = inspect.signature(type(optimizer)).parameters["lr"].default
+    if base != default and default is not inspect.Parameter.empty:
+        raise UserError(
+            f"the optimizer has lr={base}, but model.learning_rate sets the learning rate: remove lr from the optimizer"
+        )
     scheduler = LambdaLR(optimizer, lambda step: learning_rate(step) / base)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,235 @@
+"""Base class of the LightningModules: hyperparameters, schedules, random generators, and checks of batches."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Generator, Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from lightning_dalle.checkpoints import NAMES, check_resumable, read_checkpoint
+from lightning_dalle.data.images.transforms import to_float
+from lightning_dalle.data.loading.examples import Batch, EncodedBatch
+from lightning_dalle.errors import UserError
+from lightning_dalle.models.clip import CLIPConfig
+from lightning_dalle.models.dvae import DVAEConfig
+from lightning_dalle.models.transformer import TransformerConfig
+from lightning_dalle.schedules import CosineAnneal, HalveOnPlateau
+from lightning_dalle.training.optim.adamw16 import PaperAdamW
+from lightning_dalle.training.optim.muon import MuonAdamW
+from lightning_dalle.training.optim.param_groups import OptimizerFactory, configure_optimizer
+from lightning_dalle.training.reconstruction_augment import ReconstructionAugment
+
+Schedule = CosineAnneal | HalveOnPlateau
+
+RESTORABLE: dict[str, type] = {
+    f"{known.__module__}.{known.__qualname__}": known
+    for known in (
+        DVAEConfig, TransformerConfig, CLIPConfig, CosineAnneal, HalveOnPlateau, ReconstructionAugment,
+        AdamW, Adam, SGD, MuonAdamW, PaperAdamW,
+    )
+}  # fmt: skip
+"""Classes of hyperparameters that `load_from_checkpoint` creates; a checkpoint cannot name others."""
+
+
+class LitModule(pl.LightningModule):
+    """Base class of the LightningModules, which train under any Trainer, with any loader of `Batch`es."""
+
+    kind: ClassVar[str]
+    """Name of the model in checkpoints: dvae, dalle or clip."""
+    learning_rate: Schedule | None
+    optimizer: OptimizerFactory
+    seed: int
+
+    def save_arguments(self, arguments: dict[str, Any]) -> None:
+        """Save the arguments of the constructor as hyperparameters: numbers, texts, and classes by their names."""
+        named = {name: value for name, value in arguments.items() if name not in ("self", "__class__", "tokenizer")}
+        self.save_hyperparameters({name: describe(value) for name, value in named.items()})
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: Path | str,
+        map_location: torch.device | str | None = None,
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Load a trained model with its hyperparameters.
+
+        Args:
+            checkpoint_path: Lightning checkpoint, or safetensors file of `export` or `convert`.
+            map_location: device of the model; by default the CPU.
+            hparams_file: not supported; give `arguments`.
+            strict: whether the names of all weights must match; by default they must.
+            weights_only: ignored, since code in the file is never run.
+            **arguments: arguments of the constructor that replace those of the checkpoint.
+
+        Raises:
+            UserError: if the file is missing or damaged, or has another kind of model.
+        """
+        if hparams_file is not None:
+            raise UserError(f"hparams_file={hparams_file} is not supported: give the arguments of {cls.__name__}")
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        described = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        saved = {name: restore(value) for name, value in described.items() if is_restorable(name, value)}
+        model_config(checkpoint, cls, Path(checkpoint_path))
+        arguments = {**saved, **cls.shape_in(checkpoint, Path(checkpoint_path)), **arguments}
+        parameters = inspect.signature(cls.__init__).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            arguments = {name: value for name, value in arguments.items() if name in parameters}
+        module = cls(**arguments)
+        module.configure_model()
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=strict is not False)
+        return module.to(map_location or "cpu")
+
+    @classmethod
+    def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Return the arguments of the constructor that the models in a checkpoint determine."""
+        raise NotImplementedError
+
+    @property
+    def attached_trainer(self) -> pl.Trainer | None:
+        """Trainer that runs this module, or None."""
+        try:
+            return self.trainer
+        except RuntimeError:  # Lightning's property raises it without a Trainer
+            return None
+
+    @property
+    def trained(self) -> nn.Module:
+        """Model whose parameters are trained."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Raise a UserError if the Trainer stores all weights in another precision than fp32."""
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":
+            raise UserError(
+                f"trainer.precision is {precision}, but weights, codes and losses need fp32: set it to bf16-mixed, "
+                "16-mixed or 32-true"
+            )
+
+    def at_step(self, schedule: CosineAnneal) -> float:
+        """Return a schedule's value at the current optimizer step of a fit."""
+        return self.for_this_fit(schedule)(self.global_step)
+
+    def for_this_fit(self, schedule: Schedule) -> Callable[[int], float]:
+        """Return a schedule whose length is that of the fit if it has none: `max_steps`, or that of `max_epochs`."""
+        steps = self.trainer.estimated_stepping_batches
+        return schedule.for_max_steps(-1 if steps == float("inf") else int(steps))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        if self.learning_rate is None:
+            raise UserError("fit needs model.learning_rate, but none is given; set it in the config")
+        return configure_optimizer(self.trained, self.optimizer, self.for_this_fit(self.learning_rate))
+
+    @property
+    def should_log(self) -> bool:
+        """Whether Lightning writes this step's scalars; otherwise `self.log` would cost 0.4 ms for nothing."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.trainer.global_step + 1) % every == 0  # 0 switches logging off
+
+    def step_generator(self, batch_idx: int, *purpose: int) -> Generator:
+        """Return a generator that depends only on seed, step, batch index, rank and purpose.
+
+        A resumed run thus samples the same noise as an uninterrupted one. `purpose` distinguishes the uses within a
+        step.
+        """
+        numbers = (self.seed, self.global_step, batch_idx, self.global_rank, *purpose)
+        digest = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()
+        return Generator(self.device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def images(self, batch: Batch | EncodedBatch, image_size: int | None = None) -> Float[Tensor, "b 3 h w"]:
+        """Return a batch's images in [0, 1]; raise a UserError if it has codes, or images of another size."""
+        if isinstance(batch, EncodedBatch):
+            raise UserError(f"{type(self).__name__} needs images, but the batches have codes: give it data with images")
+        height, width = batch.images.shape[-2:]
+        if image_size is not None and (height, width) != (image_size, image_size):
+            raise UserError(
+                f"the images have {height}x{width} pixels, but the dVAE needs {image_size}x{image_size}: set "
+                f"data.image_size to {image_size}, or choose another dVAE"
+            )
+        return to_float(batch.images) if batch.images.dtype == torch.uint8 else batch.images
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Describe also the hyperparameters of a subclass, since checkpoints are read without running code in them."""
+        if self.hparams:
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = describe(dict(self.hparams))
+
+    def loaded_config(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Return the config of this kind of model in the checkpoint that is being loaded.
+
+        Raises:
+            UserError: if the checkpoint is of another model, or a fit cannot resume from its format.
+        """
+        trainer = self.attached_trainer
+        path = None if trainer is None else trainer.ckpt_path
+        config = model_config(checkpoint, type(self), path)
+        if trainer is not None and trainer.state.fn == "fit":
+            check_resumable(checkpoint, path)
+        return config
+
+
+def model_config(checkpoint: dict[str, Any], module: type[LitModule], path: Path | str | None) -> dict[str, Any]:
+    """Return a checkpoint's config of the model that `module` trains; raise a UserError if it has another model."""
+    models = [name for name in NAMES if f"{name}_config" in checkpoint]
+    if models[-1:] != [module.kind]:  # a DALL-E's checkpoint also contains its dVAE
+        raise UserError(
+            f"cannot load {path} into {module.__name__}: it is not a {NAMES[module.kind]} checkpoint; choose another "
+            "--ckpt_path"
+        )
+    return checkpoint[f"{module.kind}_config"]
+
+
+def as_schedule(value: Schedule | float | None) -> Schedule | None:
+    """Return a schedule; a number is the schedule that always has this value."""
+    return CosineAnneal(start=float(value), end=float(value), num_steps=1) if isinstance(value, int | float) else value
+
+
+def describe(value: Any) -> Any:
+    """Return an argument as numbers, texts, lists and dictionaries, in the form that configs have."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): describe(item) for name, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    arguments: dict[str, Any] = {}
+    kind: Callable[..., Any] | type = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        arguments = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+    elif isinstance(value, partial):  # jsonargparse passes the class of an optimizer as the last argument
+        kind, arguments = (value.func, *value.args)[-1], value.keywords
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": describe(arguments)}
+
+
+def is_restorable(name: str, value: Any) -> bool:
+    """Return whether `restore` can create a described argument; warn if it cannot."""
+    class_path = value.get("class_path") if isinstance(value, dict) else None
+    if class_path in (None, *RESTORABLE):
+        return True
+    rank_zero_warn(f"load_from_checkpoint does not create {class_path}: give {name}, or the default is used")
+    return False
+
+
+def restore(value: Any) -> Any:
+    """Return the argument that `describe` described."""
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    known = RESTORABLE[value["class_path"]]
+    arguments = {name: restore(argument) for name, argument in value["init_args"].items()}
+    return partial(known, **arguments) if issubclass(known, Optimizer) else known(**arguments)
