@@ -1,9 +1,12 @@
 """Byte-level BPE tokenizer of captions, with BPE dropout and a padding id per position (paper, sec. 2.2 and B.1)."""
 
+import heapq
 import itertools
 import json
 import random
+import re
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -39,6 +42,47 @@ class CaptionTokenizer:
         bpe.train_from_iterator(captions, trainer)
         return cls(bpe, vocab_size, text_len)
 
+    def extend(self, captions: Iterable[str], vocab_size: int) -> "CaptionTokenizer":
+        """Return a tokenizer that continues this one's BPE training on captions, up to `vocab_size` tokens.
+
+        Present tokens keep their ids. Each further token merges the most frequent pair, which occurs at least twice.
+        Ties go to the lowest ids, as in the tokenizers library.
+        """
+        if vocab_size < self.vocab_size:
+            raise UserError(f"vocab_size is {vocab_size}, but must be at least the tokenizer's {self.vocab_size}")
+        state = json.loads(self.bpe.to_str())
+        vocab, merges = state["model"]["vocab"], state["model"]["merges"]
+        tokens = sorted(vocab, key=vocab.__getitem__)
+        counts = Counter(word for caption in captions for word in self._words(caption))
+        words = [" ".join(str(token.id) for token in self.bpe.model.tokenize(word)) for word in counts]
+        frequency = list(counts.values())
+        totals = Counter[tuple[int, int]]()
+        places = defaultdict[tuple[int, int], set[int]](set)  # words that contain a pair, or did before a merge
+
+        def count_pairs(indices: Iterable[int], sign: int) -> set[tuple[int, int]]:
+            found = [(pair, i) for i in indices for pair in itertools.pairwise(map(int, words[i].split()))]
+            for pair, i in found:
+                totals[pair] += sign * frequency[i]
+                places[pair].add(i)
+            return {pair for pair, _ in found}
+
+        heap = sorted((-totals[pair], pair) for pair in count_pairs(range(len(words)), 1))
+        while heap and heap[0][0] <= -2 and len(tokens) < vocab_size:
+            total, pair = heapq.heappop(heap)
+            left, right = (tokens[i] for i in pair)
+            if -total != totals[pair] or left + right in vocab:  # outdated, or a token that other merges form
+                continue
+            vocab[left + right] = len(tokens)
+            merges.append([left, right])
+            affected = places[pair]
+            changed = count_pairs(affected, -1)
+            for i in affected:
+                words[i] = re.sub(rf"\b{pair[0]} {pair[1]}\b", str(len(tokens)), words[i])
+            tokens.append(left + right)
+            for pair in changed | count_pairs(affected, 1):
+                heapq.heappush(heap, (-totals[pair], pair))
+        return CaptionTokenizer(Tokenizer.from_str(json.dumps(state)), vocab_size, self.text_len)
+
     def encode(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
         """Return the token ids of a caption, without padding or truncation.
 
@@ -51,8 +95,12 @@ class CaptionTokenizer:
             return self.bpe.encode(caption).ids
         if rng is None:
             raise UserError(f"dropout is {dropout}, which needs a random generator: give rng")
-        words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption))
-        return [self._id[token] for word, _ in words for token in self._merge(list(word), dropout, rng)]
+        words = self._words(caption)
+        return [self._id[token] for word in words for token in self._merge(list(word), dropout, rng)]
+
+    def _words(self, caption: str) -> list[str]:
+        pre_tokenize = self.bpe.pre_tokenizer.pre_tokenize_str
+        return [word for word, _ in pre_tokenize(self.bpe.normalizer.normalize_str(caption))]
 
     def _merge(self, tokens: list[str], dropout: float, rng: random.Random) -> list[str]:
         """Apply the best of the merges that are not dropped, and repeat until no merge is left."""

@@ -127,3 +127,18 @@ class DALLE(nn.Module):
                 grid=c.grid,
                 kernel=c.transformer.conv_kernel,
             )
+
+
+def extend_vocabulary(weights: dict[str, Tensor], new_ids: range, vocab_size: int) -> dict[str, Tensor]:
+    """Return a DALLE's state dict for a tokenizer that was extended by tokens of `new_ids`, up to `vocab_size`.
+
+    New tokens start from the mean of the old ones, in the text embedding and the text head. Paddings keep their rows.
+    """
+    extended, old_size = dict(weights), len(weights["text_head.bias"])
+    for name in ("text_embedding.weight", "text_head.weight", "text_head.bias"):
+        rows = weights[name]
+        mean = rows[: new_ids.start].mean(0, keepdim=True)
+        added = mean.repeat_interleave(vocab_size - old_size, dim=0)
+        extended[name] = torch.cat([rows[:old_size], added, rows[old_size:]])  # paddings follow the vocabulary
+        extended[name][new_ids.start : new_ids.stop] = mean
+    return extended
