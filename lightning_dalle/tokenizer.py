@@ -1,13 +1,11 @@
 """Byte-level BPE tokenizer of captions, with BPE dropout and a padding id per position (paper, sec. 2.2 and B.1)."""
 
-import heapq
 import itertools
 import json
 import random
-import re
 import warnings
-from collections import Counter, defaultdict
 from collections.abc import Iterable
+from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -45,42 +43,28 @@ class CaptionTokenizer:
     def extend(self, captions: Iterable[str], vocab_size: int) -> "CaptionTokenizer":
         """Return a tokenizer that continues this one's BPE training on captions, up to `vocab_size` tokens.
 
-        Present tokens keep their ids. Each further token merges the most frequent pair, which occurs at least twice.
-        Ties go to the lowest ids, as in the tokenizers library.
+        Present tokens keep their ids. Each new token merges the most frequent pair of tokens, if it occurs twice.
         """
         if vocab_size < self.vocab_size:
             raise UserError(f"vocab_size is {vocab_size}, but must be at least the tokenizer's {self.vocab_size}")
         state = json.loads(self.bpe.to_str())
-        vocab, merges = state["model"]["vocab"], state["model"]["merges"]
-        tokens = sorted(vocab, key=vocab.__getitem__)
-        counts = Counter(word for caption in captions for word in self._words(caption))
-        words = [" ".join(str(token.id) for token in self.bpe.model.tokenize(word)) for word in counts]
-        frequency = list(counts.values())
-        totals = Counter[tuple[int, int]]()
-        places = defaultdict[tuple[int, int], set[int]](set)  # words that contain a pair, or did before a merge
+        vocab, merges = state["model"]["vocab"], dict.fromkeys(map(tuple, state["model"]["merges"]))
+        token_of = {0xF0000 + i: token for token, i in vocab.items()}  # the library trains on private characters
 
-        def count_pairs(indices: Iterable[int], sign: int) -> set[tuple[int, int]]:
-            found = [(pair, i) for i in indices for pair in itertools.pairwise(map(int, words[i].split()))]
-            for pair, i in found:
-                totals[pair] += sign * frequency[i]
-                places[pair].add(i)
-            return {pair for pair, _ in found}
+        @cache
+        def to_private(word: str) -> str:
+            return "".join(chr(0xF0000 + token.id) for token in self.bpe.model.tokenize(word))
 
-        heap = sorted((-totals[pair], pair) for pair in count_pairs(range(len(words)), 1))
-        while heap and heap[0][0] <= -2 and len(tokens) < vocab_size:
-            total, pair = heapq.heappop(heap)
-            left, right = (tokens[i] for i in pair)
-            if -total != totals[pair] or left + right in vocab:  # outdated, or a token that other merges form
-                continue
-            vocab[left + right] = len(tokens)
-            merges.append([left, right])
-            affected = places[pair]
-            changed = count_pairs(affected, -1)
-            for i in affected:
-                words[i] = re.sub(rf"\b{pair[0]} {pair[1]}\b", str(len(tokens)), words[i])
-            tokens.append(left + right)
-            for pair in changed | count_pairs(affected, 1):
-                heapq.heappush(heap, (-totals[pair], pair))
+        bpe = Tokenizer(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=[*map(chr, token_of)], min_frequency=2, show_progress=False
+        )
+        bpe.train_from_iterator((to_private(word) for caption in captions for word in self._words(caption)), trainer)
+        for pair in json.loads(bpe.to_str())["model"]["merges"]:
+            left, right = (part.translate(token_of) for part in pair)
+            merges[left, right] = None
+            vocab.setdefault(left + right, len(vocab))  # other merges may form the same token
+        state["model"]["merges"] = list(merges)
         return CaptionTokenizer(Tokenizer.from_str(json.dumps(state)), vocab_size, self.text_len)
 
     def encode(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
@@ -95,12 +79,11 @@ class CaptionTokenizer:
             return self.bpe.encode(caption).ids
         if rng is None:
             raise UserError(f"dropout is {dropout}, which needs a random generator: give rng")
-        words = self._words(caption)
-        return [self._id[token] for word in words for token in self._merge(list(word), dropout, rng)]
+        return [self._id[token] for word in self._words(caption) for token in self._merge(list(word), dropout, rng)]
 
     def _words(self, caption: str) -> list[str]:
-        pre_tokenize = self.bpe.pre_tokenizer.pre_tokenize_str
-        return [word for word, _ in pre_tokenize(self.bpe.normalizer.normalize_str(caption))]
+        words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption))
+        return [word for word, _ in words]
 
     def _merge(self, tokens: list[str], dropout: float, rng: random.Random) -> list[str]:
         """Apply the best of the merges that are not dropped, and repeat until no merge is left."""

@@ -190,3 +190,14 @@ def test_extension_makes_no_token_of_a_pair_that_occurs_once(tokenizer: CaptionT
 def test_extension_to_a_smaller_vocabulary_is_refused(tokenizer: CaptionTokenizer) -> None:
     with pytest.raises(UserError, match=r"vocab_size is 299, but must be at least the tokenizer's 300"):
         tokenizer.extend(NEW_CAPTIONS, vocab_size=299)
+
+
+def test_extension_by_a_merge_that_forms_a_known_token_adds_none() -> None:
+    state = json.loads(CaptionTokenizer.train([], vocab_size=256, text_len=8).to_json())
+    state["bpe"]["model"]["vocab"] |= {token: 256 + i for i, token in enumerate(["ab", "cd", "abc", "abcd"])}
+    state["bpe"]["model"]["merges"] = [["a", "b"], ["c", "d"], ["ab", "c"], ["abc", "d"]]
+    tokenizer = CaptionTokenizer.from_json(json.dumps(state | {"vocab_size": 260}))
+    assert tokenizer.encode("xabcd")[2:] == [256, 257]
+    extended = tokenizer.extend(["xabcd", "yabcd"], vocab_size=270)
+    assert extended.encode("xabcd")[2:] == [259]
+    assert extended.bpe.get_vocab_size() == 260
