@@ -25,12 +25,12 @@ from lightning_dalle.hardware import has_native_bf16
 from lightning_dalle.models.attention.dense import dense
 from lightning_dalle.models.attention.dispatch import use_flex, use_local
 from lightning_dalle.models.attention.local import local
-from lightning_dalle.models.attention.patterns import Kind, Pattern
+from lightning_dalle.models.attention.patterns import Pattern
 
 SIZES = {8: (17, 16), 16: (65, 4), 32: (257, 2), 64: (257, 1)}
 """Number of text positions, start vector included, and batch size, by grid."""
 HEADS, HEAD_DIM, KERNEL, ROUNDS = 4, 64, 11, 5
-KINDS: list[Kind] = ["row", "column", "conv"]
+KINDS = ["row", "column", "conv"]
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -5,6 +5,7 @@ import json
 import random
 import warnings
 from collections.abc import Iterable
+from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -39,6 +40,33 @@ class CaptionTokenizer:
         bpe.train_from_iterator(captions, trainer)
         return cls(bpe, vocab_size, text_len)
 
+    def extend(self, captions: Iterable[str], vocab_size: int) -> "CaptionTokenizer":
+        """Return a tokenizer that continues this one's BPE training on captions, up to `vocab_size` tokens.
+
+        Present tokens keep their ids. Each new token merges the most frequent pair of tokens, if it occurs twice.
+        """
+        if vocab_size < self.vocab_size:
+            raise UserError(f"vocab_size is {vocab_size}, but must be at least the tokenizer's {self.vocab_size}")
+        state = json.loads(self.bpe.to_str())
+        vocab, merges = state["model"]["vocab"], dict.fromkeys(map(tuple, state["model"]["merges"]))
+        token_of = {0xF0000 + i: token for token, i in vocab.items()}  # the library trains on private characters
+
+        @cache
+        def to_private(word: str) -> str:
+            return "".join(chr(0xF0000 + token.id) for token in self.bpe.model.tokenize(word))
+
+        bpe = Tokenizer(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=[*map(chr, token_of)], min_frequency=2, show_progress=False
+        )
+        bpe.train_from_iterator((to_private(word) for caption in captions for word in self._words(caption)), trainer)
+        for pair in json.loads(bpe.to_str())["model"]["merges"]:
+            left, right = (part.translate(token_of) for part in pair)
+            merges[left, right] = None
+            vocab.setdefault(left + right, len(vocab))  # other merges may form the same token
+        state["model"]["merges"] = list(merges)
+        return CaptionTokenizer(Tokenizer.from_str(json.dumps(state)), vocab_size, self.text_len)
+
     def encode(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
         """Return the token ids of a caption, without padding or truncation.
 
@@ -51,8 +79,11 @@ class CaptionTokenizer:
             return self.bpe.encode(caption).ids
         if rng is None:
             raise UserError(f"dropout is {dropout}, which needs a random generator: give rng")
+        return [self._id[token] for word in self._words(caption) for token in self._merge(list(word), dropout, rng)]
+
+    def _words(self, caption: str) -> list[str]:
         words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption))
-        return [self._id[token] for word, _ in words for token in self._merge(list(word), dropout, rng)]
+        return [word for word, _ in words]
 
     def _merge(self, tokens: list[str], dropout: float, rng: random.Random) -> list[str]:
         """Apply the best of the merges that are not dropped, and repeat until no merge is left."""

@@ -42,6 +42,11 @@ def tiny_dalle(n_layer: int = 7, qk_norm: bool = False) -> DALLE:
     return dalle
 
 
+def render(mask: torch.Tensor) -> str:
+    """Return a mask as text: one line per query, `#` where it sees a key."""
+    return "\n".join("".join("#" if visible else "." for visible in line) for line in mask.tolist())
+
+
 @pytest.fixture
 def dalle() -> DALLE:
     return tiny_dalle()

@@ -139,6 +139,13 @@ def batch_of(cli: LightningCLI) -> int:
     return cli.datamodule.batch_size * cli.trainer.world_size
 
 
+def test_the_attention_of_a_model_is_a_config_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    options = ["--model.config.attention", "[full, row]", "--model.config.last_attention", "full"]
+    cli = run_lightning(["fit", "--config", "configs/openmoji/quickstart_dalle.yaml", *options])
+    assert cli.model.config.layer_attention == ["full", "row", "full", "full"]
+
+
 @pytest.mark.parametrize("path", EVALS, ids=str)
 def test_test_accepts_the_config(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)

@@ -145,6 +145,16 @@ def test_flops_equal_what_torch_counts() -> None:
     assert flops(SMALL, ALONE) == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
+def test_flops_depend_on_the_attention_patterns() -> None:
+    full = replace(SMALL, transformer=replace(SMALL.transformer, attention=["full"], last_attention="full"))
+    pairs = [
+        sum(int(pattern.mask().sum()) for pattern in DALLE(config).transformer.patterns) for config in (SMALL, full)
+    ]
+    assert pairs[1] == 4 * 24 * 25 / 2 > pairs[0]
+    # Two products of two operations per channel and visible pair, forward and twice that backward, for two images.
+    assert flops(full, ALONE) - flops(SMALL, ALONE) == 2 * 3 * 4 * 256 * (pairs[1] - pairs[0])
+
+
 def test_plan_reads_the_config_of_a_fit(capsys: pytest.CaptureFixture[str]) -> None:
     config = ["--config", "configs/openmoji/quickstart_dalle.yaml"]
     main(["plan", *config, "--memory", "8GiB", "--codebook_size", "512", "--grid", "8"])
@@ -192,6 +202,11 @@ def test_wrong_options_are_reported(options: str, message: str, capsys: pytest.C
         (b"data: other.yaml", "expected a mapping of keys, but found 'other.yaml'"),
         (b"model: {init_args: {config: {n_head: 0}}}", "model.init_args.config.n_head in"),
         (b"model: {init_args: {config: {heads: 1}}}", "got an unexpected keyword argument 'heads'); correct its keys"),
+        (b"model: {init_args: {config: {attention: row}}}", "attention is 'row'; expected a list of patterns"),
+        (
+            b"model: {init_args: {config: {attention: [rwo]}}}",
+            "attention pattern 'rwo' is unknown; expected full, row,",
+        ),
         (b"trainer: {devices: -1}", "is -1; expected a whole number above 0, or give --devices"),
         (b"trainer: {devices: auto}", "is 'auto'; expected a whole number above 0, or give --devices"),
         (b"trainer: {max_steps: -2}", "is -2; expected a whole number above 0"),

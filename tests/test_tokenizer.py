@@ -1,11 +1,14 @@
-"""Tokenizer: BPE dropout against the tokenizers library and the paper of BPE dropout, padding, JSON."""
+"""Tokenizer: BPE dropout and extension against the tokenizers library and their definitions, padding, JSON."""
 
 import itertools
+import json
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from lightning_dalle.errors import UserError
 from lightning_dalle.tokenizer import CaptionTokenizer
 
 CAPTIONS = [
@@ -116,3 +119,85 @@ def test_each_merge_is_dropped_with_the_same_probability(tokenizer: CaptionToken
     found = Counter(tuple(tokenizer.encode("woman", 0.3, rng)) for _ in range(20_000))
     assert len(expected) > 3
     assert sum(abs(found[split] - expected[split]) for split in expected | found) / 40_000 < 0.02
+
+
+NEW_CAPTIONS = [
+    "a banana split with anana and bananas", "türkiyeli kedi", "mmmmm mmm mmmm", "cat and catamaran and catapult",
+    "surfing snowboarder", "surfer surfers surfing snowboards", "a snowboard on the snow", "日本語 日本語",
+]  # fmt: skip
+
+
+def model(tokenizer: CaptionTokenizer) -> dict[str, Any]:
+    return json.loads(tokenizer.bpe.to_str())["model"]
+
+
+@pytest.mark.parametrize("vocab_size", [257, 270, 300])
+def test_extending_the_bytes_equals_training(vocab_size: int) -> None:
+    captions = CAPTIONS + NEW_CAPTIONS * 2
+    extended = CaptionTokenizer.train([], vocab_size=256, text_len=8).extend(captions, vocab_size)
+    assert extended.to_json() == CaptionTokenizer.train(captions, vocab_size, text_len=8).to_json()
+
+
+def test_extension_repeats_the_most_frequent_merge(tokenizer: CaptionTokenizer) -> None:
+    """Compare with BPE that counts all pairs again after each merge."""
+    old_size = tokenizer.bpe.get_vocab_size()
+    tokens = sorted(tokenizer._id, key=tokenizer._id.__getitem__)
+    texts = [
+        [token.id for token in tokenizer.bpe.model.tokenize(word)]
+        for caption in NEW_CAPTIONS
+        for word in tokenizer._words(caption)
+    ]
+    while True:
+        counts = Counter(pair for text in texts for pair in itertools.pairwise(text))
+        pairs = [(-count, pair) for pair, count in counts.items() if count > 1]
+        pairs = [(count, (a, b)) for count, (a, b) in pairs if tokens[a] + tokens[b] not in tokens]
+        if not pairs:
+            break
+        _, (left, right) = min(pairs)
+        for text in texts:
+            for i in range(len(text)):
+                if text[i : i + 2] == [left, right]:
+                    text[i : i + 2] = [len(tokens)]
+        tokens.append(tokens[left] + tokens[right])
+
+    extended = tokenizer.extend(NEW_CAPTIONS, vocab_size=1000)
+    assert model(extended)["vocab"] == {token: i for i, token in enumerate(tokens)}
+    assert len(tokens) > old_size + 20
+    assert [i for caption in NEW_CAPTIONS for i in extended.encode(caption)] == [i for text in texts for i in text]
+
+
+def test_extension_keeps_the_old_tokens_and_moves_the_paddings(tokenizer: CaptionTokenizer) -> None:
+    extended = tokenizer.extend(NEW_CAPTIONS, vocab_size=310)
+    old, new = model(tokenizer), model(extended)
+    assert new["merges"][: len(old["merges"])] == old["merges"]
+    assert {token: i for token, i in new["vocab"].items() if i < len(old["vocab"])} == old["vocab"]
+    assert len(new["vocab"]) == 310 > len(old["vocab"])
+    assert extended.pad([1, 2, 3])[0] == [1, 2, 3, 313, 314, 315, 316, 317]
+    for caption in NEW_CAPTIONS:
+        ids = extended.encode(caption)
+        assert extended.decode(ids) == caption
+        assert len(ids) <= len(tokenizer.encode(caption))
+        assert extended.encode(caption, 1e-12, random.Random(0)) == ids
+
+
+def test_extension_makes_no_token_of_a_pair_that_occurs_once(tokenizer: CaptionTokenizer) -> None:
+    extended = tokenizer.extend(["qz qzw", "vj"], vocab_size=400)
+    assert extended.bpe.get_vocab_size() - tokenizer.bpe.get_vocab_size() == 2  # "qz" and " qz"
+    assert extended.vocab_size == 400
+    assert tokenizer.extend([], vocab_size=300).to_json() == tokenizer.to_json()
+
+
+def test_extension_to_a_smaller_vocabulary_is_refused(tokenizer: CaptionTokenizer) -> None:
+    with pytest.raises(UserError, match=r"vocab_size is 299, but must be at least the tokenizer's 300"):
+        tokenizer.extend(NEW_CAPTIONS, vocab_size=299)
+
+
+def test_extension_by_a_merge_that_forms_a_known_token_adds_none() -> None:
+    state = json.loads(CaptionTokenizer.train([], vocab_size=256, text_len=8).to_json())
+    state["bpe"]["model"]["vocab"] |= {token: 256 + i for i, token in enumerate(["ab", "cd", "abc", "abcd"])}
+    state["bpe"]["model"]["merges"] = [["a", "b"], ["c", "d"], ["ab", "c"], ["abc", "d"]]
+    tokenizer = CaptionTokenizer.from_json(json.dumps(state | {"vocab_size": 260}))
+    assert tokenizer.encode("xabcd")[2:] == [256, 257]
+    extended = tokenizer.extend(["xabcd", "yabcd"], vocab_size=270)
+    assert extended.encode("xabcd")[2:] == [259]
+    assert extended.bpe.get_vocab_size() == 260

@@ -1,6 +1,5 @@
 """DALL-E: a transformer over sequences of caption tokens followed by image codes (paper, section 2.2)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_dalle.models.attention.patterns import Pattern, layer_kinds
+from lightning_dalle.models.attention.patterns import Pattern
 from lightning_dalle.models.kv_cache import KVCaches
 from lightning_dalle.models.transformer import NormalInit, Transformer, TransformerConfig
 
@@ -63,7 +62,7 @@ class DALLE(nn.Module):
         self.image_embedding = nn.Embedding(config.codebook_size, d)
         self.row_position = nn.Embedding(config.grid, d)
         self.column_position = nn.Embedding(config.grid, d)
-        self.transformer = Transformer(config.transformer, list(self._patterns()))
+        self.transformer = Transformer(config.transformer, self._patterns())
         self.text_head = nn.Linear(d, config.text_vocab_size)
         self.image_head = nn.Linear(d, config.codebook_size)
         self.reset_parameters()
@@ -116,14 +115,23 @@ class DALLE(nn.Module):
         pads = torch.arange(self.config.text_len, device=self.start.device) + self.config.text_vocab_size
         return pads.expand(batch_size, -1)
 
-    def _patterns(self) -> Iterator[Pattern]:
-        """Yield each layer's attention pattern. The transformer reads a start vector first, and never the last code."""
-        c = self.config
-        for kind in layer_kinds(c.transformer.n_layer):
-            yield Pattern(
-                kind=kind,
-                text_len=1 + c.text_len,
-                image_len=c.image_len - 1,
-                grid=c.grid,
-                kernel=c.transformer.conv_kernel,
-            )
+    def _patterns(self) -> list[Pattern]:
+        """Return each layer's pattern. The transformer reads a start vector first, and never the last code."""
+        c, t = self.config, self.config.transformer
+        shape = {"text_len": 1 + c.text_len, "image_len": c.image_len - 1, "grid": c.grid, "kernel": t.conv_kernel}
+        return [Pattern(kind=kind, **shape) for kind in t.layer_attention]
+
+
+def extend_vocabulary(weights: dict[str, Tensor], new_ids: range, vocab_size: int) -> dict[str, Tensor]:
+    """Return a DALLE's state dict for a tokenizer that was extended by tokens of `new_ids`, up to `vocab_size`.
+
+    New tokens start from the mean of the old ones, in the text embedding and the text head. Paddings keep their rows.
+    """
+    extended, old_size = dict(weights), len(weights["text_head.bias"])
+    for name in ("text_embedding.weight", "text_head.weight", "text_head.bias"):
+        rows = weights[name]
+        mean = rows[: new_ids.start].mean(0, keepdim=True)
+        added = mean.repeat_interleave(vocab_size - old_size, dim=0)
+        extended[name] = torch.cat([rows[:old_size], added, rows[old_size:]])  # paddings follow the vocabulary
+        extended[name][new_ids.start : new_ids.stop] = mean
+    return extended

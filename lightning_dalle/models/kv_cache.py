@@ -14,7 +14,7 @@ from lightning_dalle.models.attention.patterns import Pattern
 
 def cache_len(pattern: Pattern) -> int:
     """Return the number of image positions that a layer caches: the span that one position sees, itself included."""
-    return max(1, min(pattern.grid if pattern.image.column_major else pattern.lookback + 1, pattern.image_len))
+    return max(1, min(pattern.grid if pattern.column_major else pattern.lookback + 1, pattern.image_len))
 
 
 class CacheLayout:
@@ -28,11 +28,11 @@ class CacheLayout:
         self.pattern, self.cache_len = pattern, cache_len(pattern)
         position = torch.arange(pattern.image_len)[:, None]  # (i, 1)
         slot = torch.arange(self.cache_len)  # (w)
-        if pattern.image.column_major:
+        if pattern.column_major:
             held, own_slot = slot * pattern.grid + position % pattern.grid, position // pattern.grid
         else:
             held, own_slot = position - (position - slot) % self.cache_len, position % self.cache_len
-        visible = (held >= 0) & (held <= position) & pattern.image.mask(position, held)
+        visible = (held >= 0) & (held <= position) & pattern.image_mask(position, held)
         visible = torch.cat([torch.ones(pattern.image_len, pattern.text_len, dtype=torch.bool), visible], dim=1)
         self.slots = (pattern.text_len + own_slot).to(device)  # (i, 1), slot of each position
         self.slot_positions = held.clamp(0, pattern.image_len - 1).to(device)  # (i, w), position in each image slot
@@ -62,7 +62,7 @@ class KVCache:
         text, image = self._stack(k, v).tensor_split([layout.pattern.text_len], dim=3)
         _, b, h, n, d = image.shape
         self.slots = torch.cat([text, text.new_zeros(2, b, h, layout.cache_len, d)], dim=3)
-        if layout.pattern.image.column_major:
+        if layout.pattern.column_major:
             self.image = image.new_zeros(2, b, h, layout.pattern.image_len, d)
             self.image[:, :, :, :n] = image
         else:
@@ -75,7 +75,7 @@ class KVCache:
     ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "1 s"]]:
         """Store the next position; return the keys, values and additive mask of all slots."""
         layout = self.layout
-        if layout.pattern.image.column_major:
+        if layout.pattern.column_major:
             self.image.index_copy_(3, layout.position, self._stack(k, v))
             self.slots[:, :, :, layout.pattern.text_len :] = self.image.index_select(3, layout.held_positions)
         else:
@@ -85,7 +85,7 @@ class KVCache:
     def reorder(self, index: Int[Tensor, " m"]) -> None:
         """Replace the cached sequences by those at `index`, such as one prompt's repeated for each candidate."""
         self.slots = self.slots.index_select(1, index)
-        if self.layout.pattern.image.column_major:
+        if self.layout.pattern.column_major:
             self.image = self.image.index_select(1, index)
 
     def _stack(self, k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]) -> Float[Tensor, "2 b h n d"]:

@@ -1,6 +1,6 @@
 """Decoder-only transformer with one attention pattern per layer: pre-LN, GELU, as in Child et al. 2019."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.models.attention.dispatch import attend
-from lightning_dalle.models.attention.patterns import Pattern
+from lightning_dalle.models.attention.patterns import PATTERNS, Pattern
 from lightning_dalle.models.kv_cache import KVCache, KVCaches
 
 
@@ -19,17 +19,28 @@ class TransformerConfig:
     """Shape of the autoregressive transformer; the defaults give the paper's 12 billion parameters."""
 
     n_layer: int = 64
-    """Number of residual blocks. Their attention repeats row, column, row, row; that of the last is convolutional."""
+    """Number of residual blocks."""
     n_head: int = 62
     """Number of attention heads per block; must divide `n_embd`."""
     n_embd: int = 3968
     """Width of the residual stream."""
     conv_kernel: int = 11
-    """Side of the last layer's convolutional pattern; odd."""
+    """Side of the convolutional pattern's square; odd."""
     qk_norm: bool = False
     """Whether a LayerNorm normalizes the queries and keys of each head, as in Chameleon; not in the paper."""
+    attention: Sequence[str] = ("row", "column", "row", "row")
+    """Attention patterns of the blocks, repeated in this order (paper, appendix B.1)."""
+    last_attention: str = "conv"
+    """Attention pattern of the last block."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.attention, str) or not self.attention:
+            raise UserError(f"attention is {self.attention!r}; expected a list of patterns, such as [row, column]")
+        object.__setattr__(self, "attention", tuple(self.attention))  # YAML and JSON have lists
+        unknown = [name for name in (*self.attention, self.last_attention) if name not in PATTERNS]
+        if unknown:
+            known = ", ".join(PATTERNS)
+            raise UserError(f"attention pattern {unknown[0]!r} is unknown; expected {known}, or import its module")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if self.conv_kernel % 2 == 0:
@@ -39,6 +50,11 @@ class TransformerConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.n_embd // self.n_head
+
+    @property
+    def layer_attention(self) -> list[str]:
+        """Attention pattern of each block."""
+        return [self.attention[i % len(self.attention)] for i in range(self.n_layer - 1)] + [self.last_attention]
 
 
 class SelfAttention(nn.Module):

@@ -1,26 +1,28 @@
 """Causality and embeddings of DALL-E: on which tokens and codes each logit depends."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.models.attention.patterns import Kind, Pattern, layer_kinds
-from lightning_dalle.models.dalle import DALLE, DALLEConfig
+from lightning_dalle.models.attention.patterns import Pattern
+from lightning_dalle.models.dalle import DALLE, DALLEConfig, extend_vocabulary
 from lightning_dalle.models.transformer import SelfAttention, TransformerConfig
 
 KINDS = ["full", "row", "column", "conv"]
 
 
-def make_attention(kind: Kind) -> SelfAttention:
+def make_attention(kind: str) -> SelfAttention:
     torch.manual_seed(0)
     config = TransformerConfig(n_layer=1, n_head=2, n_embd=8)
     return SelfAttention(config, Pattern(kind=kind, text_len=6, image_len=16, grid=4, kernel=3)).double()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_reaches_exactly_the_visible_positions(kind: Kind) -> None:
+def test_gradient_reaches_exactly_the_visible_positions(kind: str) -> None:
     attention = make_attention(kind)
     x = torch.randn(1, 22, 8, dtype=torch.double, requires_grad=True)
     for q, y in enumerate(attention(x)[0]):
@@ -29,8 +31,8 @@ def test_gradient_reaches_exactly_the_visible_positions(kind: Kind) -> None:
 
 
 def test_every_layer_kind_is_in_the_tiny_model(dalle: DALLE) -> None:
-    assert set(layer_kinds(7)) == {"row", "column", "conv"}
-    assert len(dalle.transformer.blocks) == 7
+    kinds = [pattern.kind for pattern in dalle.transformer.patterns]
+    assert kinds == ["row", "column", "row", "row", "row", "column", "conv"]
 
 
 def test_image_logits_depend_on_earlier_codes_only(dalle: DALLE, text_tokens: Tensor, codes: Tensor) -> None:
@@ -79,3 +81,41 @@ def test_an_invalid_transformer_shape_is_refused() -> None:
         TransformerConfig(n_embd=10, n_head=3)
     with pytest.raises(UserError, match=r"conv_kernel \(4\) must be odd"):
         TransformerConfig(conv_kernel=4)
+
+
+def extended_dalle(dalle: DALLE, new_ids: range, vocab_size: int) -> DALLE:
+    extended = DALLE(replace(dalle.config, text_vocab_size=vocab_size))
+    extended.load_state_dict(extend_vocabulary(dalle.state_dict(), new_ids, vocab_size))
+    return extended
+
+
+def test_an_extension_by_no_tokens_changes_no_weight(dalle: DALLE) -> None:
+    weights = dalle.state_dict()
+    extended = extend_vocabulary(weights, range(17, 17), vocab_size=20)
+    assert list(extended) == list(weights)
+    assert all(torch.equal(extended[name], weights[name]) for name in weights)
+
+
+def test_new_tokens_start_from_the_mean_of_the_old_ones(dalle: DALLE) -> None:
+    """Extend a tokenizer of 17 tokens in a vocabulary of 20 to 23 tokens in one of 25."""
+    before = {name: weight.clone() for name, weight in dalle.state_dict().items()}
+    nn.init.normal_(before["text_head.bias"])
+    after = extend_vocabulary(before, range(17, 23), vocab_size=25)
+    for name in ("text_embedding.weight", "text_head.weight", "text_head.bias"):
+        assert torch.equal(after[name][:17], before[name][:17])
+        assert_close(after[name][17:23], before[name][:17].mean(0).expand(6, *before[name].shape[1:]))
+    assert torch.equal(after["text_embedding.weight"][25:], before["text_embedding.weight"][20:])
+    assert all(torch.equal(after[name], before[name]) for name in before if not name.startswith("text_"))
+
+
+def test_captions_of_old_tokens_keep_their_logits_after_an_extension(
+    dalle: DALLE, text_tokens: Tensor, codes: Tensor
+) -> None:
+    extended = extended_dalle(dalle, range(20, 26), vocab_size=30)
+    moved = torch.where(text_tokens < 20, text_tokens, text_tokens + 10)
+    assert (moved != text_tokens).any()
+    before, after = dalle(text_tokens, codes), extended(moved, codes)
+    assert torch.equal(after.image, before.image)
+    assert_close(after.text[:, :, :20], before.text)
+    nulls = [model.embed_text(model.null_caption(1)) for model in (dalle, extended)]
+    assert torch.equal(*nulls)

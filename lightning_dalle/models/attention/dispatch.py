@@ -34,7 +34,7 @@ def use_local(pattern: Pattern, dtype: torch.dtype) -> bool:
     matrix products.
     """
     t, i = pattern.text_len, pattern.image_len
-    keys = t + (i // pattern.grid if pattern.image.column_major else pattern.lookback + BLOCK)
+    keys = t + (i // pattern.grid if pattern.column_major else pattern.lookback + BLOCK)
     return t + i > (DENSE_MAX_LEN if dtype.itemsize == 2 else 256) and 2 * i * keys + t**2 < (t + i) ** 2
 
 

@@ -20,7 +20,7 @@ def flex(
     are then hidden entirely and skipped; in raster order none is.
     """
     mask = block_mask(pattern, q.device)
-    if not pattern.image.column_major:
+    if not pattern.column_major:
         return compiled()(q, k, v, block_mask=mask)
     order = column_major(pattern, q.device)
     return compiled()(q[:, :, order], k[:, :, order], v[:, :, order], block_mask=mask)[:, :, order.argsort()]
@@ -44,7 +44,7 @@ def block_mask(pattern: Pattern, device: torch.device) -> BlockMask:
     """Return FlexAttention's block mask of a pattern, which all layers of that pattern share."""
     mask_mod, length = pattern.mask_mod, pattern.length
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
-        is_column_major = pattern.image.column_major
+        is_column_major = pattern.column_major
         position = column_major(pattern, device) if is_column_major else torch.arange(length, device=device)
         return create_block_mask(
             lambda b, h, q, k: mask_mod(position[q], position[k]), None, None, length, length, device=str(device)

@@ -55,7 +55,7 @@ def joint_attention(
 
 def blocks(x: Shaped[Tensor, "m i d"], pattern: Pattern) -> Shaped[Tensor, "m n q d"]:
     """Split image positions into blocks: columns or, in raster order, runs of `BLOCK`. Pad the last with zeros."""
-    if pattern.image.column_major:  # the paper transposes the image's states as well (appendix B.1, Fig. 11 c)
+    if pattern.column_major:  # the paper transposes the image's states as well (appendix B.1, Fig. 11 c)
         padded = F.pad(x, (0, 0, 0, -x.shape[1] % pattern.grid))
         return padded.unflatten(1, (-1, pattern.grid)).transpose(1, 2).contiguous()
     return F.pad(x, (0, 0, 0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
@@ -63,7 +63,7 @@ def blocks(x: Shaped[Tensor, "m i d"], pattern: Pattern) -> Shaped[Tensor, "m n 
 
 def windows(x: Shaped[Tensor, "m i d"], pattern: Pattern) -> Shaped[Tensor, "m n k d"]:
     """Return, for each block, the image positions that its queries may see, with zeros before the first."""
-    if pattern.image.column_major:
+    if pattern.column_major:
         return blocks(x, pattern)
     padded = F.pad(x, (0, 0, pattern.lookback, -x.shape[1] % BLOCK))
     return OverlappingWindows.apply(padded, pattern.lookback + BLOCK)
@@ -71,7 +71,7 @@ def windows(x: Shaped[Tensor, "m i d"], pattern: Pattern) -> Shaped[Tensor, "m n
 
 def unblock(x: Float[Tensor, "m n q d"], pattern: Pattern) -> Float[Tensor, "m i d"]:
     """Merge blocks into raster order; inverse of `blocks`."""
-    raster = x.transpose(1, 2) if pattern.image.column_major else x
+    raster = x.transpose(1, 2) if pattern.column_major else x
     return raster.flatten(1, 2)[:, : pattern.image_len]
 
 
@@ -99,5 +99,5 @@ def window_bias(pattern: Pattern, device: torch.device, dtype: torch.dtype) -> F
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         position = torch.arange(1, pattern.image_len + 1, device=device).view(1, -1, 1)  # 0 marks padding
         q, k = blocks(position, pattern) - 1, windows(position, pattern).mT - 1
-        is_self = q == k  # padding sees itself too: a softmax over no keys is NaN
-        return additive(is_self | (k >= 0) & (q >= k) & pattern.image.mask(q, k), dtype)
+        is_padding = (q < 0) & (k < 0)  # padding sees padding: a softmax over no keys is NaN
+        return additive(is_padding | (k >= 0) & (q >= k) & pattern.image_mask(q, k), dtype)

@@ -1,67 +1,73 @@
 """Attention patterns: which earlier positions each position of a sequence sees (paper, Fig. 11).
 
-To add a pattern, write its function here and enter it in `Kind` and `PATTERNS`.
+A pattern is one function with the decorator `attention_pattern`. Kernels and KV caches derive its extent from its mask.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from functools import cache
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from lightning_dalle.errors import UserError
+
 MaskMod = Callable[[Tensor, Tensor], Tensor]
 """Function of query and key positions q and k, integers that broadcast, that returns whether q sees k."""
+ImagePattern = Callable[[int, int], MaskMod]
+"""Function of grid and kernel that returns the mask between image positions, defined for q >= k in raster order."""
 
-Kind = Literal["full", "row", "column", "conv"]
-
-
-class ImagePattern(NamedTuple):
-    """Attention between image positions: the earlier codes that each one sees."""
-
-    mask: MaskMod
-    """Whether image position q sees image position k, defined for q >= k in raster order."""
-    lookback: int | None = None
-    """Largest distance q - k at which q sees k; None for no limit."""
-    column_major: bool = False
-    """Whether each position sees only its own column; kernels then process the image column by column."""
+PATTERNS: dict[str, ImagePattern] = {}
+"""Patterns between image positions, by the names that configs give them."""
 
 
-def full(grid: int, kernel: int) -> ImagePattern:
+def attention_pattern(function: ImagePattern) -> ImagePattern:
+    """Register a function as the attention pattern of its name."""
+    if function.__name__ in PATTERNS:
+        raise UserError(f"an attention pattern named {function.__name__} already exists; rename the function")
+    PATTERNS[function.__name__] = function
+    return function
+
+
+@attention_pattern
+def full(grid: int, kernel: int) -> MaskMod:
     """Return the pattern in which each position sees all earlier codes."""
-    return ImagePattern(lambda q, k: torch.ones_like(q - k, dtype=torch.bool))
+    return lambda q, k: q >= k
 
 
-def row(grid: int, kernel: int) -> ImagePattern:
+@attention_pattern
+def row(grid: int, kernel: int) -> MaskMod:
     """Return the pattern in which each position sees the last `grid` codes, back to the one directly above."""
-    return ImagePattern(lambda q, k: q - k <= grid, lookback=grid)
+    return lambda q, k: q - k <= grid
 
 
-def column(grid: int, kernel: int) -> ImagePattern:
+@attention_pattern
+def column(grid: int, kernel: int) -> MaskMod:
     """Return the pattern in which each position sees all codes above it in its column."""
-    return ImagePattern(lambda q, k: (q - k) % grid == 0, column_major=True)
+    return lambda q, k: (q - k) % grid == 0
 
 
-def convolutional(grid: int, kernel: int) -> ImagePattern:
+@attention_pattern
+def conv(grid: int, kernel: int) -> MaskMod:
     """Return the pattern in which each position sees the upper half of a square of side `kernel` around it.
 
     Left and right of the image, the square continues in the row above or below, as raster order does.
     """
     radius = kernel // 2
-    lookback = (grid + 1) * radius
-    return ImagePattern(lambda q, k: (q - k <= lookback) & ((q - k + radius) % grid <= 2 * radius), lookback)
+    return lambda q, k: (q - k <= (grid + 1) * radius) & ((q - k + radius) % grid <= 2 * radius)
 
 
-PATTERNS: dict[Kind, Callable[[int, int], ImagePattern]] = {
-    "full": full, "row": row, "column": column, "conv": convolutional,
-}  # fmt: skip
-
-
-def layer_kinds(n_layer: int) -> list[Kind]:
-    """Return each layer's pattern: row, column, row, row, repeated; the last is convolutional (paper, appendix B.1)."""
-    kinds: list[Kind] = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, n_layer)]
-    return [*kinds, "conv"]
+@cache
+def _extent(kind: str, grid: int, kernel: int) -> tuple[int, bool]:
+    """Return the largest distance at which a position sees another, and whether all see only their own column."""
+    mask, position = PATTERNS[kind](grid, kernel), torch.arange(grid**2, device="cpu")
+    lookback, is_column = 0, True
+    for q in position[:, None].split(grid):  # one row of the image at a time, to save memory
+        distance = torch.where((q >= position) & mask(q, position), q - position, 0)
+        lookback = max(lookback, int(distance.amax()))
+        is_column = is_column and not (distance % grid).any()
+    return lookback, is_column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +77,7 @@ class Pattern:
     Attention is causal. Every image position sees all text and the earlier codes of its kind (paper, footnote 7).
     """
 
-    kind: Kind
+    kind: str
     """Name of the pattern between image positions."""
     text_len: int
     """Number of positions before the image, the start vector included."""
@@ -88,8 +94,8 @@ class Pattern:
         return self.text_len + self.image_len
 
     @property
-    def image(self) -> ImagePattern:
-        """Attention between image positions, as `kind` names it."""
+    def image_mask(self) -> MaskMod:
+        """Function that returns whether image position q sees image position k, for q >= k."""
         return PATTERNS[self.kind](self.grid, self.kernel)
 
     @property
@@ -100,7 +106,12 @@ class Pattern:
     @property
     def lookback(self) -> int:
         """Largest distance from an image position to one that it sees."""
-        return self.image_len if self.image.lookback is None else self.image.lookback
+        return _extent(self.kind, self.grid, self.kernel)[0]
+
+    @property
+    def column_major(self) -> bool:
+        """Whether each image position sees only its own column; kernels then process the image column by column."""
+        return _extent(self.kind, self.grid, self.kernel)[1]
 
     def prefix(self, length: int) -> "Pattern":
         """Return the pattern of the sequence's first `length` positions."""
@@ -110,15 +121,10 @@ class Pattern:
     @property
     def mask_mod(self) -> MaskMod:
         """Function that returns whether query position q sees key position k, in text or image."""
-        image_mask, text_len = self.image.mask, self.text_len
+        image_mask, text_len = self.image_mask, self.text_len
         return lambda q, k: (q >= k) & ((k < text_len) | image_mask(q - text_len, k - text_len))
 
     def mask(self) -> Bool[Tensor, "s s"]:
         """Return the dense mask: True where a query (row) sees a key (column)."""
         position = torch.arange(self.length)
         return self.mask_mod(position[:, None], position)
-
-
-def render(mask: Bool[Tensor, "q k"]) -> str:
-    """Return a mask as text: one line per query, `#` where it sees a key."""
-    return "\n".join("".join("#" if visible else "." for visible in line) for line in mask.tolist())
