@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+from braceexpand import braceexpand
 from datasets import load_dataset, load_dataset_builder
 
 from lightning_dalle.data.images.decoding import IMAGE_EXTENSIONS, find_images
@@ -45,13 +46,16 @@ def detect_format(path: str) -> tuple[str, Any]:
     "hub".
 
     Raises:
-        UserError: if a folder has none of these formats.
+        UserError: if a folder has none of these formats, or the braces of a URL do not match.
     """
     local = Path(path).expanduser()
     if local.is_file():
         return ("tars" if local.suffix == ".tar" else local.suffix), {"train": [str(local)]}
     if "://" in path:
-        return "tars", group_by_split(expand_braces(path), path)
+        try:
+            return "tars", group_by_split(braceexpand(path), path)
+        except ValueError as error:
+            raise UserError(f"the braces in {path} do not match; write one range as {{00000..00099}}") from error
     if not local.is_dir():
         return "hub", None
     files = sorted(file for file in local.rglob("*") if file.is_file() and not file.name.startswith("."))
@@ -114,15 +118,6 @@ def group_by_split(files: Iterable[str], root: str, first_folder_only: bool = Fa
         split = next((split for split, known in SPLIT_WORDS.items() if words & known), "train")
         splits.setdefault(split, []).append(file)
     return splits
-
-
-def expand_braces(url: str) -> list[str]:
-    """Return all URLs of a range such as "https://host/{00000..00099}.tar"."""
-    before, *braces = re.split(r"\{(\d+)\.\.(\d+)\}", url, maxsplit=1)
-    if not braces:
-        return [url]
-    first, last, after = braces
-    return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
 
 
 def read_tar(url: str) -> Iterator[dict[str, Any]]:
