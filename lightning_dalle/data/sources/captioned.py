@@ -134,7 +134,7 @@ class CaptionedImages:
         if rows.features == RECORD:
             return rows if self.streaming else rows.cast_column("image", Image())
         if rows.features is None:  # streamed CSV, for example, whose columns only the rows reveal
-            rows = rows._resolve_features()
+            rows = rows.cast(Dataset.from_list(list(rows.take(5))).features)
         columns = self._columns({name: fields_of(feature) for name, feature in rows.features.items()})
         columns.check_types(rows.features, self.path)
         for name, feature in rows.features.items():
