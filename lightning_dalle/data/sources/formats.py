@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import tarfile
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import fsspec
 from braceexpand import braceexpand
-from datasets import load_dataset, load_dataset_builder
+from datasets import load_dataset, load_dataset_builder, load_from_disk
 
 from lightning_dalle.data.images.decoding import IMAGE_EXTENSIONS, find_images
 from lightning_dalle.errors import UserError
@@ -42,8 +43,8 @@ RETRY_SECONDS = 2.0
 def detect_format(path: str) -> tuple[str, Any]:
     """Return the format of the data at a path, and its files by split.
 
-    The format is "tars" (with URLs), "pairs" (with images), a suffix of `TABLES` or, without files, "imagefolder" or
-    "hub".
+    The format is "tars" (with URLs), "pairs" (with images), a suffix of `TABLES` or, without files, "imagefolder",
+    "save_to_disk" or "hub".
 
     Raises:
         UserError: if a folder has none of these formats, or the braces of a URL do not match.
@@ -58,6 +59,8 @@ def detect_format(path: str) -> tuple[str, Any]:
             raise UserError(f"the braces in {path} do not match; write one range as {{00000..00099}}") from error
     if not local.is_dir():
         return "hub", None
+    if (local / "dataset_dict.json").is_file() or {"state.json", "dataset_info.json"} <= set(os.listdir(local)):
+        return "save_to_disk", None
     files = sorted(file for file in local.rglob("*") if file.is_file() and not file.name.startswith("."))
     suffixes = Counter(file.suffix.lower() for file in files)
     if any(file.name in METADATA_FILES for file in files):
@@ -84,22 +87,24 @@ def detect_format(path: str) -> tuple[str, Any]:
     )
 
 
-def open_dataset(format: str, path: str, files: dict[str, list[str]] | None, streaming: bool) -> Any:
-    """Open a table, an image folder or a dataset of the hub with the reader of `datasets`."""
+def open_dataset(format: str, path: str, files: dict[str, list[str]] | None, streaming: bool, **hub: str | None) -> Any:
+    """Open a table, an image folder, a saved dataset or one of the hub (with name and revision) by `datasets`."""
     if format in TABLES:
         builder, options = TABLES[format]
         return load_dataset(builder, data_files=files, streaming=streaming, **options)
     if format == "imagefolder":
         return load_dataset("imagefolder", data_dir=str(Path(path).expanduser()), streaming=streaming)
-    return load_dataset(path, streaming=streaming)
+    if format == "save_to_disk":
+        return load_from_disk(str(Path(path).expanduser()))
+    return load_dataset(path, streaming=streaming, **hub)
 
 
-def hub_tars(path: str) -> dict[str, list[str]] | None:
+def hub_tars(path: str, **hub: str | None) -> dict[str, list[str]] | None:
     """Return the URLs of a hub dataset's tars by split, or None if it has another format.
 
     Our reader skips errors at which the reader of `datasets` stops.
     """
-    builder = load_dataset_builder(path)
+    builder = load_dataset_builder(path, **hub)
     if builder.name != "webdataset":
         return None
     return {str(split): list(urls) for split, urls in builder.config.data_files.items()}

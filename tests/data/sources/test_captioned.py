@@ -253,7 +253,7 @@ def test_unreadable_data_is_refused_with_the_remedy(
     (tmp_path / "empty" / "notes.md").touch()
     check_error(r"empty: it has 1 \.md, but must have .* images with a \.txt of the same name", "empty")
     check_error(
-        r"cannot read .*nowhere \(neither a local path nor a readable hub dataset\), correct its path or",
+        r"cannot read .*nowhere \(neither a local path nor a readable hub dataset\), correct its path, name or",
         "nowhere",
     )
     (tmp_path / "broken.parquet").write_bytes(b"not parquet")
