@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as EncodedImage
 from PIL import Image
 
@@ -68,6 +68,16 @@ def parquet_of_paths(root: Path, splits: Splits) -> None:
     _parquet(root, splits, features, lambda photo: f"images/{_file(root / 'images', photo)}")
 
 
+def dataset(photos: list[Photo]) -> Dataset:
+    features = Features(image=EncodedImage(), captions=List(Value("string")), image_id=Value("string"))
+    rows = [{"image": {"bytes": p.content, "path": None}, "captions": p.captions, "image_id": p.id} for p in photos]
+    return Dataset.from_list(rows, features=features)
+
+
+def saved_to_disk(root: Path, splits: Splits) -> None:
+    DatasetDict({split: dataset(photos) for split, photos in splits.items()}).save_to_disk(root)
+
+
 def tars(root: Path, splits: Splits) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for split, photos in splits.items():
@@ -83,7 +93,16 @@ def tars(root: Path, splits: Splits) -> None:
 
 FORMATS: dict[str, Callable[[Path, Splits], None]] = {
     write.__name__: write
-    for write in (image_folder, pairs, csv_of_paths, tsv_of_paths, parquet_of_bytes, parquet_of_paths, tars)
+    for write in (
+        image_folder,
+        pairs,
+        csv_of_paths,
+        tsv_of_paths,
+        parquet_of_bytes,
+        parquet_of_paths,
+        saved_to_disk,
+        tars,
+    )
 }
 
 

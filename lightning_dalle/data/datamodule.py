@@ -245,16 +245,17 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         rows = self.split(split)
         bpe_dropout, augmentation = (self.bpe_dropout, self.augmentation) if is_training else (0.0, None)
         rank, world_size = self._rank_and_world_size()
+        overfits = bool(getattr(self.trainer, "overfit_batches", 0))  # every epoch reads the same first records
         options: dict[str, Any] = {"num_replicas": world_size, "rank": rank, "seed": self.seed}
         if isinstance(rows, IterableDataset):
             transform = self._transform(bpe_dropout, augmentation)
-            length = self._epoch_length_of_rank(world_size) if is_training else None
+            length = self._epoch_length_of_rank(world_size) if is_training and not overfits else None
             streams, weights = self._streams(split)
             stream = StreamedDataset(streams, weights, transform, self.pipeline, length, self.shuffle_buffer, **options)
             return self._loader_of(stream, None, drop_last=is_training)
         dataset = self.dataset(split, bpe_dropout, augmentation)
         sampler: ResumableSampler
-        if not is_training:
+        if not is_training or overfits:
             sampler = EvalSampler(dataset, shuffle=False, **options)
         elif isinstance(self.source, Mixture):
             sampler = MixtureSampler(rows, self.source.weights, drop_last=True, **options)

@@ -113,7 +113,7 @@ def collate(examples: list[Example]) -> Batch:
 
 
 class CaptionedImageDataset(torch.utils.data.Dataset[Example]):
-    """Dataset of rows with undecoded images, which returns the example of a `SampleIndex`."""
+    """Dataset of rows with undecoded images, which returns the example of a `SampleIndex` or of a row number."""
 
     collate = staticmethod(collate)
 
@@ -123,13 +123,14 @@ class CaptionedImageDataset(torch.utils.data.Dataset[Example]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: SampleIndex) -> Example:
+    def __getitem__(self, index: SampleIndex | int) -> Example:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[SampleIndex]) -> list[Example]:
+    def __getitems__(self, indices: Sequence[SampleIndex | int]) -> list[Example]:
         # `datasets` takes little longer for many rows than for one.
-        rows = self.rows.__getitems__([index.record for index in indices])
-        return [self._example(row, index) for row, index in zip(rows, indices, strict=True)]
+        samples = [SampleIndex.of(index) for index in indices]
+        rows = self.rows.__getitems__([sample.record for sample in samples])
+        return [self._example(row, sample) for row, sample in zip(rows, samples, strict=True)]
 
     def _example(self, row: Mapping[str, Any], index: SampleIndex) -> Example:
         try:
@@ -147,7 +148,8 @@ class EncodedDataset(torch.utils.data.Dataset[EncodedExample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: SampleIndex) -> EncodedExample:
+    def __getitem__(self, index: SampleIndex | int) -> EncodedExample:
+        index = SampleIndex.of(index)
         row = self.rows[index.record]
         crops = row["codes"].combine_chunks().flatten()
         codes = crops[index.epoch % len(crops)].values.to_numpy().astype(np.int64)
@@ -205,8 +207,9 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
         stream = MixedStream(readers, self.weights, self.seed)
         if self.state:
             stream.load_state_dict(self.state["stream"])
-        num_examples, per_epoch = self.state.get("num_examples", 0), self.length // num_workers
         last_kept = list(self.state.get("last_kept", [-1] * len(readers)))
+        # The last iteration may have been abandoned in the middle, as by `limit_train_batches`: this one is whole.
+        num_examples, per_epoch = self.state["num_examples"] if self.was_resumed else 0, self.length // num_workers
         was_resumed, self.was_resumed = self.was_resumed, False
         if was_resumed and num_examples % per_epoch == 0:
             return  # this worker had finished the epoch, other workers had not

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lightning_dalle.errors import UserError
 
@@ -24,6 +24,11 @@ class SampleIndex(NamedTuple):
     """Epoch of the record's source, from 0. In a mixture, small sources have more epochs than large ones."""
     record: int | str
     """Row number of the record, or its id in streamed data."""
+
+    @classmethod
+    def of(cls, index: "SampleIndex | int") -> "SampleIndex":
+        """Return a sample index as it is, and a row number, as samplers of torch yield, in epoch 0."""
+        return index if isinstance(index, SampleIndex) else cls(0, index)
 
     def image_rng(self, seed: int) -> random.Random:
         """Return the random generator of the image's augmentation."""
@@ -94,8 +99,11 @@ class HardNegativeSampler(ResumableSampler):
             yield SampleIndex(self.epoch, record)
 
 
-class EvalSampler(ResumableSampler):
-    """Sampler that reads every record exactly once over all ranks, without padding, in the stored order."""
+class EvalSampler(ResumableSampler, SequentialSampler):  # type: ignore[misc]
+    """Sampler that reads every record exactly once over all ranks, without padding, in the stored order.
+
+    Lightning's `overfit_batches` leaves a SequentialSampler in place.
+    """
 
     def indices(self) -> Iterator[SampleIndex]:
         for record in range(self.rank, len(self.dataset), self.num_replicas):  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""Captioned images of any format: a dataset of the Hugging Face hub, a local folder or file, or URLs of tars."""
+"""Captioned images of any format: Hugging Face datasets, a local folder or file, or URLs of tars."""
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatas
 from lightning_dalle.data.loading.streaming import CHUNK_SIZE
 from lightning_dalle.data.sources import formats
 from lightning_dalle.data.sources.columns import RECORD, Columns, fields_of
-from lightning_dalle.data.sources.source import stable_hash
+from lightning_dalle.data.sources.source import source_name, stable_hash
 from lightning_dalle.errors import UserError
 from lightning_dalle.files import file_fingerprint
 
@@ -28,17 +28,23 @@ VAL_SPLITS = ("validation", "val", "valid", "test")
 VAL_DIVISOR = 20
 """Reciprocal of the fraction of records that become `val`, if the data has no such split."""
 PAIRS_PER_SHARD = 1000
+MAX_SHARDS = 64
+"""Number of shards into which streaming divides rows on disk, for that many workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedImages:
     """Source of captioned images; the format is detected."""
 
-    path: str
+    path: str | Dataset | DatasetDict | IterableDataset | IterableDatasetDict
     """Path of the data. A local folder may have images and a metadata.jsonl, images and text files of the same name (a
-    caption per line), tables (parquet, CSV, TSV, JSON lines), or WebDataset tars. A path may also be one such table or
-    tar, a URL of tars ("https://host/{00000..00099}.tar"), or a name on the hub ("org/name"). Local paths have
-    precedence over the hub."""
+    caption per line), tables (parquet, CSV, TSV, JSON lines), WebDataset tars, or files of `save_to_disk`. A path may
+    also be one such table or tar, a URL of tars ("https://host/{00000..00099}.tar"), or a name on the hub ("org/name").
+    Local paths have precedence over the hub. In Python it may be an object of `datasets`, whose format is ignored."""
+    name: str | None = None
+    """Name of the configuration of a hub dataset, as in `load_dataset`."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub dataset. Default: its main branch."""
     image: str | None = None
     """Column of the image, encoded or as a path relative to the folder. Default: the first existing one of image, jpg,
     jpeg, png, webp, file_name, filename, image_path, filepath and path, ignoring case."""
@@ -53,7 +59,12 @@ class CaptionedImages:
     """Name in the data of each split, such as {"val": "dev"}. Default: `train` is train, and `val` is the first
     existing one of validation, val, valid and test. If none exists, `val` is 5 % of train by a hash of the id."""
     streaming: bool = False
-    """Whether to read records during training, for data larger than a disk, instead of copying and shuffling all."""
+    """Whether to read records during training, for data larger than a disk, instead of copying and shuffling all.
+    An `IterableDataset` is always streamed."""
+
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | {"path": source_name(self)}
+        return f"CaptionedImages({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     def load(self, image_size: int) -> DatasetDict | IterableDatasetDict:
         """Return splits with the columns image (at its original size), captions and id.
@@ -61,7 +72,7 @@ class CaptionedImages:
         Raises:
             UserError: if the data cannot be opened, or lacks a split or a column.
         """
-        found = self._open()
+        found, are_records = self._open()
         splits = self.splits
         if splits is None:
             named = {"train": "train", "val": next((name for name in VAL_SPLITS if name in found), "val")}
@@ -69,36 +80,49 @@ class CaptionedImages:
         missing = sorted(set(splits.values()) - set(found))
         if missing or not splits:
             raise UserError(
-                f"{self.path} has no split {', '.join(missing) or 'train or val'}; map train and val in `splits` to "
-                f"some of {', '.join(found)}"
+                f"{source_name(self)} has no split {', '.join(missing) or 'train or val'}; map train and val in "
+                f"`splits` to some of {', '.join(found)}"
             )
-        loaded = {ours: self._records(found[theirs]) for ours, theirs in splits.items()}
+        loaded = {ours: found[theirs] for ours, theirs in splits.items()}
+        if not are_records:
+            loaded = {split: self._records(rows) for split, rows in loaded.items()}
         if self.splits is None and list(loaded) == ["train"]:
             loaded = self._split_off_val(loaded["train"])
-        return IterableDatasetDict(loaded) if self.streaming else DatasetDict(loaded)
+        is_streamed = any(isinstance(rows, IterableDataset) for rows in loaded.values())
+        return IterableDatasetDict(loaded) if is_streamed else DatasetDict(loaded)
 
-    def _open(self) -> Mapping[str, Any]:
-        """Return rows by split, or records by split for the formats that have a reader of our own."""
-        format, found = formats.detect_format(self.path)
+    def _open(self) -> tuple[Mapping[str, Any], bool]:
+        """Return rows by split, and whether they are already records, as those of our own readers are."""
+        format, found = formats.detect_format(self.path) if isinstance(self.path, str) else ("object", self.path)
+        hub = {"name": self.name, "revision": self.revision}
+        if format != "hub" and any(hub.values()):
+            raise UserError(
+                f"{source_name(self)} is not on the hub, but the source has name={self.name!r} and revision="
+                f"{self.revision!r}; remove both, or set `path` to a dataset of the hub"
+            )
         try:
             if format == "hub":
-                found = formats.hub_tars(self.path)
+                found = formats.hub_tars(self.path, **hub)
                 format = "tars" if found else format
             if format == "tars":
-                return {split: self._read_files(formats.read_tar, urls) for split, urls in found.items()}
+                return {split: self._read_files(formats.read_tar, urls) for split, urls in found.items()}, True
             if format == ".jsonl" and self.streaming:  # the reader of `datasets` stops at an invalid line
-                return {split: self._read_files(formats.read_json_lines, paths) for split, paths in found.items()}
+                return {split: self._read_files(formats.read_json_lines, paths) for split, paths in found.items()}, True
             if format == "pairs":
-                return {split: self._read_pairs(images) for split, images in found.items()}
-            return formats.open_dataset(format, self.path, found, self.streaming)
+                return {split: self._read_pairs(images) for split, images in found.items()}, True
+            if format != "object":
+                found = formats.open_dataset(format, self.path, found, self.streaming, **hub)
+            return found if isinstance(found, dict) else {"train": found}, False
         except UserError:
             raise
         except Exception as error:  # `datasets` and the readers of file formats raise exceptions of any type
             if isinstance(error.__cause__, UserError):  # raised in a generator of ours
                 raise error.__cause__ from error
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            kind = "neither a local path nor a readable hub dataset" if format == "hub" else f"local, format {format}"
-            raise UserError(f"cannot read {self.path} ({kind}), correct its path or files: {reason}") from error
+            reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__
+            kind, wrong = f"local, format {format}", "path or files"
+            if format == "hub":
+                kind, wrong = "neither a local path nor a readable hub dataset", "path, name or revision"
+            raise UserError(f"cannot read {self.path} ({kind}), correct its {wrong}: {reason}") from error
 
     def _read_files(self, read: Read, files: list[str]) -> Dataset | IterableDataset:
         fields: dict[str, dict[str, None]] = {}
@@ -119,24 +143,28 @@ class CaptionedImages:
             generate = partial(_read_records, read=read, columns=columns)
             return IterableDataset.from_generator(generate, features=RECORD, gen_kwargs={"shards": shards})
         arguments = {"shards": shards, "read": read, "columns": columns, "fingerprint": file_fingerprint(files)}
-        return Dataset.from_generator(_read_records, features=RECORD, gen_kwargs=arguments)
+        rows = Dataset.from_generator(_read_records, features=RECORD, gen_kwargs=arguments)
+        return rows.cast_column("image", Image())
 
     @property
     def _root(self) -> Path:
-        path = Path(self.path).expanduser()
+        path = Path(self.path if isinstance(self.path, str) else "").expanduser()
         return path.parent if path.is_file() else path
 
     def _columns(self, fields: Mapping[str, Iterable[str]]) -> Columns:
         wanted = {"image": self.image, "captions": self.captions, "id": self.id}
-        return Columns.choose(fields, wanted, self._root, self.path)
+        return Columns.choose(fields, wanted, self._root, source_name(self))
 
     def _records(self, rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
-        if rows.features == RECORD:
-            return rows if self.streaming else rows.cast_column("image", Image())
+        rows = rows.with_format(None)
+        if isinstance(rows, Dataset) and not rows:
+            raise UserError(f"a split of {source_name(self)} has no records; name others in `splits`")
+        if self.streaming and isinstance(rows, Dataset):
+            rows = rows.to_iterable_dataset(min(len(rows), MAX_SHARDS))
         if rows.features is None:  # streamed CSV, for example, whose columns only the rows reveal
-            rows = rows._resolve_features()
+            rows = rows.cast(Dataset.from_list(list(rows.take(5))).features)
         columns = self._columns({name: fields_of(feature) for name, feature in rows.features.items()})
-        columns.check_types(rows.features, self.path)
+        columns.check_types(rows.features, source_name(self))
         for name, feature in rows.features.items():
             if isinstance(feature, Image):
                 rows = rows.cast_column(name, Image(decode=False))
@@ -160,7 +188,7 @@ class CaptionedImages:
         ids = rows["id"][:]
         val = [i for i, id in enumerate(ids) if _is_in("val", id)] or [ids.index(min(ids, key=stable_hash))]
         train = sorted(set(range(len(ids))) - set(val))
-        log.warning("%s has no split for val: %d of its %d records are used as val", self.path, len(val), len(ids))
+        log.warning("%s has no split val: %d of its %d records are used", source_name(self), len(val), len(ids))
         return {"train": rows.select(train), "val": rows.select(val)}
 
 

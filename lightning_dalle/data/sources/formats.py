@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import tarfile
 import time
@@ -12,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
-from datasets import load_dataset, load_dataset_builder
+from braceexpand import braceexpand
+from datasets import load_dataset, load_dataset_builder, load_from_disk
 
 from lightning_dalle.data.images.decoding import IMAGE_EXTENSIONS, find_images
 from lightning_dalle.errors import UserError
@@ -41,19 +43,24 @@ RETRY_SECONDS = 2.0
 def detect_format(path: str) -> tuple[str, Any]:
     """Return the format of the data at a path, and its files by split.
 
-    The format is "tars" (with URLs), "pairs" (with images), a suffix of `TABLES` or, without files, "imagefolder" or
-    "hub".
+    The format is "tars" (with URLs), "pairs" (with images), a suffix of `TABLES` or, without files, "imagefolder",
+    "save_to_disk" or "hub".
 
     Raises:
-        UserError: if a folder has none of these formats.
+        UserError: if a folder has none of these formats, or the braces of a URL do not match.
     """
     local = Path(path).expanduser()
     if local.is_file():
         return ("tars" if local.suffix == ".tar" else local.suffix), {"train": [str(local)]}
     if "://" in path:
-        return "tars", group_by_split(expand_braces(path), path)
+        try:
+            return "tars", group_by_split(braceexpand(path), path)
+        except ValueError as error:
+            raise UserError(f"the braces in {path} do not match; write one range as {{00000..00099}}") from error
     if not local.is_dir():
         return "hub", None
+    if (local / "dataset_dict.json").is_file() or {"state.json", "dataset_info.json"} <= set(os.listdir(local)):
+        return "save_to_disk", None
     files = sorted(file for file in local.rglob("*") if file.is_file() and not file.name.startswith("."))
     suffixes = Counter(file.suffix.lower() for file in files)
     if any(file.name in METADATA_FILES for file in files):
@@ -80,22 +87,24 @@ def detect_format(path: str) -> tuple[str, Any]:
     )
 
 
-def open_dataset(format: str, path: str, files: dict[str, list[str]] | None, streaming: bool) -> Any:
-    """Open a table, an image folder or a dataset of the hub with the reader of `datasets`."""
+def open_dataset(format: str, path: str, files: dict[str, list[str]] | None, streaming: bool, **hub: str | None) -> Any:
+    """Open a table, an image folder, a saved dataset or one of the hub (with name and revision) by `datasets`."""
     if format in TABLES:
         builder, options = TABLES[format]
         return load_dataset(builder, data_files=files, streaming=streaming, **options)
     if format == "imagefolder":
         return load_dataset("imagefolder", data_dir=str(Path(path).expanduser()), streaming=streaming)
-    return load_dataset(path, streaming=streaming)
+    if format == "save_to_disk":
+        return load_from_disk(str(Path(path).expanduser()))
+    return load_dataset(path, streaming=streaming, **hub)
 
 
-def hub_tars(path: str) -> dict[str, list[str]] | None:
+def hub_tars(path: str, **hub: str | None) -> dict[str, list[str]] | None:
     """Return the URLs of a hub dataset's tars by split, or None if it has another format.
 
     Our reader skips errors at which the reader of `datasets` stops.
     """
-    builder = load_dataset_builder(path)
+    builder = load_dataset_builder(path, **hub)
     if builder.name != "webdataset":
         return None
     return {str(split): list(urls) for split, urls in builder.config.data_files.items()}
@@ -114,15 +123,6 @@ def group_by_split(files: Iterable[str], root: str, first_folder_only: bool = Fa
         split = next((split for split, known in SPLIT_WORDS.items() if words & known), "train")
         splits.setdefault(split, []).append(file)
     return splits
-
-
-def expand_braces(url: str) -> list[str]:
-    """Return all URLs of a range such as "https://host/{00000..00099}.tar"."""
-    before, *braces = re.split(r"\{(\d+)\.\.(\d+)\}", url, maxsplit=1)
-    if not braces:
-        return [url]
-    first, last, after = braces
-    return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
 
 
 def read_tar(url: str) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,17 @@ class Source(Protocol):
         ...
 
 
+def source_name(source: object) -> str:
+    """Return a source's path; else the class and fingerprint of its dataset object, or the source's class."""
+    path = getattr(source, "path", source)
+    if isinstance(path, str):
+        return path
+    parts = list(path.values()) if isinstance(path, dict) else [path]
+    # Dataset._fingerprint is private; num_rows is public. Streams have neither.
+    marks = [str(getattr(part, "_fingerprint", None) or getattr(part, "num_rows", "")) for part in parts]
+    return " ".join([type(path).__name__, *filter(None, marks)])
+
+
 def stable_hash(text: str) -> int:
     """Return a 64-bit hash of a text, which is equal on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

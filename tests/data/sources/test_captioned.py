@@ -87,6 +87,20 @@ def test_image_names_do_not_name_splits(tmp_path: Path) -> None:
     assert {name: len(split) for name, split in load(tmp_path).items()} == {"train": 3, "val": 2}
 
 
+def test_a_url_may_have_lists_and_several_ranges(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tars(tmp_path / name, {"train": squares(9), "val": squares(3)})
+    url = f"file://{tmp_path}/{{a,b}}/{{train,val}}-{{0000..0002}}.tar"
+    format, files = formats.detect_format(url)
+    assert format == "tars"
+    assert {split: len(found) for split, found in files.items()} == {"train": 6, "validation": 6}
+    assert files["train"][4] == f"file://{tmp_path}/b/train-0001.tar"
+    with pytest.raises(
+        UserError, match=r"the braces in https://host/\{0000\.\.0002\.tar do not match; write one range"
+    ):
+        formats.detect_format("https://host/{0000..0002.tar")
+
+
 def test_changed_files_are_read_again(tmp_path: Path) -> None:
     pairs(tmp_path, {"train": squares(3)})
     load(tmp_path)
@@ -239,7 +253,8 @@ def test_unreadable_data_is_refused_with_the_remedy(
     (tmp_path / "empty" / "notes.md").touch()
     check_error(r"empty: it has 1 \.md, but must have .* images with a \.txt of the same name", "empty")
     check_error(
-        r"cannot read .*nowhere \(neither a local path nor a readable hub dataset\), correct its path or", "nowhere"
+        r"cannot read .*nowhere \(neither a local path nor a readable hub dataset\), correct its path, name or",
+        "nowhere",
     )
     (tmp_path / "broken.parquet").write_bytes(b"not parquet")
     check_error(r"cannot read .*broken.parquet \(local, format .parquet\), correct its path or files", "broken.parquet")
