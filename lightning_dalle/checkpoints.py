@@ -137,14 +137,17 @@ def check_resumable(checkpoint: dict[str, Any], path: Path | str | None) -> None
         )
 
 
-def check_resume_config(found: Any, ours: Any) -> None:
-    """Raise a UserError that lists the fields in which the model config of a checkpoint differs from this run's."""
+def check_equal_config(found: Any, ours: Any, action: str) -> None:
+    """Raise a UserError that lists the fields in which the model config of a checkpoint differs from this run's.
+
+    `action` is what the difference forbids, such as "resume".
+    """
     configs = (asdict(config) for config in (found, ours))
     theirs, mine = ({**config.pop("transformer", {}), **config} for config in configs)  # a DALLEConfig is nested
     different = [name for name in mine if theirs[name] != mine[name]]
     if different:
         differences = ", ".join(f"{name}={mine[name]} (checkpoint: {theirs[name]})" for name in different)
-        raise UserError(f"cannot resume: this config has {differences}; set it to the checkpoint's values")
+        raise UserError(f"cannot {action}: this config has {differences}; set it to the checkpoint's values")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

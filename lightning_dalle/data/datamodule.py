@@ -15,6 +15,7 @@ from datasets import Image as EncodedImage
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from lightning_dalle.checkpoints import read_checkpoint
 from lightning_dalle.data.filters.pipeline import FilterPipeline, Rejection
 from lightning_dalle.data.filters.rules import Filter
 from lightning_dalle.data.images.transforms import Augmentation, to_float
@@ -64,8 +65,9 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         filters: filters of the records of every split. Rows are filtered once before training, streamed records while
             they are read.
         augmentation: augmentation of the training images; without one they are center crops.
-        tokenizer_file: JSON file of a tokenizer. If not given, it is learned from the training captions, of
-            which streamed data uses the first 50,000 in the order of the first epoch.
+        tokenizer_file: JSON file of a tokenizer, or a trained DALL-E, whose tokenizer learns further tokens from the
+            training captions, up to `vocab_size`. If not given, it is learned from the training captions, of which
+            streamed data uses the first 50,000 in the order of the first epoch.
         epoch_length: number of streamed records in an epoch over all devices, rounded down to whole batches of every
             worker. An epoch begins where the last one stopped, and no record is repeated before all were read.
         shuffle_buffer: number of undecoded streamed records in the shuffle buffer of each worker.
@@ -115,9 +117,10 @@ class CaptionedImageDataModule(pl.LightningDataModule):
     def tokenizer(self) -> CaptionTokenizer:
         """Tokenizer of a checkpoint or of `tokenizer_file`, or else learned from the training captions on first use."""
         if self.tokenizer_file is None:
-            rows = self.split("train")
-            lists = rows["captions"] if isinstance(rows, Dataset) else self._streamed_captions()
-            return CaptionTokenizer.train(itertools.chain.from_iterable(lists), self.vocab_size, self.text_len)
+            return CaptionTokenizer.train(self._captions(), self.vocab_size, self.text_len)
+        if self.tokenizer_file.suffix != ".json":
+            known = CaptionTokenizer.from_json(read_checkpoint(self.tokenizer_file, "dalle")["tokenizer"])
+            return known.extend(self._captions(), self.vocab_size)
         try:
             found = CaptionTokenizer.from_json(self.tokenizer_file.read_text())
         except (OSError, ValueError, KeyError) as error:
@@ -130,6 +133,12 @@ class CaptionedImageDataModule(pl.LightningDataModule):
                 f"{self.vocab_size}; set data.vocab_size to {found.vocab_size}"
             )
         return CaptionTokenizer(found.bpe, found.vocab_size, self.text_len)
+
+    def _captions(self) -> Iterator[str]:
+        """Return all training captions, or those of the first records if they are streamed."""
+        rows = self.split("train")
+        lists = rows["captions"] if isinstance(rows, Dataset) else self._streamed_captions()
+        return itertools.chain.from_iterable(lists)
 
     def _streamed_captions(self) -> Iterator[Iterator[str]]:
         """Yield the first captions of each source that pass the filters, in proportion to the weights."""

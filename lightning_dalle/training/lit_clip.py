@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
-from lightning_dalle.checkpoints import check_resume_config, clip_metadata
+from lightning_dalle.checkpoints import check_equal_config, clip_metadata, load_clip, read_checkpoint
 from lightning_dalle.data.loading.examples import Batch
 from lightning_dalle.evaluation.metrics import RetrievalRecall
 from lightning_dalle.models.clip import CLIP, CLIPConfig
@@ -33,6 +33,7 @@ class LitCLIP(LitModule):
         reconstruction_augment: replacement of some training images by reconstructions of a dVAE.
         optimizer: optimizer whose learning rate the schedule sets.
         seed: seed of the choice and the codes of the reconstructed images.
+        init_from: trained CLIP of the same shape (checkpoint, safetensors file or folder) that a fit starts from.
     """
 
     kind = "clip"
@@ -44,10 +45,12 @@ class LitCLIP(LitModule):
         reconstruction_augment: ReconstructionAugment | None = None,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
+        init_from: Path | str | None = None,
     ) -> None:
         super().__init__()
         self.save_arguments(locals())
-        self.config, self.learning_rate, self.seed = config, as_schedule(learning_rate), seed
+        self.config, self.learning_rate = config, as_schedule(learning_rate)
+        self.seed, self.init_from = seed, init_from
         self.reconstruction_augment = reconstruction_augment
         self.optimizer = OptimizerFactory(optimizer)
         self.clip = CLIP.from_config(config)
@@ -62,6 +65,12 @@ class LitCLIP(LitModule):
     def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return the config of CLIP."""
         return {"config": CLIPConfig(**checkpoint["clip_config"])}
+
+    def initialize(self, path: Path) -> None:
+        """Load the weights of a trained CLIP of the same shape."""
+        found = CLIPConfig(**read_checkpoint(path, "clip")["clip_config"])
+        check_equal_config(found, self.config, f"start from {path}")
+        self.clip.load_state_dict(load_clip(path).state_dict())
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], captions: list[str]
@@ -120,4 +129,4 @@ class LitCLIP(LitModule):
         checkpoint.update(clip_metadata(self.config))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_resume_config(CLIPConfig(**self.loaded_config(checkpoint)), self.config)
+        check_equal_config(CLIPConfig(**self.loaded_config(checkpoint)), self.config, "resume")

@@ -1,6 +1,7 @@
 """Training of the transformer on sequences of caption tokens and the codes of a frozen dVAE."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,18 @@ import torch
 from jaxtyping import Float, Int
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
-from lightning_dalle.checkpoints import check_resume_config, dalle_metadata, load_dvae, weights_digest
+from lightning_dalle.checkpoints import check_equal_config, dalle_metadata, load_dalle, load_dvae, weights_digest
 from lightning_dalle.data.loading.examples import Batch, EncodedBatch
 from lightning_dalle.errors import UserError
 from lightning_dalle.inference.config import SamplingConfig
 from lightning_dalle.inference.pipeline import Request, TextToImage
 from lightning_dalle.inference.scorers import Scorer
 from lightning_dalle.losses import dalle_loss
-from lightning_dalle.models.dalle import DALLE, DALLEConfig, Logits
+from lightning_dalle.models.dalle import DALLE, DALLEConfig, Logits, extend_vocabulary
 from lightning_dalle.models.dvae import DVAE, gumbel_noise
 from lightning_dalle.models.transformer import TransformerConfig
 from lightning_dalle.schedules import CosineAnneal, HalveOnPlateau
@@ -54,6 +56,8 @@ class LitDALLE(LitModule):
         optimizer: optimizer whose learning rate the schedule sets.
         seed: seed of caption dropout, sampled codes and code corruption.
         tokenizer: tokenizer of the captions, which checkpoints contain; by default that of the batches.
+        init_from: trained DALL-E (checkpoint, safetensors file or folder) that a fit starts from. Its vocabulary may be
+            smaller: new tokens start from the mean of the old ones. Without a dvae_checkpoint, its dVAE is used.
     """
 
     kind = "dalle"
@@ -77,11 +81,13 @@ class LitDALLE(LitModule):
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
         tokenizer: CaptionTokenizer | None = None,
+        init_from: Path | str | None = None,
     ) -> None:
         super().__init__()
         self.save_arguments(locals())
         self.config, self.learning_rate, self.tokenizer = config, as_schedule(learning_rate), tokenizer
-        self.dvae_checkpoint = None if dvae_checkpoint is None else Path(dvae_checkpoint)
+        has_dvae = dvae_checkpoint or init_from
+        self.dvae_checkpoint, self.init_from = None if has_dvae is None else Path(has_dvae), init_from
         self.text_len, self.text_vocab_size = text_len, text_vocab_size
         self.image_loss_weight, self.caption_dropout = image_loss_weight, caption_dropout
         self.soft_targets, self.code_corruption = soft_targets, code_corruption
@@ -119,10 +125,24 @@ class LitDALLE(LitModule):
         return {"config": config.transformer, "dvae_checkpoint": path, **sizes}
 
     def setup(self, stage: str) -> None:
-        super().setup(stage)
         self.configure_model()
+        super().setup(stage)
         if isinstance(self.learning_rate, HalveOnPlateau) and stage == "fit":
             check_checkpoint_order(self.trainer)
+
+    def initialize(self, path: Path) -> None:
+        """Load the weights of a trained DALL-E of the same shape, whose vocabulary may be smaller."""
+        found, size = load_dalle(path), self.dalle.config.text_vocab_size
+        if size < found.tokenizer.vocab_size:
+            raise UserError(
+                f"cannot start from {path}: text_vocab_size is {size}, but its vocabulary has "
+                f"{found.tokenizer.vocab_size} tokens; set data.vocab_size to at least that"
+            )
+        check_equal_config(replace(found.dalle.config, text_vocab_size=size), self.dalle.config, f"start from {path}")
+        new_ids = range(found.tokenizer.bpe.get_vocab_size(), size)
+        weights: dict[str, Any] = extend_vocabulary(found.dalle.state_dict(), new_ids, size)  # type: ignore[assignment]
+        set_model_state_dict(self.dalle, weights, options=StateDictOptions(full_state_dict=True))
+        self.tokenizer, self.attribution = self.tokenizer or found.tokenizer, found.attribution
 
     def forward(self, text_tokens: Int[Tensor, "b t"], codes: Int[Tensor, "b i"]) -> Logits:
         """Return the logits of every caption token and image code, each given all tokens and codes before it."""
@@ -179,7 +199,7 @@ class LitDALLE(LitModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         found = DALLEConfig.from_dict(self.loaded_config(checkpoint))
-        check_resume_config(found, self.dalle.config)
+        check_equal_config(found, self.dalle.config, "resume")
         self.attribution = checkpoint["attribution"]
         if checkpoint["tokenizer"] is not None:
             self.tokenizer = CaptionTokenizer.from_json(checkpoint["tokenizer"])

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio
 
-from lightning_dalle.checkpoints import check_resume_config, dvae_metadata
+from lightning_dalle.checkpoints import check_equal_config, dvae_metadata, load_dvae
 from lightning_dalle.data.loading.examples import Batch
 from lightning_dalle.evaluation.metrics import CodebookPerplexity
 from lightning_dalle.losses import dvae_loss
@@ -34,6 +34,7 @@ class LitDVAE(LitModule):
         mse_weight: weight of the mean squared error of the reconstruction; 0 in the paper.
         optimizer: optimizer whose learning rate the schedule sets.
         seed: seed of the Gumbel noise.
+        init_from: trained dVAE or DALL-E (checkpoint, safetensors file or folder) from whose dVAE a fit starts.
     """
 
     kind = "dvae"
@@ -48,6 +49,7 @@ class LitDVAE(LitModule):
         mse_weight: float = 0.0,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,
+        init_from: Path | str | None = None,
     ) -> None:
         super().__init__()
         self.save_arguments(locals())
@@ -55,7 +57,7 @@ class LitDVAE(LitModule):
         self.temperature = temperature or CosineAnneal(start=1.0, end=1 / 16, num_steps=150_000)
         self.kl_weight = kl_weight or CosineAnneal(start=0.0, end=6.6, num_steps=5_000)
         self.codebook_entropy_weight, self.mse_weight = codebook_entropy_weight, mse_weight
-        self.optimizer, self.seed = OptimizerFactory(optimizer), seed
+        self.optimizer, self.seed, self.init_from = OptimizerFactory(optimizer), seed, init_from
         # On a CPU, convolutions of few channels are 1.4 times as fast in this layout; on a GPU it makes no difference.
         self.dvae = DVAE(config).to(memory_format=torch.channels_last)
         self.val_psnr = PeakSignalNoiseRatio(data_range=1.0)
@@ -71,6 +73,12 @@ class LitDVAE(LitModule):
     def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return the config of the dVAE."""
         return {"config": DVAEConfig(**checkpoint["dvae_config"])}
+
+    def initialize(self, path: Path) -> None:
+        """Load the weights of a trained dVAE of the same shape."""
+        found = load_dvae(path)
+        check_equal_config(found.config, self.dvae.config, f"start from {path}")
+        self.dvae.load_state_dict(found.state_dict())
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Return the reconstructions of images in [0, 1] from their argmax codes."""
@@ -123,4 +131,4 @@ class LitDVAE(LitModule):
         checkpoint.update(dvae_metadata(self.dvae))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_resume_config(DVAEConfig(**self.loaded_config(checkpoint)), self.dvae.config)
+        check_equal_config(DVAEConfig(**self.loaded_config(checkpoint)), self.dvae.config, "resume")

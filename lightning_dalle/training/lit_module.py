@@ -49,6 +49,8 @@ class LitModule(pl.LightningModule):
     learning_rate: Schedule | None
     optimizer: OptimizerFactory
     seed: int
+    init_from: Path | str | None
+    """Trained model whose weights a fit starts from, with a new optimizer and schedule."""
 
     def save_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the arguments of the constructor as hyperparameters: numbers, texts, and classes by their names."""
@@ -113,13 +115,19 @@ class LitModule(pl.LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Raise a UserError if the Trainer stores all weights in another precision than fp32."""
+        """Start a fit from the weights of `init_from`; raise a UserError if weights would not be stored in fp32."""
         precision = str(self.trainer.precision)
         if precision.endswith("-true") and precision != "32-true":
             raise UserError(
                 f"trainer.precision is {precision}, but weights, codes and losses need fp32: set it to bf16-mixed, "
                 "16-mixed or 32-true"
             )
+        if stage == "fit" and self.init_from is not None:
+            self.initialize(Path(self.init_from))
+
+    def initialize(self, path: Path) -> None:
+        """Load the weights of a trained model of the same shape."""
+        raise NotImplementedError
 
     def at_step(self, schedule: CosineAnneal) -> float:
         """Return a schedule's value at the current optimizer step of a fit."""
