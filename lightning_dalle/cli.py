@@ -16,7 +16,7 @@ from lightning_dalle.commands.overlap import overlap
 from lightning_dalle.commands.plan import plan
 from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.commands.results import results
-from lightning_dalle.errors import UserError
+from lightning_dalle.errors import UserError, missing_extra
 from lightning_dalle.files import read_yaml
 from lightning_dalle.lightning_cli import raise_user_error, run_lightning
 
@@ -71,9 +71,12 @@ def main(argv: list[str] | None = None) -> None:
         else:
             choices = [choice for choice in SUMMARIES if words == 1 or choice.startswith(argv[0] + " ")]
             raise UserError(f"unknown command {name!r}; choose from {', '.join(choices)}")
-    except UserError as error:
+    except (UserError, ModuleNotFoundError) as error:
+        message = missing_extra(error) if isinstance(error, ModuleNotFoundError) else str(error)
+        if message is None:
+            raise
         # An error raised in a DataLoader worker carries the worker's traceback in front of its message.
-        message = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+        message = message.rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -107,5 +107,5 @@ def test_the_package_is_small() -> None:
 
 def test_environment_yml_points_to_the_one_list_of_packages() -> None:
     dependencies = yaml.safe_load(Path("environment.yml").read_text())["dependencies"]
-    assert dependencies[-1] == {"pip": ["-e ."]}
+    assert dependencies[-1] == {"pip": ["-e .[all]"]}
     assert [entry.split(">")[0] for entry in dependencies[:-1]] == ["python", "pip"]

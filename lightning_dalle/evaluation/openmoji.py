@@ -115,7 +115,7 @@ def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
             "codes": "argmax",
             "psnr": "of the mean squared error over all pixels of all images in [0, 1]",
             "retrieval": _nearest_of(emoji),
-            "kmeans": "scikit-learn, fitted to 100,000 random training patches, 50 iterations",
+            "kmeans": "faiss, k-means++, fitted to 100,000 random training patches, 50 iterations",
         },
         "dvae": {
             **quality(reconstructions),

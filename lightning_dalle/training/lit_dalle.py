@@ -140,7 +140,7 @@ class LitDALLE(LitModule):
             )
         check_equal_config(replace(found.dalle.config, text_vocab_size=size), self.dalle.config, f"start from {path}")
         new_ids = range(found.tokenizer.bpe.get_vocab_size(), size)
-        weights: dict[str, Any] = extend_vocabulary(found.dalle.state_dict(), new_ids, size)  # type: ignore[assignment]
+        weights: dict[str, Any] = extend_vocabulary(found.dalle.state_dict(), new_ids, size)
         set_model_state_dict(self.dalle, weights, options=StateDictOptions(full_state_dict=True))
         self.tokenizer, self.attribution = self.tokenizer or found.tokenizer, found.attribution
 

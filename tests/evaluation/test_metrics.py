@@ -47,3 +47,19 @@ def test_kmeans_is_exact_where_patches_are_fewer_than_codes() -> None:
     patches = torch.rand(5, 3, 2, 2)
     images = torch.cat([torch.cat([patches[i], patches[(i + 1) % 5]], dim=-1)[None] for i in range(5)])
     assert_close(kmeans_reconstructions(images, images, patch=2, codebook_size=5), images, atol=1e-5, rtol=0)
+
+
+def test_kmeans_depends_only_on_its_seed() -> None:
+    train, images = torch.rand(60, 3, 4, 4), torch.rand(4, 3, 4, 4)
+    ours, same, other = (kmeans_reconstructions(train, images, 2, 16, max_patches=200, seed=s) for s in (3, 3, 4))
+    assert torch.equal(ours, same)
+    assert not torch.equal(ours, other)
+
+
+def test_kmeans_starts_from_distant_patches() -> None:
+    """Three colors, of which two fill one patch in 500: random initial centers would miss them."""
+    colors = torch.tensor([0.0, 0.5, 1.0]).repeat_interleave(torch.tensor([998, 1, 1]))
+    train = colors[:, None, None, None].expand(-1, 3, 2, 2)
+    for seed in range(5):
+        found = kmeans_reconstructions(train, train[-3:], patch=2, codebook_size=3, seed=seed)
+        assert_close(found, train[-3:], atol=1e-4, rtol=0)

@@ -186,8 +186,7 @@ class PowerSGDStrategy(DDPStrategy):
         """Return a state for every block matrix, by name, and log the reduction of communication."""
         block_matrices = {id(p) for group in param_groups(model) if group["is_block_matrix"] for p in group["params"]}
         states, generator = {}, Generator().manual_seed(self.seed)
-        # The names in a state_dict, unlike those of named_parameters, do not depend on activation checkpointing.
-        for name, parameter in model.state_dict(keep_vars=True).items():
+        for name, parameter in model.named_parameters():
             if id(parameter) not in block_matrices or not parameter.requires_grad:
                 continue
             num_shards = self.shards * 3 if "qkv" in name else self.shards  # q, k and v are three matrices in the paper

@@ -1,14 +1,16 @@
 """Creation of a DALL-E, unsharded or sharded over the devices of each machine (paper, section 2.5, Fig. 5)."""
 
+from functools import partial
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Generator, Tensor
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.models.dalle import DALLE, DALLEConfig
@@ -31,9 +33,15 @@ def build_dalle(config: DALLEConfig, trainer: pl.Trainer | None, checkpoint_acti
         dalle = DALLE(config)
     blocks, device = dalle.transformer.blocks, torch.device("cpu")  # Lightning moves it to the training device later
     if checkpoint_activations:
+<<<<<<< HEAD
         for i, block in enumerate(blocks):
             blocks[i] = checkpoint_wrapper(block, preserve_rng_state=False)  # blocks use no random numbers
     if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
+=======
+        for block in blocks:  # blocks use no random numbers
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+>>>>>>> packaging
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 require_unsharded(trainer, type(callback).__name__)

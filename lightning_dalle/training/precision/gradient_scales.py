@@ -125,11 +125,20 @@ class PaperPrecision(Precision):
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Optimizer, model: pl.LightningModule, closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
-        loss = closure()
+        """Step the optimizer with unscaled gradients, or without any, which changes nothing, if one is not finite."""
+
+        def unscaled_closure() -> Any:
+            loss = closure()
+            self._unscale(optimizer)
+            return loss
+
+        return super().optimizer_step(optimizer, model, unscaled_closure, **kwargs)
+
+    def _unscale(self, optimizer: Optimizer) -> None:
         parameters = [list(branch.parameters()) for branch in self.branches]
         scaled = {id(parameter) for branch in parameters for parameter in branch}
-        groups = optimizer.param_groups
-        parameters.append([p for group in groups for p in group["params"] if id(p) not in scaled])
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters.append([p for p in every if id(p) not in scaled])
         is_finite = torch.stack([_grad_norm(some).isfinite() for some in parameters]).cpu()  # one GPU synchronization
         for i, branch in enumerate(parameters[:-1]):
             for parameter in branch:
@@ -137,10 +146,8 @@ class PaperPrecision(Precision):
                     parameter.grad.div_(self.scales[i])
         is_skipped = not is_finite.all()
         self.scales.update(is_finite[:-1], is_skipped)
-        self._after_closure(model, optimizer)
-        if not is_skipped:
-            optimizer.step(**kwargs)
-        return loss
+        if is_skipped:
+            optimizer.zero_grad()  # to None
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self.scales))

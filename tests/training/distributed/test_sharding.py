@@ -1,5 +1,6 @@
 """A transformer sharded over two processes trains like an unsharded one, and its checkpoint can be consolidated."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -201,5 +202,21 @@ def test_activation_checkpointing_gives_the_same_gradients_and_computes_every_bl
         (logits.text.sum() + logits.image.logsumexp(-1).sum()).backward()
         gradients.append([parameter.grad for parameter in dalle.parameters()])
         times.append(len(computed))
+        assert (
+            list(dalle.state_dict())
+            == [name for name, _ in dalle.named_parameters()]
+            == list(DALLE(SHAPE).state_dict())
+        )
     assert times == [3, 6]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_copy_with_activation_checkpointing_computes_its_own_blocks() -> None:
+    """Copy as EMAWeightAveraging does."""
+    dalle = build_dalle(SHAPE, alone(), checkpoint_activations=True)
+    copied = copy.deepcopy(dalle)
+    for parameter in copied.transformer.blocks.parameters():
+        parameter.data.zero_()
+    x = torch.randn(1, 66, 16)
+    assert torch.equal(copied.transformer.blocks[0](x), x)
+    assert not torch.equal(dalle.transformer.blocks[0](x), x)
