@@ -33,15 +33,9 @@ def build_dalle(config: DALLEConfig, trainer: pl.Trainer | None, checkpoint_acti
         dalle = DALLE(config)
     blocks, device = dalle.transformer.blocks, torch.device("cpu")  # Lightning moves it to the training device later
     if checkpoint_activations:
-<<<<<<< HEAD
-        for i, block in enumerate(blocks):
-            blocks[i] = checkpoint_wrapper(block, preserve_rng_state=False)  # blocks use no random numbers
-    if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
-=======
         for block in blocks:  # blocks use no random numbers
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-    if isinstance(trainer.strategy, ModelParallelStrategy):
->>>>>>> packaging
+    if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 require_unsharded(trainer, type(callback).__name__)
