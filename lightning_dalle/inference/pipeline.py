@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from lightning_dalle.checkpoints import check_dvae, load_dalle, load_dvae
+from lightning_dalle.checkpoints import check_dvae, find_in_folder, load_dalle, load_dvae
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
 from lightning_dalle.images import to_pil
@@ -66,21 +66,20 @@ class TextToImage:
     """Model that ranks candidates by how well they fit the prompt; None keeps the order of their seeds."""
 
     @classmethod
-    def from_pretrained(cls, path: Path | str, dvae: Path | None = None) -> "TextToImage":
+    def from_pretrained(cls, path: Path | str, dvae: Path | str | None = None) -> "TextToImage":
         """Load a DALL-E, and the CLIP that was trained or exported with it as the scorer.
 
         Args:
             path: checkpoint of a DALL-E, or folder that `reproduce` or `export` wrote; only folders have a CLIP.
-            dvae: checkpoint of another dVAE with the same grid and codebook size, to decode with.
+            dvae: checkpoint or folder with another dVAE of the same grid and codebook size, to decode with.
 
         Raises:
             UserError: if a file is missing or has another kind of model, or the dVAE does not fit the DALL-E.
         """
-        checkpoint, clip = resolve_checkpoint(Path(path))
-        loaded = load_dalle(checkpoint)
+        loaded, clip = load_dalle(path), find_in_folder(path, "clip")
         if dvae is not None:
             other, ours = load_dvae(dvae), loaded.dalle.config
-            check_dvae("the transformer", other, dvae, grid=ours.grid, codebook_size=ours.codebook_size)
+            check_dvae("the transformer", other, Path(dvae), grid=ours.grid, codebook_size=ours.codebook_size)
             loaded = loaded._replace(dvae=other)
         return cls(*loaded, scorer=None if clip is None else CLIPScorer.from_checkpoint(clip))
 
@@ -207,22 +206,3 @@ class TextToImage:
             )
             for one in codes:  # alone, since the last bits of a convolution depend on its batch on some CPUs
                 yield self.dvae.decode(one[None])[0]
-
-
-def resolve_checkpoint(path: Path) -> tuple[Path, Path | None]:
-    """Return the checkpoint of a DALL-E, and of the CLIP in the same folder, or None.
-
-    Args:
-        path: checkpoint, or folder that `reproduce` or `export` wrote.
-    """
-    if not path.is_dir() or (path / ".metadata").is_file():
-        return path, None  # .metadata marks a sharded checkpoint: `read_checkpoint` reports how to merge it
-    layouts = ("{}/checkpoints/last.ckpt", "{}.safetensors")
-    for layout in layouts:
-        dalle, clip = (path / layout.format(model) for model in ("dalle", "clip"))
-        if dalle.is_file():
-            return dalle, clip if clip.is_file() else None
-    files = " nor ".join(layout.format("dalle") for layout in layouts)
-    raise UserError(
-        f"{path} has no DALL-E, neither {files}: give a checkpoint, or a folder that `reproduce` or `export` wrote"
-    )
