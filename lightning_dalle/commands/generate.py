@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.files import make_folder, write_json
-from lightning_dalle.inference.config import GenerationConfig, check_candidates, check_prompts
+from lightning_dalle.inference.config import GenerationConfig, check_candidates, list_prompts
 
 GRID_COLUMNS, MAX_GRID_ROWS = 8, 64
 """Size of the overview grid; it is held in memory, so it shows only the first rows of a long prompt file."""
@@ -124,5 +124,4 @@ def _read_prompts(prompts: list[str] | str | None, prompt_file: Path | None) -> 
             ) from error
     if not texts:
         raise UserError(f"there is no prompt in {prompt_file or '--prompts'}: give at least one")
-    check_prompts(texts)
-    return texts
+    return list_prompts(texts)
