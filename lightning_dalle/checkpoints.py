@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,16 +23,24 @@ from lightning_dalle.models.dalle import DALLE, DALLEConfig
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.tokenizer import CaptionTokenizer
 
-Model = TypeVar("Model", bound=nn.Module)
-
 METADATA_KEY = "lightning_dalle"
 """Key in a safetensors file's metadata, under which its configs and tokenizer are stored as JSON."""
 FORMAT_VERSION = 2
 """Version of the training state in a checkpoint; checkpoints of format 1 lack the key `format_version`."""
-METADATA = ("format_version", "dvae_config", "dalle_config", "clip_config", "tokenizer", "attribution")
+METADATA = ("format_version", "dvae_config", "dalle_config", "clip_config", "tokenizer", "attribution", "global_step")
 """Keys of a checkpoint that a safetensors file keeps besides the weights."""
+LIGHTNING = {"pytorch-lightning_version": "2.6.1", "global_step": 0}
+"""Values of the keys that Lightning and evaluations need, for safetensors files without them; step 0 is unknown."""
 NAMES = {"dvae": "dVAE", "dalle": "DALL-E", "clip": "CLIP"}
 """Name of each model in messages, by the prefix of its weights and of its config key."""
+BUILDERS: dict[str, Callable[[Any], Any]] = {
+    "dvae": lambda config: DVAE(DVAEConfig(**config)),
+    "dalle": lambda config: DALLE(DALLEConfig.from_dict(config)),
+    "clip": lambda config: CLIP.from_config(CLIPConfig(**config)),
+}
+"""Functions that create each model with random weights from the config in its checkpoint."""
+LAYOUTS = ("{}/checkpoints/last.ckpt", "{}.safetensors")
+"""Path of a model's file in the folders that `reproduce` and `export` write."""
 
 
 class LoadedDALLE(NamedTuple):
@@ -69,46 +77,47 @@ def clip_metadata(config: CLIPConfig) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, "clip_config": asdict(config)}
 
 
-def load_clip(path: Path) -> CLIP:
+def find_in_folder(folder: Path | str, model: str) -> Path | None:
+    """Return the file of a model ("dvae", "dalle" or "clip") in a folder of `reproduce` or `export`, or None."""
+    names = (model, "dalle") if model == "dvae" else (model,)  # the file of a DALL-E contains its dVAE
+    files = (Path(folder, layout.format(name)) for name in names for layout in LAYOUTS)
+    return next((file for file in files if file.is_file()), None)
+
+
+def resolve_checkpoint(path: Path | str, model: str) -> Path:
+    """Return a model's file in a folder of `reproduce` or `export`; return files and sharded checkpoints unchanged."""
+    if not Path(path).is_dir() or Path(path, ".metadata").is_file():
+        return Path(path)
+    if file := find_in_folder(path, model):
+        return file
+    files = " nor ".join(layout.format(model) for layout in LAYOUTS)
+    raise UserError(f"{path} has no {NAMES[model]}, neither {files}: give a checkpoint, or a folder of a run or export")
+
+
+def load_clip(path: Path | str) -> CLIP:
     """Return the CLIP of a checkpoint, in eval mode on the CPU, with averaged weights if training averaged them."""
-    return _load_model("clip", lambda config: CLIP.from_config(CLIPConfig(**config)), read_checkpoint(path), path)
+    clip: CLIP = _load_model("clip", read_checkpoint(path, "clip"))
+    return clip
 
 
-def load_dvae(path: Path) -> DVAE:
+def load_dvae(path: Path | str) -> DVAE:
     """Return the dVAE of a dVAE's or DALL-E's checkpoint, in eval mode on the CPU."""
-    return _load_dvae(read_checkpoint(path), path)
+    dvae: DVAE = _load_model("dvae", read_checkpoint(path, "dvae"))
+    return dvae
 
 
-def load_dalle(path: Path) -> LoadedDALLE:
+def load_dalle(path: Path | str) -> LoadedDALLE:
     """Return the DALL-E of a checkpoint with its dVAE and tokenizer."""
-    checkpoint = read_checkpoint(path)
-    dalle = _load_model("dalle", lambda config: DALLE(DALLEConfig.from_dict(config)), checkpoint, path)
-    tokenizer = CaptionTokenizer.from_json(checkpoint["tokenizer"])
-    return LoadedDALLE(dalle, _load_dvae(checkpoint, path), tokenizer, checkpoint["attribution"])
+    checkpoint = read_checkpoint(path, "dalle")
+    dalle, dvae = (_load_model(model, checkpoint) for model in ("dalle", "dvae"))
+    return LoadedDALLE(dalle, dvae, CaptionTokenizer.from_json(checkpoint["tokenizer"]), checkpoint["attribution"])
 
 
-def _load_dvae(checkpoint: dict[str, Any], path: Path) -> DVAE:
-    return _load_model("dvae", lambda config: DVAE(DVAEConfig(**config)), checkpoint, path)
-
-
-def _load_model(prefix: str, build: Callable[[Any], Model], checkpoint: dict[str, Any], path: Path) -> Model:
-    if f"{prefix}_config" not in checkpoint:
-        found = " and ".join(f"a {name}" for other, name in NAMES.items() if f"{other}_config" in checkpoint)
-        found = found or "other models"
-        raise UserError(f"a {NAMES[prefix]} checkpoint is needed, but {path} has only {found}: correct the path")
-    try:
-        model = build(checkpoint[f"{prefix}_config"])
-    except TypeError as error:
-        raise UserError(f"{path} is of another version of lightning_dalle, load it with that one: {error}") from error
-    start = f"{prefix}."
-    weights = {k.removeprefix(start): v for k, v in checkpoint["state_dict"].items() if k.startswith(start)}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights in {path} do not match its {prefix}_config; choose another checkpoint: {error}"
-        ) from error
-    return model.eval()
+def _load_model(model: str, checkpoint: dict[str, Any]) -> Any:
+    module, start = BUILDERS[model](checkpoint[f"{model}_config"]), f"{model}."
+    items = checkpoint["state_dict"].items()
+    module.load_state_dict({name.removeprefix(start): weight for name, weight in items if name.startswith(start)})
+    return module.eval()
 
 
 def check_dvae(user: str, dvae: DVAE, path: Path | None, **expected: int) -> None:
@@ -150,12 +159,18 @@ def check_equal_config(found: Any, ours: Any, action: str) -> None:
         raise UserError(f"cannot {action}: this config has {differences}; set it to the checkpoint's values")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path | str, model: str | None = None) -> dict[str, Any]:
     """Return the content of a checkpoint or safetensors file, on the CPU, without executing anything in it.
 
+    Args:
+        path: file, or with `model` also a folder that `reproduce` or `export` wrote.
+        model: model that the file must contain, "dvae", "dalle" or "clip"; "dvae" leaves out the rest of a DALL-E's.
+
     Raises:
-        UserError: if the file is missing, is not a checkpoint, or is a sharded checkpoint.
+        UserError: if the file is missing, is not a checkpoint, is a sharded one, or lacks the model or a needed key, or
+            if configs, tokenizer or the shapes of weights are damaged.
     """
+    path = Path(path) if model is None else resolve_checkpoint(path, model)
     if path.is_dir():
         raise UserError(
             f"{path} is a folder, so it is a sharded checkpoint; merge it into one file with "
@@ -163,8 +178,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}: correct the path")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    _check_content(checkpoint, path)
+    if model is not None and f"{model}_config" not in checkpoint:
+        found = " and ".join(f"a {name}" for other, name in NAMES.items() if f"{other}_config" in checkpoint)
+        found = found or "other models"
+        raise UserError(f"a {NAMES[model]} checkpoint is needed, but {path} has only {found}: correct the path")
+    if model == "dvae" and "dalle_config" in checkpoint:
+        checkpoint = {key: checkpoint[key] for key in checkpoint.keys() - {"dalle_config", "tokenizer", "attribution"}}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("dvae.")}
+    return checkpoint
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises any exception on bytes that are not a checkpoint
@@ -173,9 +199,47 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if zipfile.is_zipfile(path):
             reason = "it contains objects that only code in it can create, which is never run; choose another file"
         raise UserError(f"cannot read {path} as a checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} has no state_dict, so it is not a checkpoint of lightning_dalle: correct the path")
     return checkpoint
+
+
+def _check_content(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a UserError if the format is newer, a key is missing, or a config, tokenizer or weight is damaged."""
+    version = checkpoint.get("format_version", 1)
+    if type(version) is not int or version > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version={version!r}, but this version of lightning_dalle reads 1 to {FORMAT_VERSION}: "
+            "update lightning_dalle, or choose another checkpoint"
+        )
+    for key in ("dvae_config", "tokenizer", "attribution") if "dalle_config" in checkpoint else ():
+        if key not in checkpoint:
+            raise UserError(f"{path} has a dalle_config, but lacks the key {key}: choose another checkpoint")
+    key, weights = "", checkpoint["state_dict"].items()
+    needed: dict[str, tuple[int, ...]] = {}
+    try:
+        if "tokenizer" in checkpoint:
+            key = "tokenizer"
+            CaptionTokenizer.from_json(checkpoint[key])
+            checkpoint["CaptionedImageDataModule"] = {key: checkpoint[key]}  # read by Lightning
+        for model in [name for name in NAMES if f"{name}_config" in checkpoint]:
+            key = f"{model}_config"
+            with torch.device("meta"):
+                shapes = BUILDERS[model](checkpoint[key]).state_dict().items()
+            needed |= {f"{model}.{name}": tuple(value.shape) for name, value in shapes}
+    except Exception as error:  # damaged values can raise any exception
+        raise UserError(
+            f"the {key} in {path} is {checkpoint[key]!r:.400}, which this version of lightning_dalle cannot use "
+            f"({error}): load it with the version that wrote it, or choose another checkpoint"
+        ) from error
+    models = {name.partition(".")[0] for name in needed}
+    found = {name: tuple(value.shape) for name, value in weights if name.partition(".")[0] in models}
+    if different := [name for name in needed | found if needed.get(name) != found.get(name)]:
+        name = different[0]
+        raise UserError(
+            f"the weights in {path} do not fit its configs: {name} has shape {found.get(name)}, but {needed.get(name)} "
+            f"is needed ({len(different)} weights differ); choose another checkpoint"
+        )
 
 
 def write_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -190,16 +254,20 @@ def write_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
-            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            text = (file.metadata() or {}).get(METADATA_KEY)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise UserError(f"cannot read {path} as a safetensors file, choose another file: {error}") from error
+        metadata = None if text is None else dict(json.loads(text))
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise UserError(
+            f"cannot read {path} as a safetensors file with JSON under the metadata key {METADATA_KEY}, choose another "
+            f"file: {error}"
+        ) from error
     if metadata is None:
         raise UserError(
             f"{path} is not a model of lightning_dalle: its metadata lacks the key {METADATA_KEY}; give a file that "
             "`export` or `convert` wrote"
         )
-    return {"state_dict": weights, **json.loads(metadata)}
+    return {**LIGHTNING, **metadata, "state_dict": weights}
 
 
 def weights_digest(*models: nn.Module) -> str:

@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from pydoc import locate
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_dalle.errors import UserError
@@ -56,27 +57,37 @@ def clean_error(message: str) -> str:
     return " ".join(line for line in lines if not line.startswith(noise))
 
 
-def use_checkpoint_shape(config: Any, checkpoint: dict[str, Any], path: Path) -> None:
+def trained_model(class_path: str) -> str | None:
+    """Return "dvae", "dalle" or "clip" for a LightningModule of this package or a subclass, and None for any other."""
+    bases = [base.__name__ for base in getattr(locate(class_path), "__mro__", ())]
+    models = {"LitDVAE": "dvae", "LitDALLE": "dalle", "LitCLIP": "clip"}
+    return next((model for name, model in models.items() if name in bases), None)
+
+
+def use_checkpoint_shape(config: Any, checkpoint: dict[str, Any], path: Path, model: str) -> None:
     """Replace the shapes in a config by those of its checkpoint, so that only configs of `fit` must state them."""
-    model = config.model.class_path.rsplit(".", 1)[-1]
-    if model == "LitDALLE" and "dalle_config" in checkpoint:
-        shape = checkpoint["dalle_config"]
+    shape = checkpoint[f"{model}_config"]
+    changed = {"config": shape}
+    if model == "dalle":
         text = {"text_len": shape["text_len"], "text_vocab_size": shape["text_vocab_size"]}
         changed = {"config": shape["transformer"], "dvae_checkpoint": path, **text}
         config.data.text_len, config.data.vocab_size = text.values()
-    elif model == "LitDVAE" and "dvae_config" in checkpoint and "dalle_config" not in checkpoint:
-        changed = {"config": checkpoint["dvae_config"]}
-    elif model == "LitCLIP" and "clip_config" in checkpoint:
-        changed = {"config": checkpoint["clip_config"]}
-    else:
-        kinds = {"dalle_config": "a DALL-E", "dvae_config": "a dVAE", "clip_config": "a CLIP"}
-        kind = next((kind for key, kind in kinds.items() if key in checkpoint), "no known model")
-        raise UserError(f"the config's model is {model}, but {path} contains {kind}; choose another --ckpt_path")
     from jsonargparse import Namespace
 
     for name, value in changed.items():
         config.model.init_args[name] = Namespace(value) if isinstance(value, dict) else value
-    config.data.image_size = checkpoint["clip_config" if model == "LitCLIP" else "dvae_config"]["image_size"]
+    config.data.image_size = checkpoint["clip_config" if model == "clip" else "dvae_config"]["image_size"]
+
+
+def start_from_checkpoint(config: Any, checkpoint: dict[str, Any], path: Path, model: str) -> None:
+    """Give a fit the shape, and a DALL-E's also the tokenizer and by default the dVAE, of a trained model."""
+    arguments, vocab_size = config.model.init_args, config.data.vocab_size
+    dvae = arguments.get("dvae_checkpoint")
+    use_checkpoint_shape(config, checkpoint, path, model)
+    if model == "dalle":
+        arguments.dvae_checkpoint = dvae or path
+        arguments.text_vocab_size = config.data.vocab_size = vocab_size  # may be larger, for new tokens
+        config.data.tokenizer_file = config.data.tokenizer_file or path
 
 
 def run_lightning(argv: list[str]) -> "LightningCLI":
@@ -91,9 +102,10 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
     from pytorch_lightning import LightningModule
     from pytorch_lightning.callbacks import BasePredictionWriter, LearningRateMonitor, ThroughputMonitor
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+    from pytorch_lightning.plugins.io import TorchCheckpointIO
     from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-    from lightning_dalle.checkpoints import check_dvae, check_resumable, load_dvae, read_checkpoint
+    from lightning_dalle.checkpoints import check_dvae, check_resumable, load_dvae, read_checkpoint, resolve_checkpoint
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
     from lightning_dalle.training.callbacks.codes_writer import CodesWriter
     from lightning_dalle.training.callbacks.visualization import DataSummary, batch_size
@@ -108,6 +120,13 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
     class Parser(LightningArgumentParser):
         error = raise_user_error
 
+    class AllFormatsIO(TorchCheckpointIO):
+        def __init__(self, model: str) -> None:
+            self.model = model
+
+        def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            return read_checkpoint(path, self.model)
+
     class CLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             # A config states shared values once, under `data`. A link to a field that the model lacks is ignored.
@@ -116,14 +135,27 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
             parser.link_arguments("data.vocab_size", "model.init_args.text_vocab_size")
 
         def before_instantiate_classes(self) -> None:
-            path = self.config[self.subcommand].ckpt_path if self.subcommand else None
-            if path in (None, "last", "best", "hpc") or Path(path).is_dir():  # a folder is a sharded checkpoint
+            config = self.config[self.subcommand]
+            model, path = trained_model(config.model.class_path), config.ckpt_path
+            if model is None:  # Lightning alone reads the checkpoints of other modules
                 return
-            checkpoint = read_checkpoint(Path(path))
+            if self.subcommand == "fit" and config.model.init_args.init_from is not None:
+                start = resolve_checkpoint(config.model.init_args.init_from, model)
+                start_from_checkpoint(config, read_checkpoint(start, model), start, model)
+            if path in (None, "last", "best", "hpc") or Path(path, ".metadata").is_file():  # a sharded checkpoint
+                return
+            file = resolve_checkpoint(path, model)
+            checkpoint = read_checkpoint(file, model)
             if self.subcommand == "fit":
-                check_resumable(checkpoint, path)
+                if "optimizer_states" not in checkpoint:
+                    raise UserError(
+                        f"cannot resume from {file}: it has no training state (its key optimizer_states is missing); "
+                        f"start a new fit from its weights with --model.init_from {path}"
+                    )
+                check_resumable(checkpoint, file)
             else:
-                use_checkpoint_shape(self.config[self.subcommand], checkpoint, Path(path))
+                use_checkpoint_shape(config, checkpoint, file, model)
+            config.ckpt_path = str(file)
 
         def _parse_ckpt_path(self) -> None:
             """Keep the config as it is; Lightning would import the class that a checkpoint's hyperparameters name."""
@@ -138,10 +170,14 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
                 raise UserError(clean_error(str(error))) from error
 
         def instantiate_trainer(self, **kwargs: Any) -> "Trainer":
-            if self.config[self.subcommand].trainer.logger is False:  # both monitors refuse to run without a logger
+            config = self.config[self.subcommand]
+            if config.trainer.logger is False:  # both monitors refuse to run without a logger
                 self.trainer_defaults["callbacks"] = [DataSummary()]
                 self.save_config_callback = None  # it would overwrite a config.yaml in the current folder
-            return super().instantiate_trainer(**kwargs)
+            trainer, model = super().instantiate_trainer(**kwargs), trained_model(config.model.class_path)
+            if model is not None and self.subcommand != "fit":  # a fit only reads and writes Lightning checkpoints
+                trainer.strategy.checkpoint_io = AllFormatsIO(model)
+            return trainer
 
         def before_fit(self) -> None:
             dvae = getattr(self.model, "dvae_checkpoint", None)

@@ -70,7 +70,8 @@ def dvae() -> DVAE:
 def save(path: Path, record: dict[str, object], **models: torch.nn.Module) -> Path:
     """Write a checkpoint with the keys of a Lightning checkpoint."""
     weights = {f"{name}.{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
-    torch.save({"state_dict": weights, "pytorch-lightning_version": "2.6.1", "global_step": 0, **record}, path)
+    lightning = {"pytorch-lightning_version": "2.6.1", "global_step": 0, "optimizer_states": []}
+    torch.save({"state_dict": weights, **lightning, **record}, path)
     return path
 
 

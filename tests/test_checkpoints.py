@@ -2,9 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lightning_dalle.checkpoints import (
     FORMAT_VERSION,
@@ -13,6 +15,8 @@ from lightning_dalle.checkpoints import (
     load_dalle,
     load_dvae,
     read_checkpoint,
+    resolve_checkpoint,
+    weights_digest,
     write_safetensors,
 )
 from lightning_dalle.errors import UserError
@@ -45,22 +49,117 @@ def test_a_checkpoint_without_the_wanted_model_is_refused(dvae_checkpoint: Path,
         load_clip(dalle_checkpoint)
 
 
-def test_weights_that_do_not_match_the_config_are_refused(dvae_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_release_and_a_run_contain_every_model(dvae_checkpoint: Path, dalle_checkpoint: Path, tmp_path: Path) -> None:
+    run, release = tmp_path / "run", tmp_path / "release"
+    for stage, file in (("dvae", dvae_checkpoint), ("dalle", dalle_checkpoint)):
+        (run / stage / "checkpoints").mkdir(parents=True)
+        file.rename(run / stage / "checkpoints" / "last.ckpt")
+    release.mkdir()
+    write_safetensors(release / "dalle.safetensors", read_checkpoint(run, "dalle"))
+    assert resolve_checkpoint(str(run), "dvae") == run / "dvae" / "checkpoints" / "last.ckpt"
+    assert resolve_checkpoint(str(release), "dvae") == release / "dalle.safetensors"
+    for folder in (run, release):
+        assert weights_digest(load_dvae(str(folder))) == weights_digest(load_dalle(str(folder)).dvae)
+        files = r"neither clip/checkpoints/last\.ckpt nor clip\.safetensors"
+        with pytest.raises(UserError, match=rf"{folder} has no CLIP, {files}: give a checkpoint, or a folder of a run"):
+            load_clip(folder)
+
+
+def test_a_dvae_is_read_out_of_a_dalles_checkpoint(dalle_checkpoint: Path, dvae: DVAE) -> None:
+    checkpoint = read_checkpoint(dalle_checkpoint, "dvae")
+    assert set(checkpoint["state_dict"]) == {f"dvae.{name}" for name in dvae.state_dict()}
+    assert "dalle_config" not in checkpoint
+
+
+def test_a_safetensors_file_has_the_keys_that_lightning_and_evaluations_read(
+    dalle_checkpoint: Path, dvae_checkpoint: Path, tmp_path: Path
+) -> None:
+    trained = {**read_checkpoint(dalle_checkpoint), "global_step": 12}
+    write_safetensors(tmp_path / "dalle.safetensors", trained)
+    found = read_checkpoint(tmp_path / "dalle.safetensors")
+    assert found["global_step"] == 12
+    assert found["CaptionedImageDataModule"] == {"tokenizer": trained["tokenizer"]}
+    assert found["pytorch-lightning_version"] == "2.6.1"
+    untrained = read_checkpoint(dvae_checkpoint)
+    del untrained["global_step"]  # as in the file of `convert`
+    write_safetensors(tmp_path / "dvae.safetensors", untrained)
+    assert read_checkpoint(tmp_path / "dvae.safetensors")["global_step"] == 0
+
+
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "another class": (
+        {"dalle_config": None, "dvae_config": None},
+        "a DALL-E checkpoint is needed, but {path} has only other models: correct the path",
+    ),
+    "a newer format": (
+        {"format_version": 3},
+        "{path} has format_version=3, but this version of lightning_dalle reads 1 to 2: update lightning_dalle, or "
+        "choose another checkpoint",
+    ),
+    "a format of another type": ({"format_version": "two"}, "{path} has format_version='two', but this version of"),
+    "no tokenizer": (
+        {"tokenizer": None},
+        "{path} has a dalle_config, but lacks the key tokenizer: choose another checkpoint",
+    ),
+    "no attribution": ({"attribution": None}, "{path} has a dalle_config, but lacks the key attribution: choose"),
+    "no dVAE": ({"dvae_config": None}, "{path} has a dalle_config, but lacks the key dvae_config: choose another"),
+    "a broken tokenizer": ({"tokenizer": "{"}, "the tokenizer in {path} is '{{', which this version of"),
+    "a broken BPE": (
+        {"tokenizer": '{"bpe": {}, "vocab_size": 1, "text_len": 1}'},
+        'the tokenizer in {path} is \'{{"bpe": {{}},',
+    ),
+    "a config of another type": (
+        {"dvae_config": "large"},
+        "the dvae_config in {path} is 'large', which this version of lightning_dalle cannot use (",
+    ),
+    "a config without a field": ({"dalle_config": {"text_len": 6}}, "the dalle_config in {path} is {{'text_len': 6}},"),
+    "a config of another version": (
+        {"dvae_config": {"n_heads": 12}},
+        "the dvae_config in {path} is {{'n_heads': 12}}, which this version of lightning_dalle cannot use ",
+    ),
+    "other shapes": (
+        {"dvae_config": {"image_size": 16, "codebook_size": 12, "n_group": 3, "n_block": 1, "n_hid": 8, "n_init": 8}},
+        "the weights in {path} do not fit its configs: dvae.encoder.blocks.output.conv.weight has shape "
+        "(11, 32, 1, 1), but (12, 32, 1, 1) is needed (3 weights differ); choose another checkpoint",
+    ),
+}
+"""Replaced keys of a checkpoint, None for a missing key, and the expected start of the error message."""
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_checkpoint_is_refused_by_file_and_key(dalle_checkpoint: Path, damage: str, suffix: str) -> None:
+    changes, message = DAMAGED[damage]
+    checkpoint = {**read_checkpoint(dalle_checkpoint), **changes}
+    checkpoint = {key: value for key, value in checkpoint.items() if key not in changes or value is not None}
+    path = dalle_checkpoint.with_name(f"damaged{suffix}")
+    if suffix == ".ckpt":
+        torch.save(checkpoint, path)
+    else:
+        write_safetensors(path, checkpoint)
+    with pytest.raises(UserError, match=f"^{re.escape(message.format(path=path))}") as refused:
+        load_dalle(path)
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_missing_weight_is_named(dvae_checkpoint: Path) -> None:
     checkpoint = torch.load(dvae_checkpoint, weights_only=True)
-    checkpoint["dvae_config"]["codebook_size"] = 12
-    torch.save(checkpoint, tmp_path / "odd.ckpt")
+    del checkpoint["state_dict"]["dvae.decoder.blocks.input.bias"]
+    torch.save(checkpoint, dvae_checkpoint)
     with pytest.raises(
-        UserError, match=r"weights in .*odd\.ckpt do not match its dvae_config; choose another checkpoint:"
+        UserError, match=r"dvae\.decoder\.blocks\.input\.bias has shape None, but \(8,\) is needed \(1 w"
     ):
-        load_dvae(tmp_path / "odd.ckpt")
+        load_dvae(dvae_checkpoint)
 
 
-def test_a_config_of_another_version_is_refused(dvae_checkpoint: Path, tmp_path: Path) -> None:
-    checkpoint = torch.load(dvae_checkpoint, weights_only=True)
-    checkpoint["dvae_config"]["n_heads"] = 12
-    torch.save(checkpoint, tmp_path / "odd.ckpt")
-    with pytest.raises(UserError, match=r"odd\.ckpt is of another version of .*, load it with that one: .*n_heads"):
-        load_dvae(tmp_path / "odd.ckpt")
+@pytest.mark.parametrize("text", ["{", "[1]", "3"])
+def test_a_safetensors_file_with_damaged_metadata_is_refused(tmp_path: Path, text: str) -> None:
+    save_file({"dvae.x": torch.zeros(1)}, tmp_path / "odd.safetensors", {"lightning_dalle": text})
+    with pytest.raises(
+        UserError,
+        match=r"read .*odd\.safetensors as .* with JSON under the metadata key lightning_dalle, choose another",
+    ):
+        load_dvae(tmp_path / "odd.safetensors")
 
 
 def test_training_resumes_from_the_current_format_only(dvae_checkpoint: Path) -> None:

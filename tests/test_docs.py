@@ -103,8 +103,9 @@ def parse_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_parsers: d
 @pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
 def test_command_parses(argv: tuple[str, ...], parse_only: Path) -> None:
     for option, value in itertools.pairwise(argv):
-        if option == "--ckpt_path":  # a folder is taken for a sharded checkpoint, which is not read here
+        if option == "--ckpt_path":  # a sharded checkpoint is not read here
             (parse_only / value).mkdir(parents=True)
+            (parse_only / value / ".metadata").touch()
     cli.main(list(argv))
 
 

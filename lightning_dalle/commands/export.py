@@ -62,9 +62,9 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
     `generate` and `TextToImage.from_pretrained` open the folder.
 
     Args:
-        checkpoint: checkpoint of a DALL-E, or the folder of a recipe's run.
+        checkpoint: checkpoint of a DALL-E, or folder of a recipe's run or of another export.
         out: folder to write; it must not exist.
-        clip: checkpoint of a CLIP of this package, which ranks candidates; by default the CLIP of a recipe's run.
+        clip: checkpoint of a CLIP of this package, or folder with one; by default the CLIP in the folder `checkpoint`.
         results: JSON files that `test`, `evaluate` or `reproduce` wrote, for the model card; by default the
             report of a recipe's run.
     """
@@ -78,21 +78,19 @@ def export(checkpoint: Path, out: Path, clip: Path | None = None, results: list[
             raise UserError(f"two --results are called {file.stem}, the second is {file}; rename one of them")
         measured[file.stem] = read_result(file)
 
-    from lightning_dalle.checkpoints import load_clip, load_dalle, read_checkpoint, write_safetensors
-    from lightning_dalle.inference.pipeline import resolve_checkpoint
+    from lightning_dalle import checkpoints
 
-    source, clip_of_run = resolve_checkpoint(checkpoint)
-    clip = clip or clip_of_run
+    source = checkpoints.resolve_checkpoint(checkpoint, "dalle")
+    clip = checkpoints.resolve_checkpoint(clip, "clip") if clip else checkpoints.find_in_folder(checkpoint, "clip")
     sources = {"dalle": source} if clip is None else {"dalle": source, "clip": clip}
-    loaded = load_dalle(source)
-    if clip is not None:
-        load_clip(clip)
+    loaded = checkpoints.load_dalle(source)
+    contents = {name: checkpoints.read_checkpoint(file, name) for name, file in sources.items()}
     dalle, dvae = loaded.dalle.config, loaded.dvae.config
     make_folder(out.parent)
     with atomic_write(out) as partial:  # an interrupted export must not block the next one
         make_folder(partial)
-        for name, file in sources.items():
-            write_safetensors(partial / f"{name}.safetensors", read_checkpoint(file))
+        for name, content in contents.items():
+            checkpoints.write_safetensors(partial / f"{name}.safetensors", content)
         loaded.tokenizer.bpe.save(str(partial / "tokenizer.json"))
         configs = {"dalle": asdict(dalle), "dvae": asdict(dvae)}
         (partial / "config.json").write_text(json.dumps(configs, indent=2) + "\n")

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_dalle.errors import UserError
 from lightning_dalle.files import make_folder, write_json
-from lightning_dalle.inference.config import GenerationConfig, check_candidates, check_prompts
+from lightning_dalle.inference.config import GenerationConfig, check_candidates, list_prompts
 
 GRID_COLUMNS, MAX_GRID_ROWS = 8, 64
 """Size of the overview grid; it is held in memory, so it shows only the first rows of a long prompt file."""
@@ -33,12 +33,12 @@ def generate(
         prompts: descriptions of the images: "a cat", or '["a cat", "a dog"]', or `--prompts+ "a cat"` several times.
         prompt_file: text file of prompts, one per line.
         num_candidates: number of images sampled for each prompt (512 in the paper).
-        clip: CLIP that ranks the candidates: a checkpoint, or open_clip's MODEL:WEIGHTS, such as ViT-B-32:openai. The
-            default is the CLIP in the folder of a run or an export.
+        clip: CLIP that ranks the candidates: a checkpoint, folder of a run or an export, or open_clip's MODEL:WEIGHTS,
+            such as ViT-B-32:openai. The default is the CLIP in the folder `checkpoint`.
         image: image to complete; its upper rows are kept.
         rows: number of rows of the image's codes to keep; by default 15 of 32, as in the paper's Fig. 14.
         paste: whether the kept rows show the image's own pixels, not their reconstruction by the dVAE.
-        dvae: checkpoint of a dVAE to decode with, in place of the one in the DALL-E's checkpoint.
+        dvae: checkpoint or folder with a dVAE to decode with, in place of the one in the DALL-E's checkpoint.
         out: folder for the images; no file of the same name may exist in it. The grid is OUT.png.
         device: cpu, cuda, ..., or auto for a GPU if there is one.
         **options: other fields of GenerationConfig.
@@ -124,5 +124,4 @@ def _read_prompts(prompts: list[str] | str | None, prompt_file: Path | None) -> 
             ) from error
     if not texts:
         raise UserError(f"there is no prompt in {prompt_file or '--prompts'}: give at least one")
-    check_prompts(texts)
-    return texts
+    return list_prompts(texts)

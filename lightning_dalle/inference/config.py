@@ -1,7 +1,9 @@
 """Settings of sampling and generation, in a module without torch, which `--help` imports quickly."""
 
+import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lightning_dalle.errors import UserError
 
@@ -55,12 +57,27 @@ class GenerationConfig:
         """Number of images returned for each prompt."""
         return self.num_candidates if self.top is None else self.top
 
+    def replace(self, **changes: Any) -> "GenerationConfig":
+        """Return a copy with other values of fields, of this config or of its `sampling`.
 
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise a UserError if a prompt is empty."""
+        Raises:
+            UserError: if neither has a field of that name, or a value is not allowed.
+        """
+        names = [*vars(self), *vars(self.sampling)]
+        for name in sorted(changes.keys() - set(names)):
+            nearest = ", ".join(difflib.get_close_matches(name, names, n=1) or names)
+            raise UserError(f"there is no setting {name} (given: {changes[name]!r}): use {nearest}")
+        sampling = {name: changes.pop(name) for name in vars(self.sampling) if name in changes}
+        return replace(self, **{**changes, "sampling": replace(changes.get("sampling", self.sampling), **sampling)})
+
+
+def list_prompts(prompts: str | Sequence[str]) -> list[str]:
+    """Return prompts as a list, with one entry for a string; raise a UserError if one is empty."""
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             raise UserError(f"prompt {i + 1} of {len(prompts)} is empty: give it text, or remove it")
+    return prompts
 
 
 def check_candidates(candidates: int | Sequence[int], top: int = 1, has_scorer: bool = True) -> None:

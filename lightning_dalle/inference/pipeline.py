@@ -1,8 +1,8 @@
 """Text-to-image pipeline, which commands, callbacks, evaluation and notebooks share."""
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from lightning_dalle.checkpoints import check_dvae, load_dalle, load_dvae
+from lightning_dalle.checkpoints import check_dvae, find_in_folder, load_dalle, load_dvae
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
 from lightning_dalle.images import to_pil
-from lightning_dalle.inference.config import GenerationConfig, SamplingConfig, check_candidates, check_prompts
+from lightning_dalle.inference.config import GenerationConfig, SamplingConfig, check_candidates, list_prompts
 from lightning_dalle.inference.rerank import rerank, score_candidates
 from lightning_dalle.inference.sampling import sample_codes, to_native_bf16
 from lightning_dalle.inference.scorers import CLIPScorer, Scorer
@@ -66,21 +66,20 @@ class TextToImage:
     """Model that ranks candidates by how well they fit the prompt; None keeps the order of their seeds."""
 
     @classmethod
-    def from_pretrained(cls, path: Path | str, dvae: Path | None = None) -> "TextToImage":
+    def from_pretrained(cls, path: Path | str, dvae: Path | str | None = None) -> "TextToImage":
         """Load a DALL-E, and the CLIP that was trained or exported with it as the scorer.
 
         Args:
             path: checkpoint of a DALL-E, or folder that `reproduce` or `export` wrote; only folders have a CLIP.
-            dvae: checkpoint of another dVAE with the same grid and codebook size, to decode with.
+            dvae: checkpoint or folder with another dVAE of the same grid and codebook size, to decode with.
 
         Raises:
             UserError: if a file is missing or has another kind of model, or the dVAE does not fit the DALL-E.
         """
-        checkpoint, clip = resolve_checkpoint(Path(path))
-        loaded = load_dalle(checkpoint)
+        loaded, clip = load_dalle(path), find_in_folder(path, "clip")
         if dvae is not None:
             other, ours = load_dvae(dvae), loaded.dalle.config
-            check_dvae("the transformer", other, dvae, grid=ours.grid, codebook_size=ours.codebook_size)
+            check_dvae("the transformer", other, Path(dvae), grid=ours.grid, codebook_size=ours.codebook_size)
             loaded = loaded._replace(dvae=other)
         return cls(*loaded, scorer=None if clip is None else CLIPScorer.from_checkpoint(clip))
 
@@ -96,10 +95,9 @@ class TextToImage:
                 model.to(device)
         return self
 
-    def tokenize(self, prompts: list[str]) -> Int[Tensor, "b t"]:
+    def tokenize(self, prompts: str | Sequence[str]) -> Int[Tensor, "b t"]:
         """Return the padded tokens of prompts, none of them empty; a long prompt is truncated with a warning."""
-        check_prompts(prompts)
-        ids = [self.tokenizer.pad(self.tokenizer.encode(prompt))[0] for prompt in prompts]
+        ids = [self.tokenizer.pad(self.tokenizer.encode(prompt))[0] for prompt in list_prompts(prompts)]
         return torch.tensor(ids, device=self.device)
 
     @torch.no_grad()
@@ -124,35 +122,36 @@ class TextToImage:
 
     def __call__(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         config: GenerationConfig = GenerationConfig(),  # noqa: B008 (frozen)
         image_prompt: ImagePrompt | None = None,
         on_progress: OnProgress = no_progress,
         **changes: Any,
     ) -> list[GeneratedImage]:
-        """Generate images of one prompt, best first.
+        """Generate images of one prompt, best first, or of several prompts one after the other.
 
         Args:
-            prompt: text to draw.
+            prompt: text to draw, or several texts.
             config: number of candidates, seed and other settings.
             image_prompt: upper part of the images, from `image_prompt`.
             on_progress: callback with the number of codes sampled and the total.
-            **changes: fields of `config` to replace, such as num_candidates=64, top=4.
+            **changes: fields of `config` or of its `sampling` to replace, such as num_candidates=64, temperature=0.5.
 
         Raises:
-            UserError: if the prompt is empty, or fewer images are kept than sampled and there is no scorer.
+            UserError: if a prompt is empty, a field is unknown, or fewer images are kept than sampled without a scorer.
         """
-        (images,) = self.generate([prompt], replace(config, **changes), image_prompt, on_progress)
-        return images
+        return list(itertools.chain.from_iterable(self.generate(prompt, config, image_prompt, on_progress, **changes)))
 
     def generate(
         self,
-        prompts: list[str],
+        prompts: str | Sequence[str],
         config: GenerationConfig = GenerationConfig(),  # noqa: B008 (frozen)
         image_prompt: ImagePrompt | None = None,
         on_progress: OnProgress = no_progress,
+        **changes: Any,
     ) -> Iterator[list[GeneratedImage]]:
         """Yield the images of each prompt, best first; prompt n, from 0, has seeds from seed + n * num_candidates."""
+        prompts, config = list_prompts(prompts), config.replace(**changes)
         num_candidates, seed = config.num_candidates, config.seed
         check_candidates(num_candidates, config.num_kept, self.scorer is not None)
         repeated = [prompt for prompt in prompts for _ in range(num_candidates)]
@@ -170,7 +169,7 @@ class TextToImage:
     @torch.no_grad()
     def sample_images(
         self,
-        requests: list[Request],
+        requests: str | Sequence[Request],
         sampling: SamplingConfig,
         prefix: Int[Tensor, " n"] | None = None,
         batch_size: int = 64,
@@ -179,12 +178,13 @@ class TextToImage:
         """Yield one image in [0, 1] for each request, in order.
 
         Args:
-            requests: prompts and seeds.
+            requests: prompts and seeds, or one prompt with the seed 0.
             sampling: settings that turn logits into codes.
             prefix: first codes of every image, as in `ImagePrompt`.
             batch_size: number of images sampled at once.
             on_progress: callback with the number of codes sampled and the total.
         """
+        requests = [Request(requests, seed=0)] if isinstance(requests, str) else requests
         tokens = self.tokenize([request.prompt for request in requests])
         dalle = to_native_bf16(self.dalle)
         num_codes = self.dalle.config.image_len - (0 if prefix is None else len(prefix))
@@ -207,22 +207,3 @@ class TextToImage:
             )
             for one in codes:  # alone, since the last bits of a convolution depend on its batch on some CPUs
                 yield self.dvae.decode(one[None])[0]
-
-
-def resolve_checkpoint(path: Path) -> tuple[Path, Path | None]:
-    """Return the checkpoint of a DALL-E, and of the CLIP in the same folder, or None.
-
-    Args:
-        path: checkpoint, or folder that `reproduce` or `export` wrote.
-    """
-    if not path.is_dir() or (path / ".metadata").is_file():
-        return path, None  # .metadata marks a sharded checkpoint: `read_checkpoint` reports how to merge it
-    layouts = ("{}/checkpoints/last.ckpt", "{}.safetensors")
-    for layout in layouts:
-        dalle, clip = (path / layout.format(model) for model in ("dalle", "clip"))
-        if dalle.is_file():
-            return dalle, clip if clip.is_file() else None
-    files = " nor ".join(layout.format("dalle") for layout in layouts)
-    raise UserError(
-        f"{path} has no DALL-E, neither {files}: give a checkpoint, or a folder that `reproduce` or `export` wrote"
-    )

@@ -37,11 +37,11 @@ class CLIPScorer(nn.Module):
         self.fingerprint = f"{name} {weights_digest(clip.network)}"
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Path) -> "CLIPScorer":
+    def from_checkpoint(cls, checkpoint: Path | str) -> "CLIPScorer":
         """Load a CLIP that was trained with this package.
 
         Args:
-            checkpoint: checkpoint of a LitCLIP, or its file written by `export`.
+            checkpoint: checkpoint of a LitCLIP, its file written by `export`, or folder of a run or an export.
         """
         return cls(load_clip(checkpoint), "CLIP")
 
@@ -89,18 +89,20 @@ class OpenCLIP(CLIPScorer):
         super().__init__(CLIP(network, tokenizer, preprocess), model)
 
 
-def load_scorer(name: str) -> CLIPScorer:
+def load_scorer(name: str | Path) -> CLIPScorer:
     """Load a CLIP that scores how well images fit a caption.
 
     Args:
-        name: checkpoint of a CLIP trained by this package, or MODEL:WEIGHTS of open_clip, such as ViT-B-32:openai.
+        name: checkpoint of a CLIP trained by this package, folder of a run or an export with one, or MODEL:WEIGHTS of
+            open_clip, such as ViT-B-32:openai.
     """
+    name = str(name)
     model, colon, weights = name.partition(":")
-    if colon and not Path(name).is_file():
+    if colon and not Path(name).exists():
         return OpenCLIP(model, weights)
     if not Path(name).exists():
         import open_clip
 
         if names := open_clip.list_pretrained_tags_by_model(name):
             raise UserError(f"the open_clip model {name} needs weights: give MODEL:WEIGHTS, such as {name}:{names[0]}")
-    return CLIPScorer.from_checkpoint(Path(name))
+    return CLIPScorer.from_checkpoint(name)

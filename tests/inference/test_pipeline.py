@@ -14,7 +14,8 @@ from lightning_dalle.checkpoints import clip_metadata
 from lightning_dalle.cli import main
 from lightning_dalle.errors import UserError
 from lightning_dalle.images import to_array
-from lightning_dalle.inference.scorers import CLIPScorer
+from lightning_dalle.inference.pipeline import GeneratedImage, Request
+from lightning_dalle.inference.scorers import CLIPScorer, fingerprint, load_scorer
 from lightning_dalle.models.clip import CLIP, CLIPConfig
 
 
@@ -55,6 +56,58 @@ def test_keywords_replace_fields_of_the_config(pipeline: TextToImage) -> None:
     images = pipeline("a cat", config, num_candidates=2)
     assert sorted(one.seed for one in images) == [5, 6]
     assert images[0].image.tobytes() == images[1].image.tobytes()  # greedy
+
+
+def pixels(images: list[GeneratedImage]) -> list[bytes]:
+    return [one.image.tobytes() for one in images]
+
+
+def test_keywords_replace_fields_of_the_sampling_config(pipeline: TextToImage) -> None:
+    sampling = SamplingConfig(temperature=0.1, top_k=3)
+    expected = pixels(pipeline("a cat", GenerationConfig(sampling=sampling)))
+    assert pixels(pipeline("a cat", temperature=0.1, top_k=3)) == expected
+    assert pixels(pipeline("a cat", sampling=SamplingConfig(temperature=0.1), top_k=3)) == expected
+    assert pixels(pipeline("a cat", GenerationConfig(sampling=sampling), temperature=1.0, top_k=None)) != expected
+    with pytest.raises(UserError, match=r"temperature is 0\.0, but must be above 0"):
+        pipeline("a cat", temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("temprature", "temperature"),
+        ("num_candidate", "num_candidates"),
+        ("topk", "top_k"),
+        ("x", "num_candidates, top"),
+    ],
+)
+def test_an_unknown_keyword_is_refused_with_the_nearest_valid_one(
+    pipeline: TextToImage, name: str, nearest: str
+) -> None:
+    with pytest.raises(UserError, match=rf"there is no setting {name} \(given: 0\.5\): use {nearest}"):
+        pipeline("a cat", **{name: 0.5})
+
+
+def test_several_prompts_are_drawn_one_after_the_other(pipeline: TextToImage) -> None:
+    images = pipeline(["a cat", "a dog"], num_candidates=2, seed=3)
+    assert pixels(images) == pixels([*pipeline("a cat", num_candidates=2, seed=3),
+                                     *pipeline("a dog", num_candidates=2, seed=5)])  # fmt: skip
+
+
+def test_a_string_is_one_prompt(pipeline: TextToImage) -> None:
+    (images,) = pipeline.generate("a cat", num_candidates=2)
+    assert pixels(images) == pixels(pipeline("a cat", num_candidates=2))
+    assert torch.equal(pipeline.tokenize("a cat"), pipeline.tokenize(["a cat"]))
+    (alone,) = pipeline.sample_images("a cat", SamplingConfig())
+    (requested,) = pipeline.sample_images([Request("a cat", seed=0)], SamplingConfig())
+    assert torch.equal(alone, requested)
+
+
+def test_paths_may_be_strings(dalle_checkpoint: Path, dvae_checkpoint: Path, clip_checkpoint: Path) -> None:
+    pipeline = TextToImage.from_pretrained(str(dalle_checkpoint), dvae=str(dvae_checkpoint))
+    pipeline.scorer = CLIPScorer.from_checkpoint(str(clip_checkpoint))
+    assert fingerprint(pipeline.scorer) == fingerprint(load_scorer(clip_checkpoint))
+    assert len(pipeline("a cat", num_candidates=2, top=1)) == 1
 
 
 def test_generate_writes_the_images_of_the_pipeline(

@@ -234,7 +234,7 @@ def test_zero_shot_evaluation_refuses_a_dvae_and_missing_splits(
     untrained = shrunk(Path("configs/coco/eval.yaml"), tmp_path / "untrained", data, pool_weights)
     add_scorer(untrained, training_source=source_config(data, val="validation"))
     for file, checkpoint, sentence in (
-        (config, dvae, "; choose another --ckpt_path"),
+        (config, dvae, f"a DALL-E checkpoint is needed, but {dvae} has only a dVAE: correct the path"),
         (config, dalle, "the protocol coco_zero_shot uses the split test, but ... : set generation.split"),
         (untrained, dalle, "training_source of the evaluation needs a split train, but has val: correct it"),
     ):
