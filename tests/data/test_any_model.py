@@ -68,12 +68,17 @@ def test_overfit_batches_repeats_the_first_batches(
     model = fit(datamodule(ROWS, num_workers=workers), tmp_path, overfit_batches=amount)
     assert model.trained == 3 * first(num_records)
     assert model.validated == 3 * first(num_validated)
-    assert len(list(tmp_path.glob("step=*.ckpt"))) == 3 * num_records // 4
+    last = sorted(tmp_path.glob("step=*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
+    assert len(last) == 3 * num_records // 4
+    resumed = fit(datamodule(ROWS, num_workers=workers), tmp_path, last[-2], overfit_batches=amount)
+    assert resumed.trained == model.trained[-4:]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_overfit_batches_repeats_the_first_batches_of_a_stream(workers: int, tmp_path: Path) -> None:
     assert fit(datamodule(STREAMS, num_workers=workers), tmp_path, overfit_batches=1).trained == 3 * first(4)
+    resumed = fit(datamodule(STREAMS, num_workers=workers), tmp_path, tmp_path / "step=1.ckpt", overfit_batches=1)
+    assert resumed.trained == 2 * first(4)
 
 
 @pytest.mark.parametrize("path", [ROWS, STREAMS], ids=["rows", "streamed"])
