@@ -102,6 +102,22 @@ def test_limited_epochs_have_the_same_length(
     assert len(set(model.trained)) > 3
 
 
+@pytest.mark.parametrize("path", [ROWS, STREAMS], ids=["rows", "streamed"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("limit", [1.0, 3], ids=str)
+def test_a_fit_resumes_exactly_at_the_end_of_an_epoch_and_after_it(
+    path: Any, workers: int, limit: float, tmp_path: Path
+) -> None:
+    """Workers have read ahead, and the positions of some are still those of the previous epoch."""
+    options: dict[str, Any] = {"num_workers": workers, "shuffle_buffer": 5}
+    unbroken = fit(datamodule(path, **options), tmp_path, limit_train_batches=limit).trained
+    length = len(unbroken) // 12
+    for stop in (length - 1, length, length + 1, 2 * length):
+        data = datamodule(path, **options)
+        resumed = fit(data, tmp_path / "resumed", tmp_path / f"step={stop}.ckpt", limit_train_batches=limit)
+        assert resumed.trained == unbroken[4 * stop :]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_plain_loader_shuffles_the_dataset(workers: int) -> None:
     data = datamodule(ROWS)

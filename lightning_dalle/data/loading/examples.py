@@ -193,9 +193,6 @@ class StreamedDataset(torch.utils.data.IterableDataset[StreamedExample]):
             raise TypeError("the number of records in a stream is unknown")
         return self.length
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[StreamedExample]:
         info = get_worker_info()
         num_workers, worker = (info.num_workers, info.id) if info else (1, 0)

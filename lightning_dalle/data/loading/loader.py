@@ -1,7 +1,8 @@
-"""DataLoader that resumes after the last batch that training read, whatever its workers had read ahead."""
+"""DataLoader that resumes after the last batch that training read, although its workers had read ahead."""
 
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch import distributed
@@ -24,10 +25,11 @@ class ResumableLoader(DataLoader[Any]):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.num_readers, self.source = max(self.num_workers, 1), self.sampler
-        if isinstance(self.dataset, StreamedDataset):
-            self.source = self.dataset
-            self.sampler.set_epoch = self.dataset.set_epoch  # type: ignore[attr-defined]  # what Lightning calls
+        self.num_readers, self.is_streamed = max(self.num_workers, 1), isinstance(self.dataset, StreamedDataset)
+        sampler: Any = self.sampler
+        self.source: Any = self.dataset if self.is_streamed else sampler
+        if self.is_streamed:
+            sampler.set_epoch = partial(setattr, self.dataset, "epoch")  # Lightning sets the epoch of samplers alone
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         epoch = getattr(self.source, "epoch", 0)
@@ -35,7 +37,7 @@ class ResumableLoader(DataLoader[Any]):
         self.epoch, self.is_resumed = epoch, False
         self.source.num_read = self.num_batches * (self.batch_size or 0)
         batches: Iterator[Any] = super().__iter__()
-        for batch in self._in_turn(batches) if self.source is self.dataset else batches:
+        for batch in self._in_turn(batches) if self.is_streamed else batches:
             self.num_batches += 1
             yield batch
 
@@ -59,7 +61,7 @@ class ResumableLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return the state. All ranks of a stream must call this together, as they do to save a checkpoint."""
         state: dict[str, Any] = {"epoch": self.epoch, "num_batches": self.num_batches}
-        if self.source is self.dataset:
+        if self.is_streamed:
             state["ranks"] = [[self.source.states.get(worker) for worker in range(self.num_readers)]]
             if distributed.is_initialized():  # Lightning saves the state of rank 0 alone
                 [own], state["ranks"] = state["ranks"], [None] * distributed.get_world_size()
@@ -75,9 +77,9 @@ class ResumableLoader(DataLoader[Any]):
         if "num_batches" not in state:
             raise UserError("cannot resume the data: the checkpoint is of an earlier version; start a new run")
         self.epoch, self.num_batches, self.is_resumed = state["epoch"], state["num_batches"], True
-        if hasattr(self.source, "set_epoch"):
-            self.source.set_epoch(self.epoch)
-        if self.source is self.dataset:
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(self.epoch)
+        if self.is_streamed:
             ranks, is_distributed = state["ranks"], distributed.is_initialized()
             rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed else (0, 1)
             if (len(ranks), len(ranks[0])) != (world_size, self.num_readers):

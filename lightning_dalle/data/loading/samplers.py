@@ -82,10 +82,7 @@ class HardNegativeSampler(ResumableSampler):
 
 
 class EvalSampler(ResumableSampler, SequentialSampler):  # type: ignore[misc]
-    """Sampler that reads every record exactly once over all ranks, without padding, in the stored order.
-
-    Lightning's `overfit_batches` leaves a SequentialSampler in place.
-    """
+    """Sampler of every record once over all ranks, unpadded, in stored order. `overfit_batches` keeps it in place."""
 
     def indices(self) -> Iterator[SampleIndex]:
         for record in range(self.rank, len(self.dataset), self.num_replicas):  # type: ignore[arg-type]
