@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated",  # Lightning 2.6 on torch 2.15
-    "'set_vital' is deprecated",  # torchdata 0.11 on torch 2.15
     ".*LightningCLI's args parameter is intended to run from within Python",  # run_lightning passes argv as args
     ".*WeightAveraging callback with a model that overrides the configure_model",  # two copies fit in memory
     ".*you need to define a `flops_per_batch` attribute",  # ThroughputMonitor logs samples per second only

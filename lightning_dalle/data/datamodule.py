@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets import Image as EncodedImage
 from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_dalle.checkpoints import read_checkpoint
 from lightning_dalle.data.filters.pipeline import FilterPipeline, Rejection
@@ -27,6 +26,7 @@ from lightning_dalle.data.loading.examples import (
     ExampleTransform,
     StreamedDataset,
 )
+from lightning_dalle.data.loading.loader import ResumableLoader
 from lightning_dalle.data.loading.samplers import (
     EvalSampler,
     FixedSampler,
@@ -35,7 +35,7 @@ from lightning_dalle.data.loading.samplers import (
     ResumableSampler,
     SampleIndex,
 )
-from lightning_dalle.data.loading.streaming import ShardReader, StatefulStreamLoader
+from lightning_dalle.data.loading.streaming import ShardReader
 from lightning_dalle.data.sources.encoded import EncodedImages
 from lightning_dalle.data.sources.mixture import Mixture
 from lightning_dalle.data.sources.source import Source
@@ -260,7 +260,8 @@ class CaptionedImageDataModule(pl.LightningDataModule):
             transform = self._transform(bpe_dropout, augmentation)
             length = self._epoch_length_of_rank(world_size) if is_training and not overfits else None
             streams, weights = self._streams(split)
-            stream = StreamedDataset(streams, weights, transform, self.pipeline, length, self.shuffle_buffer, **options)
+            options |= {"length": length, "batch_size": self.batch_size, "buffer_size": self.shuffle_buffer}
+            stream = StreamedDataset(streams, weights, transform, self.pipeline, **options)
             return self._loader_of(stream, None, drop_last=is_training)
         dataset = self.dataset(split, bpe_dropout, augmentation)
         sampler: ResumableSampler
@@ -281,8 +282,9 @@ class CaptionedImageDataModule(pl.LightningDataModule):
         sampler: ResumableSampler | None,
         drop_last: bool = False,
     ) -> DataLoader[Any]:
-        loader = StatefulStreamLoader if isinstance(dataset, StreamedDataset) else StatefulDataLoader
-        return loader(
+        limit = getattr(self.trainer, "limit_train_batches", 1.0)
+        is_cut = isinstance(dataset, StreamedDataset) and (isinstance(limit, int) or limit < 1)
+        return ResumableLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -290,7 +292,8 @@ class CaptionedImageDataModule(pl.LightningDataModule):
             collate_fn=dataset.collate,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            # After an epoch that is cut, new workers begin with the first record that training has not seen.
+            persistent_workers=self.num_workers > 0 and not is_cut,
         )
 
     def _rank_and_world_size(self) -> tuple[int, int]:

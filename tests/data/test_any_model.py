@@ -68,12 +68,17 @@ def test_overfit_batches_repeats_the_first_batches(
     model = fit(datamodule(ROWS, num_workers=workers), tmp_path, overfit_batches=amount)
     assert model.trained == 3 * first(num_records)
     assert model.validated == 3 * first(num_validated)
-    assert len(list(tmp_path.glob("step=*.ckpt"))) == 3 * num_records // 4
+    last = sorted(tmp_path.glob("step=*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
+    assert len(last) == 3 * num_records // 4
+    resumed = fit(datamodule(ROWS, num_workers=workers), tmp_path, last[-2], overfit_batches=amount)
+    assert resumed.trained == model.trained[-4:]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_overfit_batches_repeats_the_first_batches_of_a_stream(workers: int, tmp_path: Path) -> None:
     assert fit(datamodule(STREAMS, num_workers=workers), tmp_path, overfit_batches=1).trained == 3 * first(4)
+    resumed = fit(datamodule(STREAMS, num_workers=workers), tmp_path, tmp_path / "step=1.ckpt", overfit_batches=1)
+    assert resumed.trained == 2 * first(4)
 
 
 @pytest.mark.parametrize("path", [ROWS, STREAMS], ids=["rows", "streamed"])
@@ -95,6 +100,22 @@ def test_limited_epochs_have_the_same_length(
     assert len(model.trained) == 4 * num_steps
     assert set(model.trained) <= set(first(24))
     assert len(set(model.trained)) > 3
+
+
+@pytest.mark.parametrize("path", [ROWS, STREAMS], ids=["rows", "streamed"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("limit", [1.0, 3], ids=str)
+def test_a_fit_resumes_exactly_at_the_end_of_an_epoch_and_after_it(
+    path: Any, workers: int, limit: float, tmp_path: Path
+) -> None:
+    """Workers have read ahead, and the positions of some are still those of the previous epoch."""
+    options: dict[str, Any] = {"num_workers": workers, "shuffle_buffer": 5}
+    unbroken = fit(datamodule(path, **options), tmp_path, limit_train_batches=limit).trained
+    length = len(unbroken) // 12
+    for stop in (length - 1, length, length + 1, 2 * length):
+        data = datamodule(path, **options)
+        resumed = fit(data, tmp_path / "resumed", tmp_path / f"step={stop}.ckpt", limit_train_batches=limit)
+        assert resumed.trained == unbroken[4 * stop :]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

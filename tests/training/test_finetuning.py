@@ -77,7 +77,12 @@ def test_new_words_get_new_tokens_that_start_from_the_mean(
 @pytest.mark.parametrize(
     ("stage", "option", "value", "sentence"),
     [
-        ("dalle", "--data.vocab_size", "300", "text_vocab_size is 300, but its vocabulary has 512 tokens; set data.vocab_size"),
+        (
+            "dalle",
+            "--data.vocab_size",
+            "300",
+            "text_vocab_size is 300, but its vocabulary has 512 tokens; set data.vocab_size",
+        ),
         ("dalle", "--model.init_from", "nowhere", "there is no checkpoint at nowhere: correct the path"),
         ("clip", "--model.init_from", "DVAE", "a CLIP checkpoint is needed, but"),
     ],

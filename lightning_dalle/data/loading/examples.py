@@ -70,6 +70,9 @@ class Example(NamedTuple):
     """Number of streamed records rejected since the previous example, by reason."""
 
 
+StreamedExample = tuple[Example, int, dict[str, Any] | None]
+"""Example, its worker, and the state from which that worker continues, or None if every record is read once."""
+
 EncodedExample = tuple[Tensor, list[int], bool, str, str]
 """One element of an `EncodedBatch`: codes, token ids, whether they were truncated, caption, id."""
 
@@ -167,15 +170,13 @@ class EncodedDataset(torch.utils.data.Dataset[EncodedExample]):
 
 
 @dataclass(eq=False)
-class StreamedDataset(torch.utils.data.IterableDataset[Example]):
+class StreamedDataset(torch.utils.data.IterableDataset[StreamedExample]):
     """Iterable dataset of examples from streamed records; each example counts the rejected records before it.
 
     One iteration yields `length` examples over all workers of this rank, so `length` must be a multiple of their
     number. The next iteration, or a resumed run, continues where it stopped. If `length` is None, an iteration yields
     every record once, in the stored order.
     """
-
-    collate = staticmethod(collate)
 
     streams: Sequence[IterableDataset]
     """Record streams to mix, one per source, all of the same split."""
@@ -184,41 +185,48 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
     transform: ExampleTransform
     filters: FilterPipeline
     length: int | None
+    batch_size: int
     buffer_size: int
     rank: int
     num_replicas: int
     seed: int
-    state: dict[str, Any] = field(default_factory=dict)
-    was_resumed: bool = False
+    states: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """State of each worker that has read a record."""
+    epoch: int = 0
+    num_read: int = 0
+    """Number of examples that an interrupted run read of the epoch that the next iteration finishes."""
 
     def __len__(self) -> int:
         if self.length is None:
             raise TypeError("the number of records in a stream is unknown")
         return self.length
 
-    def __iter__(self) -> Iterator[Example]:
-        worker = get_worker_info()
-        num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        reader, num_readers = self.rank * num_workers + worker_id, self.num_replicas * num_workers
+    def __iter__(self) -> Iterator[StreamedExample]:
+        info = get_worker_info()
+        num_workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        reader, num_readers = self.rank * num_workers + worker, self.num_replicas * num_workers
         if self.length is None:
-            yield from self._one_pass([ShardReader(rows, reader, num_readers, None, 1) for rows in self.streams])
+            for example in self._one_pass([ShardReader(rows, reader, num_readers, None, 1) for rows in self.streams]):
+                yield example, worker, None
             return
         readers = [ShardReader(rows, reader, num_readers, self.seed, self.buffer_size) for rows in self.streams]
         stream = MixedStream(readers, self.weights, self.seed)
-        if self.state:
-            stream.load_state_dict(self.state["stream"])
-        last_kept = list(self.state.get("last_kept", [-1] * len(readers)))
-        # The last iteration may have been abandoned in the middle, as by `limit_train_batches`: this one is whole.
-        num_examples, per_epoch = self.state["num_examples"] if self.was_resumed else 0, self.length // num_workers
-        was_resumed, self.was_resumed = self.was_resumed, False
-        if was_resumed and num_examples % per_epoch == 0:
-            return  # this worker had finished the epoch, other workers had not
-        for example in self._endless(stream, last_kept):
-            num_examples += 1
-            self.state = {"stream": stream.state_dict(), "num_examples": num_examples, "last_kept": list(last_kept)}
-            yield example
-            if num_examples % per_epoch == 0:
-                return
+        last_kept = [-1] * len(readers)
+        if state := self.states.get(worker):
+            stream.load_state_dict(state["stream"])
+            last_kept = list(state["last_kept"])
+        num_done = len(range(worker, self.num_read // self.batch_size, num_workers)) * self.batch_size
+        num_left = self.length // num_workers - num_done
+        self.num_read = 0  # a persistent worker begins the next epoch with this object
+        for example in itertools.islice(self._endless(stream, last_kept), num_left):
+            self.states[worker] = state = {"stream": stream.state_dict(), "last_kept": list(last_kept)}
+            yield example, worker, state
+
+    @staticmethod
+    def collate(examples: list[StreamedExample]) -> tuple[Batch, int, dict[str, Any] | None]:
+        """Collate examples into a batch, with its worker and the state after its last example."""
+        batch, workers, states = zip(*examples, strict=True)
+        return collate(list(batch)), workers[-1], states[-1]
 
     def _one_pass(self, readers: Sequence[ShardReader]) -> Iterator[Example]:
         """Yield every example once. The last one also counts the records that were rejected after it."""
@@ -258,10 +266,3 @@ class StreamedDataset(torch.utils.data.IterableDataset[Example]):
             return self.transform(checked, SampleIndex(epoch, record["id"]))
         except UnreadableImage as error:
             return Rejection(error.reason)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state; the next iteration finishes the interrupted epoch."""
-        self.state, self.was_resumed = state, bool(state)

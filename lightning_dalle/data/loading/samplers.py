@@ -1,7 +1,6 @@
-"""Samplers, which determine the order of rows on disk and resume in the middle of an epoch.
+"""Samplers, which determine the order of rows on disk. Seed and epoch alone determine the order of an epoch.
 
-Seed and epoch alone determine the order of an epoch. The state of a sampler is how many indices it has read. Streamed
-data has no samplers; the module `streaming` resumes it.
+The module `loader` resumes them. Streamed data has no samplers; the module `streaming` orders it.
 """
 
 import itertools
@@ -40,16 +39,10 @@ class SampleIndex(NamedTuple):
 
 
 class ResumableSampler(DistributedSampler[Any]):
-    """Sampler of one rank, whose state lets a resumed run continue after the last index that was read.
-
-    Lightning restores a loader's state before it calls `set_epoch`. A checkpoint from the end of an epoch is resumed in
-    the next epoch, where its state must be ignored. So the state contains its epoch.
-    """
+    """Sampler of one rank, whose next iteration can skip the indices that an interrupted run read."""
 
     num_read = 0
-    """Number of indices of the current epoch that were already read."""
-    resume_at = (0, 0)
-    """Epoch to resume, and number of its indices that the interrupted run read."""
+    """Number of indices to skip in the next iteration."""
 
     def indices(self) -> Iterator[SampleIndex]:
         """Yield the indices of the whole epoch on this rank."""
@@ -57,19 +50,8 @@ class ResumableSampler(DistributedSampler[Any]):
             yield SampleIndex(self.epoch, record)
 
     def __iter__(self) -> Iterator[SampleIndex]:
-        epoch, num_read = self.resume_at
-        self.num_read, self.resume_at = num_read if epoch == self.epoch else 0, (0, 0)
-        for index in itertools.islice(self.indices(), self.num_read, None):
-            self.num_read += 1
-            yield index
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "num_read": self.num_read}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restore a state; it takes effect with the next iteration."""
-        self.set_epoch(state["epoch"])
-        self.resume_at = (state["epoch"], state["num_read"])
+        num_read, self.num_read = self.num_read, 0
+        return itertools.islice(self.indices(), num_read, None)
 
 
 class HardNegativeSampler(ResumableSampler):
@@ -100,10 +82,7 @@ class HardNegativeSampler(ResumableSampler):
 
 
 class EvalSampler(ResumableSampler, SequentialSampler):  # type: ignore[misc]
-    """Sampler that reads every record exactly once over all ranks, without padding, in the stored order.
-
-    Lightning's `overfit_batches` leaves a SequentialSampler in place.
-    """
+    """Sampler of every record once over all ranks, unpadded, in stored order. `overfit_batches` keeps it in place."""
 
     def indices(self) -> Iterator[SampleIndex]:
         for record in range(self.rank, len(self.dataset), self.num_replicas):  # type: ignore[arg-type]

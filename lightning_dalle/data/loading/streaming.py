@@ -1,7 +1,6 @@
 """Readers of streamed data, which divide the shards among workers and resume from the exact record.
 
-`ShardReader` reads one worker's records of one source. `MixedStream` mixes several sources. `StatefulStreamLoader`
-saves the positions of the readers of all ranks, and restores those of its own rank.
+`ShardReader` reads one worker's records of one source. `MixedStream` mixes several sources.
 """
 
 import itertools
@@ -12,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from datasets import IterableDataset
-from torch import distributed
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_dalle.errors import UserError
 
@@ -145,31 +142,3 @@ class MixedStream:
         self.num_records = state["num_records"]
         for reader, position in zip(self.readers, state["positions"], strict=True):
             reader.position = StreamPosition(*position)
-
-
-class StatefulStreamLoader(StatefulDataLoader[Any]):
-    """DataLoader of streamed data, whose state contains the positions of all ranks; each rank restores its own.
-
-    Lightning saves the loader state of rank 0 alone and restores it on every rank. But the ranks of a stream read
-    different shards and reject different records.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of all ranks. All ranks must call this together, as they do to save a checkpoint."""
-        states: list[Any] = [super().state_dict()]
-        if distributed.is_initialized():
-            own, states = states[0], [None] * distributed.get_world_size()
-            distributed.all_gather_object(states, own)
-        return {"ranks": states}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of this rank; raise a UserError if the checkpoint has another number of ranks."""
-        states = state_dict["ranks"]
-        is_initialized = distributed.is_initialized()
-        rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_initialized else (0, 1)
-        if len(states) != world_size:
-            raise UserError(
-                f"cannot resume the streamed data: the checkpoint was written by {len(states)} processes, but this run "
-                f"has {world_size}; start {len(states)} processes"
-            )
-        super().load_state_dict(states[rank])

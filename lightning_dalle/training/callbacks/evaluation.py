@@ -22,7 +22,7 @@ from lightning_dalle.checkpoints import read_checkpoint
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.images.decoding import UnreadableImage, decode_pil
 from lightning_dalle.data.sources.captioned import drop_incomplete
-from lightning_dalle.data.sources.source import Source
+from lightning_dalle.data.sources.source import Source, source_name
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import zero_shot
 from lightning_dalle.evaluation.features import DistributedContext
@@ -212,7 +212,7 @@ class Evaluation(Callback):
         source = self.source or require_data(self, trainer).source
         splits = source.load(_image_size(trainer, pl_module))
         name, protocol = self.protocol.generation.split, f"the protocol {self.protocol.name}"
-        data_name = str(getattr(source, "path", type(source).__name__))
+        data_name = source_name(source)
         if name not in splits:
             found = ", ".join(splits)
             raise UserError(f"{protocol} uses the split {name}, but {data_name} has {found}: set generation.split")

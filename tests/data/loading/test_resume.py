@@ -238,10 +238,20 @@ def test_each_of_two_ranks_resumes_at_its_own_position(tmp_path: Path) -> None:
         assert resumed == [seen[2 * stop : 2 * stop + 6] for seen in unbroken]
 
 
-def test_a_stream_is_not_resumed_with_another_number_of_processes() -> None:
-    loader = datamodule(FourShards()).train_dataloader()
-    with pytest.raises(UserError, match="written by 2 processes, but this run has 1; start 2 processes"):
-        loader.load_state_dict({"ranks": [{}, {}]})  # type: ignore[attr-defined]
+def test_a_stream_is_not_resumed_with_another_number_of_processes_or_workers() -> None:
+    loader: Any = datamodule(FourShards()).train_dataloader()
+    state = loader.state_dict()
+    message = "written by {} processes with {} workers, but this run has 1 with 1; use as many"
+    with pytest.raises(UserError, match=message.format(2, 1)):
+        loader.load_state_dict({**state, "ranks": [[None], [None]]})
+    with pytest.raises(UserError, match=message.format(1, 2)):
+        loader.load_state_dict({**state, "ranks": [[None, None]]})
+
+
+def test_the_state_of_an_earlier_version_is_refused() -> None:
+    loader: Any = datamodule(SixteenRows()).train_dataloader()
+    with pytest.raises(UserError, match="cannot resume the data: the checkpoint is of an earlier version; start a new"):
+        loader.load_state_dict({"_snapshot": {}})
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["rows", "streamed"])
