@@ -97,6 +97,17 @@ def test_lightning_is_imported_by_training_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
+def test_no_private_module_or_name_of_another_package_is_imported(path: Path) -> None:
+    found = [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("lightning_dalle")
+        for alias in node.names
+    ]
+    assert not [name for name in found if "._" in name]
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
 def test_no_file_is_longer_than_350_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350
 

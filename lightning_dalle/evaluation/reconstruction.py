@@ -113,10 +113,10 @@ def measure_reconstructions(
 
 def _lpips(device: torch.device) -> tuple[Callable[[Tensor, Tensor], Float[Tensor, " n"]] | None, str | None]:
     """Return a function that computes LPIPS of image pairs in [0, 1], or None and why its weights are missing."""
-    from torchmetrics.functional.image.lpips import _LPIPS
+    from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
     try:
-        network = _LPIPS(pretrained=True, net="alex", use_dropout=True, eval_mode=True).to(device)
+        metric = LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True).to(device)
     except OSError as error:
         return None, f"cannot download the AlexNet weights of LPIPS ({error}): copy them to torch hub's cache"
-    return lambda made, images: network(made, images, normalize=True).flatten(), None
+    return lambda made, images: metric(made.nan_to_num(), images).reshape(-1), None  # it raises on NaN
