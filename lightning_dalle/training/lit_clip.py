@@ -129,4 +129,4 @@ class LitCLIP(LitModule):
         checkpoint.update(clip_metadata(self.config))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_equal_config(CLIPConfig(**self.loaded_config(checkpoint)), self.config, "resume")
+        check_equal_config(CLIPConfig(**self.loaded_config(checkpoint)), self.config, f"resume from {self.loaded_path}")

@@ -199,7 +199,7 @@ class LitDALLE(LitModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         found = DALLEConfig.from_dict(self.loaded_config(checkpoint))
-        check_equal_config(found, self.dalle.config, "resume")
+        check_equal_config(found, self.dalle.config, f"resume from {self.loaded_path}")
         self.attribution = checkpoint["attribution"]
         if checkpoint["tokenizer"] is not None:
             self.tokenizer = CaptionTokenizer.from_json(checkpoint["tokenizer"])

@@ -131,4 +131,6 @@ class LitDVAE(LitModule):
         checkpoint.update(dvae_metadata(self.dvae))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_equal_config(DVAEConfig(**self.loaded_config(checkpoint)), self.dvae.config, "resume")
+        check_equal_config(
+            DVAEConfig(**self.loaded_config(checkpoint)), self.dvae.config, f"resume from {self.loaded_path}"
+        )

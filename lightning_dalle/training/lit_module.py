@@ -110,6 +110,11 @@ class LitModule(pl.LightningModule):
             return None
 
     @property
+    def loaded_path(self) -> Path | str | None:
+        """Path of the checkpoint that the Trainer loads."""
+        return None if self.attached_trainer is None else self.attached_trainer.ckpt_path
+
+    @property
     def trained(self) -> nn.Module:
         """Model whose parameters are trained."""
         raise NotImplementedError
@@ -182,11 +187,9 @@ class LitModule(pl.LightningModule):
         Raises:
             UserError: if the checkpoint is of another model, or a fit cannot resume from its format.
         """
-        trainer = self.attached_trainer
-        path = None if trainer is None else trainer.ckpt_path
-        config = model_config(checkpoint, type(self), path)
+        config, trainer = model_config(checkpoint, type(self), self.loaded_path), self.attached_trainer
         if trainer is not None and trainer.state.fn == "fit":
-            check_resumable(checkpoint, path)
+            check_resumable(checkpoint, self.loaded_path)
         return config
 
 
