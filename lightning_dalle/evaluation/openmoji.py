@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.data.sources.openmoji import OpenMoji
+from lightning_dalle.evaluation.features import FeatureExtractor
 from lightning_dalle.evaluation.inception import Inception, find_local_weights
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
 from lightning_dalle.evaluation.metrics import CodebookPerplexity, NearestImages, RetrievalRecall, psnr
@@ -167,8 +168,9 @@ def measure_fidelity(
     if weights is None:
         return None
     inception, rows = Inception(weights).to(device), emoji.splits[protocol.generation.split]
-    count, protocol = len(list(folder.glob("*.png"))), replace(protocol, blur_radii=(0,))
-    measured = measure_samples({1: folder}, count, rows, "OpenMoji", protocol, inception, on_progress=on_progress)
+    extractor = FeatureExtractor(inception, replace(protocol, blur_radii=(0,)))
+    count = len(list(folder.glob("*.png")))
+    measured = measure_samples({1: folder}, count, rows, "OpenMoji", extractor, on_progress)
     return {
         **measured["by_candidates"]["1"]["by_blur_radius"]["0"],
         "inception": {"file": weights.name, "sha256": inception.sha256},

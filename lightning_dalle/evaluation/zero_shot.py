@@ -8,7 +8,6 @@ import itertools
 import logging
 import random
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +20,12 @@ from lightning_dalle.data.images.decoding import UnreadableImage, read_bytes
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.features import (
     DistributedContext,
-    extract_features,
+    FeatureExtractor,
     image_names,
     images_in_dataset,
     images_in_folder,
 )
 from lightning_dalle.evaluation.fidelity import fidelity_by_radius
-from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Captions, GenerationProtocol, Protocol
 from lightning_dalle.evaluation.statistics import mean
 from lightning_dalle.images import read_png_texts, save_png, to_pil
@@ -195,11 +193,8 @@ def measure_samples(
     count: int,
     rows: Dataset,
     data_name: str,
-    protocol: Protocol,
-    inception: Inception,
-    cache_dir: Path | None = None,
+    extractor: FeatureExtractor,
     on_progress: OnProgress = no_progress,
-    context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
 ) -> dict[str, Any]:
     """Return the figures of saved samples, for each number of candidates and each blur radius.
 
@@ -208,23 +203,17 @@ def measure_samples(
         count: number of samples that each folder must contain.
         rows: dataset split with the reference images.
         data_name: path or name of the dataset, for messages and results.
-        protocol: settings of the figures.
-        inception: network that computes the features, on the device to use.
-        cache_dir: folder for a cache of features; required for several processes.
+        extractor: extractor of the features under the protocol; only its rank 0 returns figures.
         on_progress: callback with the number of images read, counted separately for each folder and the reference.
-        context: rank and world size of this process; only rank 0 returns figures.
 
     Raises:
         UserError: if a folder lacks samples or contains other images, or if there are too few images for the measures.
     """
-    read = partial(
-        extract_features, inception=inception, preprocessing=protocol.preprocessing, radii=protocol.blur_radii,
-        cache_dir=cache_dir, on_progress=on_progress, context=context,
-    )  # fmt: skip
-    reference = read(images_in_dataset(choose_reference(rows, protocol), data_name))
+    protocol = extractor.protocol
+    reference = extractor(images_in_dataset(choose_reference(rows, protocol), data_name), on_progress)
     by_candidates = {}
     for n, folder in folders.items():
-        generated = read(images_in_folder(folder))
+        generated = extractor(images_in_folder(folder), on_progress)
         expected = {f"{i:06d}.png" for i in range(count)}
         if set(generated.names) != expected:
             wrong = sorted(expected - set(generated.names)) or sorted(set(generated.names) - expected)
@@ -232,7 +221,7 @@ def measure_samples(
                 f"{folder} must hold {count} readable images, but has {len(generated.names)}: delete "
                 f"{', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''} there, and run the same command again"
             )
-        if context.rank > 0:
+        if extractor.context.rank > 0:
             continue
         scores = [texts["score"] for name in generated.names if "score" in (texts := read_png_texts(folder / name))]
         by_candidates[str(n)] = {
