@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from datasets import Dataset
 from datasets import Image as EncodedImage
 from jaxtyping import Num, UInt8
 from PIL import Image
+from rich.progress import track
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -27,15 +28,11 @@ from lightning_dalle.data.images.decoding import (
 )
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.inception import Features, Inception
-from lightning_dalle.evaluation.protocol import ImagePreprocessing
+from lightning_dalle.evaluation.protocol import ImagePreprocessing, Protocol
 from lightning_dalle.files import atomic_write
-from lightning_dalle.progress import OnProgress, no_progress
 
 CACHE_VERSION = 2
 """Version of decoding and preprocessing; raise it when they change, so that cached features are computed again."""
-
-BATCH_SIZE = 32
-"""Default number of images per forward pass. The last bits of the features, and so of FID, depend on this number."""
 
 
 def preprocess(image: Image.Image, preprocessing: ImagePreprocessing) -> UInt8[Tensor, "3 h w"]:
@@ -156,100 +153,96 @@ def images_in_dataset(rows: Dataset, data_name: str) -> ImageList:
     return ImageList(data_name, names, lambda i: decode_pil(encoded[i]["image"]), digest)
 
 
-def extract_features(
-    images: ImageList,
-    inception: Inception,
-    preprocessing: ImagePreprocessing,
-    radii: Iterable[int] = (0,),
-    batch_size: int = BATCH_SIZE,
-    cache_dir: Path | None = None,
-    on_progress: OnProgress = no_progress,
-    context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
-) -> FeatureSet:
-    """Return Inception features of images; unreadable images are skipped and listed in `skipped`.
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Extractor of the Inception features that a protocol needs, with an optional cache on disk.
 
     Several processes divide the images among them, and each process returns the features of all images.
-
-    Args:
-        images: images to decode.
-        inception: network that computes the features, on the device to use.
-        preprocessing: resizing before blur and Inception.
-        radii: radii of the Gaussian blur in pixels, with separate features for each; 0 means no blur.
-        batch_size: number of images per forward pass.
-        cache_dir: folder for a cache of features, keyed by a hash of images, weights and settings; required for several
-            processes, which exchange their features through it.
-        on_progress: callback with the number of images read by this process.
-        context: rank and world size of this process.
-
-    Raises:
-        UserError: if no image can be decoded, or their sizes differ after preprocessing.
     """
-    radii, device = list(radii), next(inception.parameters()).device
-    key = {
-        "recipe": CACHE_VERSION, "contents": images.digest, "inception": inception.sha256, "radii": radii,
-        **asdict(preprocessing),
-    }  # fmt: skip
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
-    def extract(indices: range) -> FeatureSet:
-        names: list[str] = []
-        skipped: dict[str, str] = {}
-        sizes: dict[str, None] = {}
-        parts: dict[int, list[Features]] = {radius: [] for radius in radii}
-        for start in range(0, len(indices), batch_size):
-            batch = []
-            for i in indices[start : start + batch_size]:
-                name = images.names[i]
-                try:
-                    batch.append(preprocess(images.decode(i), preprocessing))
-                except UnreadableImage as error:
-                    skipped[name] = error.reason
-                    continue
-                names.append(name)
-                sizes[f"{batch[-1].shape[-1]}x{batch[-1].shape[-2]}"] = None
-            _check_sizes(list(sizes), images.data_name)
-            if batch:
-                stacked = torch.stack(batch).to(device)
-                for radius in radii:
-                    parts[radius].append(inception.features(blur(stacked, radius)))
-            on_progress(min(start + batch_size, len(indices)), len(indices))
-        features = {radius: Features.join(part) for radius, part in parts.items() if part}
-        return FeatureSet(names, skipped, features, list(sizes))
+    inception: Inception
+    """Network that computes the features, on the device to use."""
+    protocol: Protocol
+    """Settings of resizing and blur; each blur radius has separate features."""
+    cache_dir: Path | None = None
+    """Folder for a cache of features, keyed by a hash of images, weights and settings; required for several processes,
+    which exchange their features through it."""
+    batch_size: int = 32
+    """Number of images per forward pass. The last bits of the features, and so of FID, depend on this number."""
+    context: DistributedContext = DistributedContext()  # noqa: RUF009 (immutable)
+    """Rank and world size of this process."""
 
-    def read(rank: int) -> FeatureSet:
-        indices = DistributedContext(rank, context.world_size).indices(len(images.names))
-        if cache_dir is None:
-            return extract(indices)
-        file = cache_dir / f"{name}.{rank}of{context.world_size}.pt"
-        if file.is_file():
-            on_progress(len(images.names), len(images.names))
-            stored = torch.load(file, weights_only=True)
-            return FeatureSet(**stored | {"features": {r: Features(*f) for r, f in stored["features"].items()}})
-        part = extract(indices)
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as partial:
-            torch.save({**part._asdict(), "features": {r: tuple(f) for r, f in part.features.items()}}, partial)
-        return part
+    def __call__(self, images: ImageList) -> FeatureSet:
+        """Return the features of images; unreadable images are skipped and listed in `skipped`.
 
-    own = read(context.rank)
-    context.barrier()
-    parts = [own if rank == context.rank else read(rank) for rank in range(context.world_size)]
-    skipped = {name: reason for part in parts for name, reason in part.skipped.items()}
-    parts = [part for part in parts if part.names]
-    if not parts:
-        name, reason = next(iter(skipped.items()))
-        raise UserError(
-            f"cannot decode any of the {len(skipped)} images in {images.data_name} (the first, {name}: {reason}): "
-            "replace the files, or correct the path"
-        )
-    sizes = sorted({size for part in parts for size in part.sizes})
-    _check_sizes(sizes, images.data_name)  # checked again, since each process saw only its own images
-    # The order of the images is restored, since the splits of the Inception Score depend on it.
-    names = [name for part in parts for name in part.names]
-    position = {name: i for i, name in enumerate(images.names)}
-    order = sorted(range(len(names)), key=lambda i: position[names[i]])
-    features = {radius: Features.join([part.features[radius] for part in parts]).take(order) for radius in radii}
-    return FeatureSet([names[i] for i in order], skipped, features, sizes)
+        Raises:
+            UserError: if no image can be decoded, or their sizes differ after preprocessing.
+        """
+        radii, preprocessing, context = self.protocol.blur_radii, self.protocol.preprocessing, self.context
+        device = next(self.inception.parameters()).device
+        key = {
+            "recipe": CACHE_VERSION, "contents": images.digest, "inception": self.inception.sha256, "radii": radii,
+            **asdict(preprocessing),
+        }  # fmt: skip
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+        def extract(indices: range) -> FeatureSet:
+            names: list[str] = []
+            skipped: dict[str, str] = {}
+            sizes: dict[str, None] = {}
+            parts: dict[int, list[Features]] = {radius: [] for radius in radii}
+            for start in track(range(0, len(indices), self.batch_size), "Reading images"):
+                batch = []
+                for i in indices[start : start + self.batch_size]:
+                    name = images.names[i]
+                    try:
+                        batch.append(preprocess(images.decode(i), preprocessing))
+                    except UnreadableImage as error:
+                        skipped[name] = error.reason
+                        continue
+                    names.append(name)
+                    sizes[f"{batch[-1].shape[-1]}x{batch[-1].shape[-2]}"] = None
+                _check_sizes(list(sizes), images.data_name)
+                if batch:
+                    stacked = torch.stack(batch).to(device)
+                    for radius in radii:
+                        parts[radius].append(self.inception.features(blur(stacked, radius)))
+            features = {radius: Features.join(part) for radius, part in parts.items() if part}
+            return FeatureSet(names, skipped, features, list(sizes))
+
+        def read(rank: int) -> FeatureSet:
+            indices = DistributedContext(rank, context.world_size).indices(len(images.names))
+            if self.cache_dir is None:
+                return extract(indices)
+            file = self.cache_dir / f"{name}.{rank}of{context.world_size}.pt"
+            if file.is_file():
+                stored = torch.load(file, weights_only=True)
+                return FeatureSet(**stored | {"features": {r: Features(*f) for r, f in stored["features"].items()}})
+            part = extract(indices)
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            with atomic_write(file) as partial:
+                torch.save({**part._asdict(), "features": {r: tuple(f) for r, f in part.features.items()}}, partial)
+            return part
+
+        own = read(context.rank)
+        context.barrier()
+        parts = [own if rank == context.rank else read(rank) for rank in range(context.world_size)]
+        skipped = {name: reason for part in parts for name, reason in part.skipped.items()}
+        parts = [part for part in parts if part.names]
+        if not parts:
+            name, reason = next(iter(skipped.items()))
+            raise UserError(
+                f"cannot decode any of the {len(skipped)} images in {images.data_name} (the first, {name}: {reason}): "
+                "replace the files, or correct the path"
+            )
+        sizes = sorted({size for part in parts for size in part.sizes})
+        _check_sizes(sizes, images.data_name)  # checked again, since each process saw only its own images
+        # The order of the images is restored, since the splits of the Inception Score depend on it.
+        names = [name for part in parts for name in part.names]
+        position = {name: i for i, name in enumerate(images.names)}
+        order = sorted(range(len(names)), key=lambda i: position[names[i]])
+        features = {radius: Features.join([part.features[radius] for part in parts]).take(order) for radius in radii}
+        return FeatureSet([names[i] for i in order], skipped, features, sizes)
 
 
 def _check_sizes(sizes: list[str], data_name: str) -> None:

@@ -7,34 +7,24 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from rich.progress import track
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_dalle.data.images.decoding import UnreadableImage
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.features import DistributedContext, ImageList, extract_features, images_in_folder
+from lightning_dalle.evaluation.features import FeatureExtractor, ImageList, images_in_folder
 from lightning_dalle.evaluation.fidelity import fidelity_by_radius
-from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.metrics import perplexity, psnr
-from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.evaluation.statistics import mean
 from lightning_dalle.images import save_png, to_pil
 from lightning_dalle.models.dvae import DVAE
-from lightning_dalle.progress import OnProgress, no_progress
 
 
 @torch.no_grad()
 def measure_reconstructions(
-    dvae: DVAE,
-    originals: ImageList,
-    folder: Path,
-    protocol: Protocol,
-    inception: Inception,
-    batch_size: int,
-    cache_dir: Path,
-    on_progress: OnProgress = no_progress,
-    context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
+    dvae: DVAE, originals: ImageList, folder: Path, extractor: FeatureExtractor, batch_size: int
 ) -> dict[str, Any]:
     """Return PSNR, SSIM, LPIPS, codebook perplexity and FID of reconstructions by argmax codes.
 
@@ -42,30 +32,26 @@ def measure_reconstructions(
         dvae: model in eval mode, on the device to use.
         originals: real images; unreadable images are skipped and counted.
         folder: folder for the reconstructions as PNG files, which must not contain other images.
-        protocol: settings of preprocessing and measures.
-        inception: network that computes the features for FID, on the dVAE's device.
+        extractor: extractor of the features for FID; only its rank 0 returns figures, others an empty dictionary.
         batch_size: number of images reconstructed at once.
-        cache_dir: folder for a cache of Inception features.
-        on_progress: callback with the number of images reconstructed by this process.
-        context: rank and world size of this process; only rank 0 returns figures, other ranks an empty dictionary.
 
     Raises:
         UserError: if no image can be decoded, or a reconstruction contains NaN or infinite values.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    device = next(dvae.parameters()).device
+    protocol, context, device = extractor.protocol, extractor.context, next(dvae.parameters()).device
     lpips, why_no_lpips = _lpips(device)
     own: dict[str, list[float]] = {"mse": [], "ssim": [], "lpips": []}
     counts = torch.zeros(dvae.config.codebook_size, dtype=torch.long)
     indices = context.indices(len(originals.names))
-    for start in range(0, len(indices), batch_size):
+    for start in track(range(0, len(indices), batch_size), "Reconstructing images"):
         read, names = [], []
         for i in indices[start : start + batch_size]:
             try:
                 read.append(to_image(originals.decode(i), dvae.config.image_size))
                 names.append(f"{i:06d}.png")
             except UnreadableImage:
-                continue  # counted by `extract_features`
+                continue  # counted by the extractor
         if read:
             images = torch.stack(read).to(device)
             codes = dvae.encode(images)
@@ -79,7 +65,6 @@ def measure_reconstructions(
                 own["lpips"] += lpips(reconstructions, images).tolist()
             for image, name in zip(reconstructions, names, strict=True):
                 save_png(to_pil(image), folder / name, None)
-        on_progress(min(start + batch_size, len(indices)), len(indices))
     parts: list[dict[str, Any]] = [{**own, "counts": counts}]
     if context.world_size > 1:  # through hidden files, which are not listed as images
         torch.save(parts[0], folder / f".rank{context.rank}.pt")
@@ -91,12 +76,7 @@ def measure_reconstructions(
         raise UserError(f"cannot decode any image in {originals.data_name}: correct the path of the data")
     if not all(math.isfinite(value) for value in joined["mse"]):
         raise UserError("the dVAE's reconstructions are NaN or infinite: training diverged, use an earlier checkpoint")
-    generated, reference = (
-        extract_features(
-            images, inception, protocol.preprocessing, protocol.blur_radii, cache_dir=cache_dir, context=context
-        )
-        for images in (images_in_folder(folder), originals)
-    )
+    generated, reference = extractor(images_in_folder(folder)), extractor(originals)
     if context.rank > 0:
         return {}
     return {

@@ -8,7 +8,6 @@ import itertools
 import logging
 import random
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,20 +20,19 @@ from lightning_dalle.data.images.decoding import UnreadableImage, read_bytes
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.features import (
     DistributedContext,
-    extract_features,
+    FeatureExtractor,
     image_names,
     images_in_dataset,
     images_in_folder,
 )
 from lightning_dalle.evaluation.fidelity import fidelity_by_radius
-from lightning_dalle.evaluation.inception import Inception
 from lightning_dalle.evaluation.protocol import Captions, GenerationProtocol, Protocol
 from lightning_dalle.evaluation.statistics import mean
 from lightning_dalle.images import read_png_texts, save_png, to_pil
 from lightning_dalle.inference.config import check_candidates
 from lightning_dalle.inference.pipeline import Request, TextToImage
 from lightning_dalle.inference.rerank import best_of_n, score_candidates
-from lightning_dalle.progress import OnProgress, no_progress
+from lightning_dalle.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +137,6 @@ def generate_samples(
     generation: GenerationProtocol,
     folders: Mapping[int, Path],
     batch_size: int = 64,
-    on_progress: OnProgress = no_progress,
     context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
 ) -> None:
     """Sample the candidates of every caption and save the best of the first n, for each n of the protocol.
@@ -153,7 +150,6 @@ def generate_samples(
         generation: settings of candidates, sampling and seed.
         folders: folder for the best of n candidates, by n.
         batch_size: number of candidates sampled at once.
-        on_progress: callback with the number of candidates sampled by this process.
         context: rank and world size of this process.
 
     Raises:
@@ -166,40 +162,33 @@ def generate_samples(
     indices = context.indices(len(prompts) * generation.samples_per_caption)
     todo = [i for i in indices if not (folders[num_candidates] / f"{i:06d}.png").exists()]
     done, total = (len(indices) - len(todo)) * num_candidates, len(indices) * num_candidates
-    on_progress(done, total)
     at_once = max(1, batch_size // num_candidates)
-    for start in range(0, len(todo), at_once):
-        captions = {i: prompts[i // generation.samples_per_caption].caption for i in todo[start : start + at_once]}
-        first_seed = {i: generation.seed + i * num_candidates for i in captions}
-        requests = [Request(captions[i], first_seed[i] + n) for i in captions for n in range(num_candidates)]
+    with progress_bar("Sampling captions") as on_progress:
+        on_progress(done, total)
+        for start in range(0, len(todo), at_once):
+            captions = {i: prompts[i // generation.samples_per_caption].caption for i in todo[start : start + at_once]}
+            first_seed = {i: generation.seed + i * num_candidates for i in captions}
+            requests = [Request(captions[i], first_seed[i] + n) for i in captions for n in range(num_candidates)]
 
-        def on_code(codes: int, of: int, done: int = done, count: int = len(requests)) -> None:
-            on_progress(done + count * codes // of, total)
+            def on_code(codes: int, of: int, done: int = done, count: int = len(requests)) -> None:
+                on_progress(done + count * codes // of, total)
 
-        images = pipeline.sample_images(requests, generation.sampling, batch_size=batch_size, on_progress=on_code)
-        for i, caption in captions.items():
-            candidates = itertools.islice(images, num_candidates)
-            for n, best in best_of_n(
-                score_candidates(candidates, caption, pipeline.scorer, batch_size), generation.candidates
-            ):
-                texts = {"caption": caption, "seed": str(first_seed[i] + best.number)}
-                texts |= {} if best.score is None else {"score": repr(best.score)}
-                save_png(to_pil(best.image), folders[n] / f"{i:06d}.png", pipeline.attribution, texts)
-        done += len(requests)
-    on_progress(done, total)
+            images = pipeline.sample_images(requests, generation.sampling, batch_size=batch_size, on_progress=on_code)
+            for i, caption in captions.items():
+                candidates = itertools.islice(images, num_candidates)
+                for n, best in best_of_n(
+                    score_candidates(candidates, caption, pipeline.scorer, batch_size), generation.candidates
+                ):
+                    texts = {"caption": caption, "seed": str(first_seed[i] + best.number)}
+                    texts |= {} if best.score is None else {"score": repr(best.score)}
+                    save_png(to_pil(best.image), folders[n] / f"{i:06d}.png", pipeline.attribution, texts)
+            done += len(requests)
+        on_progress(done, total)
     context.barrier()
 
 
 def measure_samples(
-    folders: Mapping[int, Path],
-    count: int,
-    rows: Dataset,
-    data_name: str,
-    protocol: Protocol,
-    inception: Inception,
-    cache_dir: Path | None = None,
-    on_progress: OnProgress = no_progress,
-    context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
+    folders: Mapping[int, Path], count: int, rows: Dataset, data_name: str, extractor: FeatureExtractor
 ) -> dict[str, Any]:
     """Return the figures of saved samples, for each number of candidates and each blur radius.
 
@@ -208,23 +197,16 @@ def measure_samples(
         count: number of samples that each folder must contain.
         rows: dataset split with the reference images.
         data_name: path or name of the dataset, for messages and results.
-        protocol: settings of the figures.
-        inception: network that computes the features, on the device to use.
-        cache_dir: folder for a cache of features; required for several processes.
-        on_progress: callback with the number of images read, counted separately for each folder and the reference.
-        context: rank and world size of this process; only rank 0 returns figures.
+        extractor: extractor of the features under the protocol; only its rank 0 returns figures.
 
     Raises:
         UserError: if a folder lacks samples or contains other images, or if there are too few images for the measures.
     """
-    read = partial(
-        extract_features, inception=inception, preprocessing=protocol.preprocessing, radii=protocol.blur_radii,
-        cache_dir=cache_dir, on_progress=on_progress, context=context,
-    )  # fmt: skip
-    reference = read(images_in_dataset(choose_reference(rows, protocol), data_name))
+    protocol = extractor.protocol
+    reference = extractor(images_in_dataset(choose_reference(rows, protocol), data_name))
     by_candidates = {}
     for n, folder in folders.items():
-        generated = read(images_in_folder(folder))
+        generated = extractor(images_in_folder(folder))
         expected = {f"{i:06d}.png" for i in range(count)}
         if set(generated.names) != expected:
             wrong = sorted(expected - set(generated.names)) or sorted(set(generated.names) - expected)
@@ -232,7 +214,7 @@ def measure_samples(
                 f"{folder} must hold {count} readable images, but has {len(generated.names)}: delete "
                 f"{', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''} there, and run the same command again"
             )
-        if context.rank > 0:
+        if extractor.context.rank > 0:
             continue
         scores = [texts["score"] for name in generated.names if "score" in (texts := read_png_texts(folder / name))]
         by_candidates[str(n)] = {

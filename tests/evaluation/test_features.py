@@ -17,9 +17,10 @@ from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import inception
 from lightning_dalle.evaluation.features import (
     DistributedContext,
+    FeatureExtractor,
     FeatureSet,
+    ImageList,
     blur,
-    extract_features,
     images_in_dataset,
     images_in_folder,
     preprocess,
@@ -41,6 +42,13 @@ class MeanColors(Inception):
     def features(self, images: torch.Tensor) -> Features:
         self.seen += len(images)
         return Features(images.float().mean((2, 3)).repeat(1, 683)[:, :2048], None)
+
+
+def extract_features(
+    images: ImageList, network: Inception, preprocessing: ImagePreprocessing, radii: tuple[int, ...] = (0,), **more: Any
+) -> FeatureSet:
+    protocol = Protocol(name="x", preprocessing=preprocessing, blur_radii=radii)
+    return FeatureExtractor(network, protocol, **more)(images)
 
 
 def read(folder: Path, *args: Any, **kwargs: Any) -> FeatureSet:

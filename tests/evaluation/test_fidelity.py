@@ -1,5 +1,6 @@
 """Parity of FID, KID and the Inception Score with torch-fidelity and pytorch-fid, on real photos and features."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.features import FeatureSet, blur, extract_features, images_in_folder, preprocess
+from lightning_dalle.evaluation.features import FeatureExtractor, FeatureSet, blur, images_in_folder, preprocess
 from lightning_dalle.evaluation.fidelity import fidelity
 from lightning_dalle.evaluation.inception import Features, Inception
-from lightning_dalle.evaluation.protocol import FidelityConfig, ImagePreprocessing
+from lightning_dalle.evaluation.protocol import FidelityConfig, ImagePreprocessing, Protocol
 
-UNRESIZED = ImagePreprocessing(image_size=None)
+UNRESIZED = Protocol(name="unresized", preprocessing=ImagePreprocessing(image_size=None))
 CONFIG = FidelityConfig(kid_subset_size=60)
 
 
@@ -43,7 +44,8 @@ def network(full_weights: Path) -> Inception:
 
 @pytest.fixture(scope="module")
 def sets(photos: dict[str, Path], network: Inception) -> dict[str, FeatureSet]:
-    return {name: extract_features(images_in_folder(folder), network, UNRESIZED) for name, folder in photos.items()}
+    extractor = FeatureExtractor(network, UNRESIZED)
+    return {name: extractor(images_in_folder(folder)) for name, folder in photos.items()}
 
 
 def theirs(photos: dict[str, Path], generated: str, reference: str, weights: Path, **what: Any) -> dict[str, float]:
@@ -95,7 +97,7 @@ def test_blur_radius_0_changes_nothing_and_others_blur_the_images(
 ) -> None:
     for path in sorted(photos["train"].iterdir())[:8]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    swept = extract_features(images_in_folder(tmp_path), network, UNRESIZED, radii=(0, 2))
+    swept = FeatureExtractor(network, replace(UNRESIZED, blur_radii=(0, 2)))(images_in_folder(tmp_path))
     torch.testing.assert_close(swept.features[0].pool, sets["train"].features[0].pool[:8], atol=1e-4, rtol=1e-4)
     of_blurred_files = sets["blurred"].features[0].pool[:8]  # blurred before they were written, as PNG
     torch.testing.assert_close(swept.features[2].pool, of_blurred_files, atol=1e-4, rtol=1e-4)
@@ -126,7 +128,7 @@ def test_without_the_last_layer_only_the_inception_score_is_missing(
 ) -> None:
     for path in sorted(photos["val"].iterdir())[:4]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    few = extract_features(images_in_folder(tmp_path), Inception(pool_weights), UNRESIZED).features[0]
+    few = FeatureExtractor(Inception(pool_weights), UNRESIZED)(images_in_folder(tmp_path)).features[0]
     torch.testing.assert_close(few.pool, sets["val"].features[0].pool[:4], atol=1e-4, rtol=1e-4)
     assert few.logits is None
     some = few._replace(pool=few.pool[:, :64])

@@ -25,7 +25,7 @@ from lightning_dalle.data.sources.captioned import drop_incomplete
 from lightning_dalle.data.sources.source import Source, source_name
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation import zero_shot
-from lightning_dalle.evaluation.features import DistributedContext
+from lightning_dalle.evaluation.features import DistributedContext, FeatureExtractor
 from lightning_dalle.evaluation.inception import ENV_VAR, Inception, find_or_download_weights, is_disabled
 from lightning_dalle.evaluation.protocol import Protocol, check_at_least
 from lightning_dalle.evaluation.result_file import write_result
@@ -91,20 +91,14 @@ class Evaluation(Callback):
         self.is_skipped = False
 
     def evaluate(
-        self,
-        pl_module: pl.LightningModule,
-        rows: Dataset,
-        data_name: str,
-        inception: Inception,
-        context: DistributedContext,
+        self, pl_module: pl.LightningModule, rows: Dataset, data_name: str, extractor: FeatureExtractor
     ) -> Figures:
         """Generate images and return their figures.
 
         Args:
             rows: dataset split with the reference images, undecoded.
             data_name: path or name of the dataset, for messages and results.
-            inception: network that computes the features for FID, on the model's device.
-            context: rank and world size of this process.
+            extractor: extractor of the features for FID, on the model's device.
         """
         raise NotImplementedError
 
@@ -143,13 +137,7 @@ class Evaluation(Callback):
         self.validations = state_dict["validations"]
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Evaluate after the first validation batch: only then is the model certain to have its averaged weights."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -175,7 +163,8 @@ class Evaluation(Callback):
         rows, data_name, skipped_records = self.reference(trainer, pl_module)
         assert self.inception is not None
         inception = Inception(self.inception).to(pl_module.device)
-        figures, scalars, images = self.evaluate(pl_module, rows, data_name, inception, context)
+        extractor = FeatureExtractor(inception, self.protocol, self.cache_dir, context=context)
+        figures, scalars, images = self.evaluate(pl_module, rows, data_name, extractor)
         if not trainer.is_global_zero:
             return {}
         is_test, checkpoint, step = trainer.state.fn == "test", _checkpoint_file(trainer), self._step(trainer)

@@ -6,12 +6,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lightning_dalle.checkpoints import weights_digest
-from lightning_dalle.evaluation.features import DistributedContext, images_in_dataset
-from lightning_dalle.evaluation.inception import Inception
+from lightning_dalle.evaluation.features import FeatureExtractor, images_in_dataset
 from lightning_dalle.evaluation.reconstruction import measure_reconstructions
 from lightning_dalle.evaluation.zero_shot import choose_reference, first_samples
 from lightning_dalle.images import captioned_grid
-from lightning_dalle.progress import progress_bar
 from lightning_dalle.training.callbacks.evaluation import Evaluation, Figures, reference_image
 from lightning_dalle.training.lit_dvae import LitDVAE
 
@@ -22,12 +20,7 @@ class ReconstructionEvaluation(Evaluation):
     kind, model = "reconstruction", LitDVAE
 
     def evaluate(
-        self,
-        pl_module: pl.LightningModule,
-        rows: Dataset,
-        data_name: str,
-        inception: Inception,
-        context: DistributedContext,
+        self, pl_module: pl.LightningModule, rows: Dataset, data_name: str, extractor: FeatureExtractor
     ) -> Figures:
         """Reconstruct the reference images and return the figures of the reconstructions."""
         assert isinstance(pl_module, LitDVAE)
@@ -35,14 +28,10 @@ class ReconstructionEvaluation(Evaluation):
         originals = images_in_dataset(reference, data_name)
         weights = weights_digest(pl_module.dvae)
         folder = self.samples_folder(weights, originals.digest)
-        with progress_bar("Reconstructing images") as on_progress:
-            figures = measure_reconstructions(
-                pl_module.dvae, originals, folder, self.protocol, inception, self.batch_size, self.cache_dir,
-                on_progress, context,
-            )  # fmt: skip
+        figures = measure_reconstructions(pl_module.dvae, originals, folder, extractor, self.batch_size)
 
         name, scalars = f"reconstruction_{self.protocol.name}", {}
-        if context.rank == 0:
+        if extractor.context.rank == 0:
             for measure in ("psnr_db", "ssim", "lpips", "codebook_perplexity"):
                 scalars[f"{name}/{measure}"] = figures[measure]["value"]
             for radius, values in figures["by_blur_radius"].items():

@@ -12,14 +12,12 @@ from PIL import Image
 
 from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.evaluation import zero_shot
-from lightning_dalle.evaluation.features import DistributedContext
-from lightning_dalle.evaluation.inception import Inception
+from lightning_dalle.evaluation.features import FeatureExtractor
 from lightning_dalle.evaluation.protocol import Protocol
 from lightning_dalle.images import captioned_grid
 from lightning_dalle.inference.config import check_candidates
 from lightning_dalle.inference.scorers import Scorer, fingerprint
 from lightning_dalle.plots import plot_scores, plot_sweep
-from lightning_dalle.progress import progress_bar
 from lightning_dalle.training.callbacks.evaluation import Evaluation, Figures, reference_image
 from lightning_dalle.training.lit_dalle import LitDALLE
 
@@ -51,12 +49,7 @@ class ZeroShotEvaluation(Evaluation):
         check_candidates(self.protocol.generation.candidates, has_scorer=self.scorer is not None)
 
     def evaluate(
-        self,
-        pl_module: pl.LightningModule,
-        rows: Dataset,
-        data_name: str,
-        inception: Inception,
-        context: DistributedContext,
+        self, pl_module: pl.LightningModule, rows: Dataset, data_name: str, extractor: FeatureExtractor
     ) -> Figures:
         """Sample the protocol's captions and return the figures of the samples against the reference images."""
         assert isinstance(pl_module, LitDALLE)
@@ -68,13 +61,9 @@ class ZeroShotEvaluation(Evaluation):
         weights, ranked_by = weights_digest(pl_module.dalle, pl_module.dvae), fingerprint(self.scorer)
         samples = self.samples_folder(weights, pipeline.tokenizer.to_json(), prompts, asdict(generation), ranked_by)
         folders = zero_shot.sample_folders(samples, generation.candidates)
-        with progress_bar("Sampling captions") as on_progress:
-            zero_shot.generate_samples(pipeline, prompts, generation, folders, self.batch_size, on_progress, context)
-        with progress_bar("Reading images") as on_progress:
-            figures = zero_shot.measure_samples(
-                folders, len(prompts) * generation.samples_per_caption, rows, data_name, self.protocol, inception,
-                self.cache_dir, on_progress, context,
-            )  # fmt: skip
+        zero_shot.generate_samples(pipeline, prompts, generation, folders, self.batch_size, extractor.context)
+        count = len(prompts) * generation.samples_per_caption
+        figures = zero_shot.measure_samples(folders, count, rows, data_name, extractor)
         filed = {
             "captions": len(prompts),
             "captions_asked_for": generation.captions.count,
@@ -94,7 +83,7 @@ class ZeroShotEvaluation(Evaluation):
             drawn: dict[str, Image.Image | Figure] = {**_plot(figures["by_candidates"]), **samples}
             return {f"{name}/{kind}": image for kind, image in drawn.items()}
 
-        return Figures(filed, _scalars(name, figures["by_candidates"]) if context.rank == 0 else {}, images)
+        return Figures(filed, _scalars(name, figures["by_candidates"]) if extractor.context.rank == 0 else {}, images)
 
 
 def _scalars(name: str, by_candidates: dict[str, Any]) -> dict[str, float]:
