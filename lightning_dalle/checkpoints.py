@@ -39,6 +39,8 @@ BUILDERS: dict[str, Callable[[Any], Any]] = {
     "clip": lambda config: CLIP.from_config(CLIPConfig(**config)),
 }
 """Functions that create each model with random weights from the config in its checkpoint."""
+DALLE_ONLY = {"dalle_config", "tokenizer", "attribution", "hyper_parameters"}
+"""Keys of a DALL-E's checkpoint that do not concern its dVAE."""
 LAYOUTS = ("{}/checkpoints/last.ckpt", "{}.safetensors")
 """Path of a model's file in the folders that `reproduce` and `export` write."""
 
@@ -185,7 +187,7 @@ def read_checkpoint(path: Path | str, model: str | None = None) -> dict[str, Any
         found = found or "other models"
         raise UserError(f"a {NAMES[model]} checkpoint is needed, but {path} has only {found}: correct the path")
     if model == "dvae" and "dalle_config" in checkpoint:
-        checkpoint = {key: checkpoint[key] for key in checkpoint.keys() - {"dalle_config", "tokenizer", "attribution"}}
+        checkpoint = {key: checkpoint[key] for key in checkpoint.keys() - DALLE_ONLY}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("dvae.")}
     return checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pytorch_lightning.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
@@ -55,11 +55,6 @@ class LitCLIP(LitModule):
         self.optimizer = OptimizerFactory(optimizer)
         self.clip = CLIP.from_config(config)
         self.val_retrieval = RetrievalRecall()
-
-    @property
-    def trained(self) -> nn.Module:
-        """Both encoders of CLIP."""
-        return self.clip.network
 
     def initialize(self, path: Path) -> None:
         """Load the weights of a trained CLIP of the same shape."""

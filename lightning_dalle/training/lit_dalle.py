@@ -112,11 +112,6 @@ class LitDALLE(LitModule):
         )
         self.dalle = build_dalle(config, self.attached_trainer, self.checkpoint_activations)
 
-    @property
-    def trained(self) -> DALLE:
-        """The transformer with its embeddings and heads."""
-        return self.dalle
-
     @classmethod
     def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return the config of the transformer, the sizes of its text, and the file that has its dVAE."""

@@ -64,11 +64,6 @@ class LitDVAE(LitModule):
         self.val_perplexity = CodebookPerplexity(config.codebook_size)
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "loss_pixels", "kl")})
 
-    @property
-    def trained(self) -> DVAE:
-        """The dVAE."""
-        return self.dvae
-
     def initialize(self, path: Path) -> None:
         """Load the weights of a trained dVAE of the same shape."""
         found = load_dvae(path)

@@ -63,40 +63,38 @@ class LitModule(pl.LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls,
         checkpoint_path: Path | str,
-        map_location: torch.device | str | None = None,
-        hparams_file: None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
+        map_location: torch.device | str = "cpu",
+        strict: bool = True,
         **arguments: Any,
     ) -> Any:
         """Load a trained model with its hyperparameters.
 
         Args:
-            checkpoint_path: Lightning checkpoint, or safetensors file of `export` or `convert`.
-            map_location: device of the model; by default the CPU.
-            hparams_file: not supported; give `arguments`.
-            strict: whether the names of all weights must match; by default they must.
-            weights_only: ignored, since code in the file is never run.
+            checkpoint_path: Lightning checkpoint, safetensors file, or folder of a run or an export.
+            map_location: device of the model.
+            strict: whether the names of all weights must match.
             **arguments: arguments of the constructor that replace those of the checkpoint.
 
         Raises:
             UserError: if the file is missing or damaged, or has another kind of model.
         """
-        if hparams_file is not None:
-            raise UserError(f"hparams_file={hparams_file} is not supported: give the arguments of {cls.__name__}")
-        checkpoint = read_checkpoint(Path(checkpoint_path))
-        described = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        saved = {name: restore(value) for name, value in described.items() if is_restorable(name, value)}
-        model_config(checkpoint, cls, Path(checkpoint_path))
-        arguments = {**saved, **cls.shape_in(checkpoint, Path(checkpoint_path)), **arguments}
+        checkpoint = read_checkpoint(checkpoint_path, cls.kind)
+        saved = {}
+        for name, value in checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}).items():
+            try:
+                saved[name] = restore(value)
+            except KeyError as class_path:
+                rank_zero_warn(
+                    f"load_from_checkpoint does not create {class_path}: give {name}, or the default is used"
+                )
         parameters = inspect.signature(cls.__init__).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            arguments = {name: value for name, value in arguments.items() if name in parameters}
-        module = cls(**arguments)
+            saved = {name: value for name, value in saved.items() if name in parameters}
+        module = cls(**{**saved, **cls.shape_in(checkpoint, Path(checkpoint_path)), **arguments})
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"], strict=strict is not False)
-        return module.to(map_location or "cpu")
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        return module.to(map_location)
 
     @classmethod
     def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -119,7 +117,7 @@ class LitModule(pl.LightningModule):
     @property
     def trained(self) -> nn.Module:
         """Model whose parameters are trained."""
-        raise NotImplementedError
+        return getattr(self, self.kind)
 
     def setup(self, stage: str) -> None:
         """Start a fit from the weights of `init_from`; raise a UserError if weights would not be stored in fp32."""
@@ -230,17 +228,8 @@ def describe(value: Any) -> Any:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": describe(arguments)}
 
 
-def is_restorable(name: str, value: Any) -> bool:
-    """Return whether `restore` can create a described argument; warn if it cannot."""
-    class_path = value.get("class_path") if isinstance(value, dict) else None
-    if class_path in (None, *RESTORABLE):
-        return True
-    rank_zero_warn(f"load_from_checkpoint does not create {class_path}: give {name}, or the default is used")
-    return False
-
-
 def restore(value: Any) -> Any:
-    """Return the argument that `describe` described."""
+    """Return the argument that `describe` described; raise a KeyError if its class is not `RESTORABLE`."""
     if not isinstance(value, dict) or "class_path" not in value:
         return value
     known = RESTORABLE[value["class_path"]]
