@@ -35,22 +35,18 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, but must be at least 1")
 
-    from lightning_dalle.evaluation.features import FeatureExtractor, FeatureSet, images_in_folder
+    from lightning_dalle.evaluation.features import FeatureExtractor, images_in_folder
     from lightning_dalle.evaluation.fidelity import fidelity_by_radius
     from lightning_dalle.evaluation.inception import Inception, find_or_download_weights
     from lightning_dalle.evaluation.result_file import write_result
     from lightning_dalle.hardware import resolve_device
-    from lightning_dalle.progress import progress_bar
 
     begun = time.time()
     sides = {"generated": images_in_folder(images), "reference": images_in_folder(reference)}
     weights = find_or_download_weights(inception)
     network = Inception(weights).to(resolve_device(device))
     extractor = FeatureExtractor(network, protocol, cache_dir.expanduser(), batch_size)
-    sets: dict[str, FeatureSet] = {}
-    for side, listed in sides.items():
-        with progress_bar(f"Reading {side} images") as on_progress:
-            sets[side] = extractor(listed, on_progress)
+    sets = {side: extractor(listed) for side, listed in sides.items()}
     result = {
         "kind": "folders",
         "protocol": {**asdict(protocol), "generation": None, "reference": None, "reference_count": None},

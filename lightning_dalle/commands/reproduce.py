@@ -70,7 +70,6 @@ def _measure(run_dir: Path, protocol: Protocol, reranking: RerankingProtocol | N
     from lightning_dalle.images import save_png
     from lightning_dalle.inference.pipeline import TextToImage
     from lightning_dalle.inference.scorers import CLIPScorer
-    from lightning_dalle.progress import progress_bar
 
     begun = time.time()
     checkpoint = "{}/checkpoints/last.ckpt"
@@ -82,19 +81,16 @@ def _measure(run_dir: Path, protocol: Protocol, reranking: RerankingProtocol | N
     for stale in samples_dir.glob("*.png"):  # left by an interrupted report, perhaps from other weights
         stale.unlink()
     pipeline = TextToImage.from_pretrained(run_dir / checkpoint.format("dalle")).to(device)
-    with progress_bar("Sampling held-out compositions") as on_progress:
-        composition, prompted, samples = openmoji.measure_dalle(pipeline, emoji, protocol, samples_dir, on_progress)
+    composition, prompted, samples = openmoji.measure_dalle(pipeline, emoji, protocol, samples_dir)
     save_png(openmoji.image_grid(emoji, prompted, samples), run_dir / "samples.png", pipeline.attribution)
     clip = None
     if has_clip:
         pipeline.scorer = CLIPScorer.from_checkpoint(run_dir / checkpoint.format("clip")).to(device)
         clip = openmoji.measure_clip(pipeline.scorer.clip, emoji)
     if reranking is not None:
-        with progress_bar("Sampling candidates") as on_progress:
-            composition["reranked"] = openmoji.measure_reranking(pipeline, emoji, reranking, on_progress)
+        composition["reranked"] = openmoji.measure_reranking(pipeline, emoji, reranking)
     before_fidelity = time.time()
-    with progress_bar("Reading images for FID") as on_progress:
-        composition["fidelity"] = openmoji.measure_fidelity(samples_dir, emoji, protocol, device, on_progress)
+    composition["fidelity"] = openmoji.measure_fidelity(samples_dir, emoji, protocol, device)
     return {
         "reconstruction": reconstruction,
         "composition": composition,

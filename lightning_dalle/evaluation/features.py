@@ -14,6 +14,7 @@ from datasets import Dataset
 from datasets import Image as EncodedImage
 from jaxtyping import Num, UInt8
 from PIL import Image
+from rich.progress import track
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -29,7 +30,6 @@ from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.inception import Features, Inception
 from lightning_dalle.evaluation.protocol import ImagePreprocessing, Protocol
 from lightning_dalle.files import atomic_write
-from lightning_dalle.progress import OnProgress, no_progress
 
 CACHE_VERSION = 2
 """Version of decoding and preprocessing; raise it when they change, so that cached features are computed again."""
@@ -172,10 +172,8 @@ class FeatureExtractor:
     context: DistributedContext = DistributedContext()  # noqa: RUF009 (immutable)
     """Rank and world size of this process."""
 
-    def __call__(self, images: ImageList, on_progress: OnProgress = no_progress) -> FeatureSet:
+    def __call__(self, images: ImageList) -> FeatureSet:
         """Return the features of images; unreadable images are skipped and listed in `skipped`.
-
-        `on_progress` is called with the number of images read by this process.
 
         Raises:
             UserError: if no image can be decoded, or their sizes differ after preprocessing.
@@ -193,7 +191,7 @@ class FeatureExtractor:
             skipped: dict[str, str] = {}
             sizes: dict[str, None] = {}
             parts: dict[int, list[Features]] = {radius: [] for radius in radii}
-            for start in range(0, len(indices), self.batch_size):
+            for start in track(range(0, len(indices), self.batch_size), "Reading images"):
                 batch = []
                 for i in indices[start : start + self.batch_size]:
                     name = images.names[i]
@@ -209,7 +207,6 @@ class FeatureExtractor:
                     stacked = torch.stack(batch).to(device)
                     for radius in radii:
                         parts[radius].append(self.inception.features(blur(stacked, radius)))
-                on_progress(min(start + self.batch_size, len(indices)), len(indices))
             features = {radius: Features.join(part) for radius, part in parts.items() if part}
             return FeatureSet(names, skipped, features, list(sizes))
 
@@ -219,7 +216,6 @@ class FeatureExtractor:
                 return extract(indices)
             file = self.cache_dir / f"{name}.{rank}of{context.world_size}.pt"
             if file.is_file():
-                on_progress(len(images.names), len(images.names))
                 stored = torch.load(file, weights_only=True)
                 return FeatureSet(**stored | {"features": {r: Features(*f) for r, f in stored["features"].items()}})
             part = extract(indices)

@@ -34,7 +34,7 @@ from lightning_dalle.inference.rerank import expected_best_of_n, score_candidate
 from lightning_dalle.inference.scorers import fingerprint
 from lightning_dalle.models.clip import CLIP
 from lightning_dalle.models.dvae import DVAE
-from lightning_dalle.progress import OnProgress, no_progress
+from lightning_dalle.progress import progress_bar
 
 
 class Emoji:
@@ -129,7 +129,7 @@ def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
 
 
 def measure_dalle(
-    pipeline: TextToImage, emoji: Emoji, protocol: Protocol, folder: Path, on_progress: OnProgress = no_progress
+    pipeline: TextToImage, emoji: Emoji, protocol: Protocol, folder: Path
 ) -> tuple[dict[str, Any], list[int], list[Image.Image]]:
     """Generate samples of the protocol's captions, and return the accuracy of their nearest emoji.
 
@@ -138,14 +138,13 @@ def measure_dalle(
         emoji: emoji at the model's image size.
         protocol: settings of captions and sampling, with a single candidate for each caption.
         folder: folder for the samples; existing samples are kept.
-        on_progress: callback with the number of samples generated.
 
     Returns:
         figures, the index of each sample's prompted emoji, and the samples.
     """
     generation = protocol.generation
     prompts = choose_captions(emoji.splits[generation.split], generation.captions)
-    generate_samples(pipeline, prompts, generation, {1: folder}, on_progress=on_progress)
+    generate_samples(pipeline, prompts, generation, {1: folder})
     chosen = emoji.choose(generation.split, generation.captions)
     prompted = [i for i in chosen for _ in range(generation.samples_per_caption)]
     samples = first_samples(folder, len(prompted))
@@ -157,9 +156,7 @@ def measure_dalle(
     return figures, prompted, samples
 
 
-def measure_fidelity(
-    folder: Path, emoji: Emoji, protocol: Protocol, device: torch.device, on_progress: OnProgress = no_progress
-) -> dict[str, Any] | None:
+def measure_fidelity(folder: Path, emoji: Emoji, protocol: Protocol, device: torch.device) -> dict[str, Any] | None:
     """Return the figures of `fidelity`, without blur, for the samples that `measure_dalle` wrote into a folder.
 
     Return None if this machine has no Inception weights: a report must not need a download.
@@ -170,7 +167,7 @@ def measure_fidelity(
     inception, rows = Inception(weights).to(device), emoji.splits[protocol.generation.split]
     extractor = FeatureExtractor(inception, replace(protocol, blur_radii=(0,)))
     count = len(list(folder.glob("*.png")))
-    measured = measure_samples({1: folder}, count, rows, "OpenMoji", extractor, on_progress)
+    measured = measure_samples({1: folder}, count, rows, "OpenMoji", extractor)
     return {
         **measured["by_candidates"]["1"]["by_blur_radius"]["0"],
         "inception": {"file": weights.name, "sha256": inception.sha256},
@@ -193,12 +190,7 @@ def measure_clip(clip: CLIP, emoji: Emoji, count: int = 200) -> dict[str, Any]:
 
 
 def measure_reranking(
-    pipeline: TextToImage,
-    emoji: Emoji,
-    protocol: RerankingProtocol,
-    on_progress: OnProgress = no_progress,
-    seed: int = 0,
-    batch_size: int = 512,
+    pipeline: TextToImage, emoji: Emoji, protocol: RerankingProtocol, seed: int = 0, batch_size: int = 512
 ) -> dict[str, Any]:
     """Return the expected accuracy and score of the best of n candidates, for several n (paper, Fig. 9c).
 
@@ -207,17 +199,18 @@ def measure_reranking(
     prompted = emoji.choose("compositions", Captions(one_per_image=True, count=protocol.prompts, seed=seed))
     most = protocol.candidates[-1]
     requests = [Request(emoji.captions[i], seed + n * most + j) for n, i in enumerate(prompted) for j in range(most)]
-    images = pipeline.sample_images(requests, protocol.sampling, batch_size=batch_size, on_progress=on_progress)
     expected: dict[int, dict[str, list[float]]] = {n: {} for n in protocol.candidates}
-    for i in prompted:
-        own = itertools.islice(images, most)
-        candidates = list(score_candidates(own, emoji.captions[i], pipeline.scorer, batch_size))
-        scores = [candidate.score or 0.0 for candidate in candidates]
-        samples = torch.stack([candidate.image for candidate in candidates]).cpu()
-        measured: dict[str, Sequence[float | bool]] = {**emoji.is_right(samples, [i] * most), "score": scores}
-        for n, figures in expected.items():
-            for name, values in measured.items():
-                figures.setdefault(name, []).append(expected_best_of_n(values, scores, n))
+    with progress_bar("Sampling candidates") as on_progress:
+        images = pipeline.sample_images(requests, protocol.sampling, batch_size=batch_size, on_progress=on_progress)
+        for i in prompted:
+            own = itertools.islice(images, most)
+            candidates = list(score_candidates(own, emoji.captions[i], pipeline.scorer, batch_size))
+            scores = [candidate.score or 0.0 for candidate in candidates]
+            samples = torch.stack([candidate.image for candidate in candidates]).cpu()
+            measured: dict[str, Sequence[float | bool]] = {**emoji.is_right(samples, [i] * most), "score": scores}
+            for n, figures in expected.items():
+                for name, values in measured.items():
+                    figures.setdefault(name, []).append(expected_best_of_n(values, scores, n))
     return {
         "protocol": {
             "data": "OpenMoji, split compositions",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from rich.progress import track
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -19,17 +20,11 @@ from lightning_dalle.evaluation.metrics import perplexity, psnr
 from lightning_dalle.evaluation.statistics import mean
 from lightning_dalle.images import save_png, to_pil
 from lightning_dalle.models.dvae import DVAE
-from lightning_dalle.progress import OnProgress, no_progress
 
 
 @torch.no_grad()
 def measure_reconstructions(
-    dvae: DVAE,
-    originals: ImageList,
-    folder: Path,
-    extractor: FeatureExtractor,
-    batch_size: int,
-    on_progress: OnProgress = no_progress,
+    dvae: DVAE, originals: ImageList, folder: Path, extractor: FeatureExtractor, batch_size: int
 ) -> dict[str, Any]:
     """Return PSNR, SSIM, LPIPS, codebook perplexity and FID of reconstructions by argmax codes.
 
@@ -39,7 +34,6 @@ def measure_reconstructions(
         folder: folder for the reconstructions as PNG files, which must not contain other images.
         extractor: extractor of the features for FID; only its rank 0 returns figures, others an empty dictionary.
         batch_size: number of images reconstructed at once.
-        on_progress: callback with the number of images reconstructed by this process.
 
     Raises:
         UserError: if no image can be decoded, or a reconstruction contains NaN or infinite values.
@@ -50,7 +44,7 @@ def measure_reconstructions(
     own: dict[str, list[float]] = {"mse": [], "ssim": [], "lpips": []}
     counts = torch.zeros(dvae.config.codebook_size, dtype=torch.long)
     indices = context.indices(len(originals.names))
-    for start in range(0, len(indices), batch_size):
+    for start in track(range(0, len(indices), batch_size), "Reconstructing images"):
         read, names = [], []
         for i in indices[start : start + batch_size]:
             try:
@@ -71,7 +65,6 @@ def measure_reconstructions(
                 own["lpips"] += lpips(reconstructions, images).tolist()
             for image, name in zip(reconstructions, names, strict=True):
                 save_png(to_pil(image), folder / name, None)
-        on_progress(min(start + batch_size, len(indices)), len(indices))
     parts: list[dict[str, Any]] = [{**own, "counts": counts}]
     if context.world_size > 1:  # through hidden files, which are not listed as images
         torch.save(parts[0], folder / f".rank{context.rank}.pt")

@@ -32,7 +32,7 @@ from lightning_dalle.images import read_png_texts, save_png, to_pil
 from lightning_dalle.inference.config import check_candidates
 from lightning_dalle.inference.pipeline import Request, TextToImage
 from lightning_dalle.inference.rerank import best_of_n, score_candidates
-from lightning_dalle.progress import OnProgress, no_progress
+from lightning_dalle.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,6 @@ def generate_samples(
     generation: GenerationProtocol,
     folders: Mapping[int, Path],
     batch_size: int = 64,
-    on_progress: OnProgress = no_progress,
     context: DistributedContext = DistributedContext(),  # noqa: B008 (immutable)
 ) -> None:
     """Sample the candidates of every caption and save the best of the first n, for each n of the protocol.
@@ -151,7 +150,6 @@ def generate_samples(
         generation: settings of candidates, sampling and seed.
         folders: folder for the best of n candidates, by n.
         batch_size: number of candidates sampled at once.
-        on_progress: callback with the number of candidates sampled by this process.
         context: rank and world size of this process.
 
     Raises:
@@ -164,37 +162,33 @@ def generate_samples(
     indices = context.indices(len(prompts) * generation.samples_per_caption)
     todo = [i for i in indices if not (folders[num_candidates] / f"{i:06d}.png").exists()]
     done, total = (len(indices) - len(todo)) * num_candidates, len(indices) * num_candidates
-    on_progress(done, total)
     at_once = max(1, batch_size // num_candidates)
-    for start in range(0, len(todo), at_once):
-        captions = {i: prompts[i // generation.samples_per_caption].caption for i in todo[start : start + at_once]}
-        first_seed = {i: generation.seed + i * num_candidates for i in captions}
-        requests = [Request(captions[i], first_seed[i] + n) for i in captions for n in range(num_candidates)]
+    with progress_bar("Sampling captions") as on_progress:
+        on_progress(done, total)
+        for start in range(0, len(todo), at_once):
+            captions = {i: prompts[i // generation.samples_per_caption].caption for i in todo[start : start + at_once]}
+            first_seed = {i: generation.seed + i * num_candidates for i in captions}
+            requests = [Request(captions[i], first_seed[i] + n) for i in captions for n in range(num_candidates)]
 
-        def on_code(codes: int, of: int, done: int = done, count: int = len(requests)) -> None:
-            on_progress(done + count * codes // of, total)
+            def on_code(codes: int, of: int, done: int = done, count: int = len(requests)) -> None:
+                on_progress(done + count * codes // of, total)
 
-        images = pipeline.sample_images(requests, generation.sampling, batch_size=batch_size, on_progress=on_code)
-        for i, caption in captions.items():
-            candidates = itertools.islice(images, num_candidates)
-            for n, best in best_of_n(
-                score_candidates(candidates, caption, pipeline.scorer, batch_size), generation.candidates
-            ):
-                texts = {"caption": caption, "seed": str(first_seed[i] + best.number)}
-                texts |= {} if best.score is None else {"score": repr(best.score)}
-                save_png(to_pil(best.image), folders[n] / f"{i:06d}.png", pipeline.attribution, texts)
-        done += len(requests)
-    on_progress(done, total)
+            images = pipeline.sample_images(requests, generation.sampling, batch_size=batch_size, on_progress=on_code)
+            for i, caption in captions.items():
+                candidates = itertools.islice(images, num_candidates)
+                for n, best in best_of_n(
+                    score_candidates(candidates, caption, pipeline.scorer, batch_size), generation.candidates
+                ):
+                    texts = {"caption": caption, "seed": str(first_seed[i] + best.number)}
+                    texts |= {} if best.score is None else {"score": repr(best.score)}
+                    save_png(to_pil(best.image), folders[n] / f"{i:06d}.png", pipeline.attribution, texts)
+            done += len(requests)
+        on_progress(done, total)
     context.barrier()
 
 
 def measure_samples(
-    folders: Mapping[int, Path],
-    count: int,
-    rows: Dataset,
-    data_name: str,
-    extractor: FeatureExtractor,
-    on_progress: OnProgress = no_progress,
+    folders: Mapping[int, Path], count: int, rows: Dataset, data_name: str, extractor: FeatureExtractor
 ) -> dict[str, Any]:
     """Return the figures of saved samples, for each number of candidates and each blur radius.
 
@@ -204,16 +198,15 @@ def measure_samples(
         rows: dataset split with the reference images.
         data_name: path or name of the dataset, for messages and results.
         extractor: extractor of the features under the protocol; only its rank 0 returns figures.
-        on_progress: callback with the number of images read, counted separately for each folder and the reference.
 
     Raises:
         UserError: if a folder lacks samples or contains other images, or if there are too few images for the measures.
     """
     protocol = extractor.protocol
-    reference = extractor(images_in_dataset(choose_reference(rows, protocol), data_name), on_progress)
+    reference = extractor(images_in_dataset(choose_reference(rows, protocol), data_name))
     by_candidates = {}
     for n, folder in folders.items():
-        generated = extractor(images_in_folder(folder), on_progress)
+        generated = extractor(images_in_folder(folder))
         expected = {f"{i:06d}.png" for i in range(count)}
         if set(generated.names) != expected:
             wrong = sorted(expected - set(generated.names)) or sorted(set(generated.names) - expected)

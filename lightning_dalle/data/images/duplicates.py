@@ -24,7 +24,6 @@ from scipy.sparse.csgraph import connected_components
 
 from lightning_dalle.data.images.decoding import UnreadableImage, decode_pil
 from lightning_dalle.errors import UserError
-from lightning_dalle.progress import OnProgress, no_progress, progress_bar
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a crop, in pixels of a thumbnail."""
@@ -131,21 +130,18 @@ def find_reference(thumb: Image.Image, references: DuplicateIndex) -> tuple[int,
     return min(distances, key=lambda pair: pair[1], default=None)
 
 
-def find_within(images: DuplicateIndex, on_progress: OnProgress = no_progress) -> dict[tuple[int, int], float]:
+def find_within(images: DuplicateIndex) -> dict[tuple[int, int], float]:
     """Return the distance of each pair of similar images, keyed by (earlier index, later index).
 
-    Args:
-        images: index of the images by the crop `FULL` alone.
-        on_progress: called with the number of images compared and their total.
+    The images must be indexed by the crop `FULL` alone.
     """
     found: dict[tuple[int, int], float] = {}
-    for original, thumb in enumerate(images.thumbnails):
+    for original, thumb in enumerate(track(images.thumbnails, "Comparing")):
         candidates = images.candidates(thumb, CROPS)
         candidates.pop(original, None)
         for copy, (_, box) in itertools.islice(candidates.items(), NUM_CANDIDATES):
             pair = (min(original, copy), max(original, copy))
             found[pair] = min(align_crop(images.thumbnails[copy], thumb, box), found.get(pair, 1.0))
-        on_progress(original + 1, len(images.thumbnails))
     return found
 
 
@@ -207,8 +203,7 @@ def pairs_within(records: Dataset, threshold: float, counts: Mapping[str, Counte
         counts: counter by "train", which is filled: images read, and unreadable ones by reason.
     """
     rows, ids, thumbnails = _read_all(records, "train", counts["train"])
-    with progress_bar("Comparing") as on_progress:
-        distances = find_within(DuplicateIndex(thumbnails, [FULL]), on_progress)
+    distances = find_within(DuplicateIndex(thumbnails, [FULL]))
 
     def pair(distance: float, first: int, second: int) -> DuplicatePair:
         open_first, open_second = (partial(_open_row, records, rows[index]) for index in (first, second))

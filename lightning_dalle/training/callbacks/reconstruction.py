@@ -10,7 +10,6 @@ from lightning_dalle.evaluation.features import FeatureExtractor, images_in_data
 from lightning_dalle.evaluation.reconstruction import measure_reconstructions
 from lightning_dalle.evaluation.zero_shot import choose_reference, first_samples
 from lightning_dalle.images import captioned_grid
-from lightning_dalle.progress import progress_bar
 from lightning_dalle.training.callbacks.evaluation import Evaluation, Figures, reference_image
 from lightning_dalle.training.lit_dvae import LitDVAE
 
@@ -29,10 +28,7 @@ class ReconstructionEvaluation(Evaluation):
         originals = images_in_dataset(reference, data_name)
         weights = weights_digest(pl_module.dvae)
         folder = self.samples_folder(weights, originals.digest)
-        with progress_bar("Reconstructing images") as on_progress:
-            figures = measure_reconstructions(
-                pl_module.dvae, originals, folder, extractor, self.batch_size, on_progress
-            )
+        figures = measure_reconstructions(pl_module.dvae, originals, folder, extractor, self.batch_size)
 
         name, scalars = f"reconstruction_{self.protocol.name}", {}
         if extractor.context.rank == 0:

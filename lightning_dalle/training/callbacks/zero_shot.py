@@ -18,7 +18,6 @@ from lightning_dalle.images import captioned_grid
 from lightning_dalle.inference.config import check_candidates
 from lightning_dalle.inference.scorers import Scorer, fingerprint
 from lightning_dalle.plots import plot_scores, plot_sweep
-from lightning_dalle.progress import progress_bar
 from lightning_dalle.training.callbacks.evaluation import Evaluation, Figures, reference_image
 from lightning_dalle.training.lit_dalle import LitDALLE
 
@@ -62,13 +61,9 @@ class ZeroShotEvaluation(Evaluation):
         weights, ranked_by = weights_digest(pl_module.dalle, pl_module.dvae), fingerprint(self.scorer)
         samples = self.samples_folder(weights, pipeline.tokenizer.to_json(), prompts, asdict(generation), ranked_by)
         folders = zero_shot.sample_folders(samples, generation.candidates)
-        with progress_bar("Sampling captions") as on_progress:
-            zero_shot.generate_samples(
-                pipeline, prompts, generation, folders, self.batch_size, on_progress, extractor.context
-            )
-        with progress_bar("Reading images") as on_progress:
-            count = len(prompts) * generation.samples_per_caption
-            figures = zero_shot.measure_samples(folders, count, rows, data_name, extractor, on_progress)
+        zero_shot.generate_samples(pipeline, prompts, generation, folders, self.batch_size, extractor.context)
+        count = len(prompts) * generation.samples_per_caption
+        figures = zero_shot.measure_samples(folders, count, rows, data_name, extractor)
         filed = {
             "captions": len(prompts),
             "captions_asked_for": generation.captions.count,
