@@ -22,6 +22,9 @@ from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
 from lightning_dalle.training.precision.gradient_scales import PaperPrecision
 
+NUM_IMAGES = 16
+"""Number of images of a batch that a grid shows."""
+
 
 def batch_size(batch: Batch | EncodedBatch) -> int:
     """Return the number of records in a batch."""
@@ -34,13 +37,9 @@ class DataSummary(Callback):
     The grid of the first batch shows each image (decoded from its codes, if the dataset is encoded) below its tokens as
     text. A histogram of caption lengths in tokens is written after each epoch. Records are rejected before the first
     step, or, if streamed, during training; a resumed run counts the streamed ones from 0.
-
-    Args:
-        num_images: number of images of the first batch in the grid.
     """
 
-    def __init__(self, num_images: int = 16) -> None:
-        self.num_images = num_images
+    def __init__(self) -> None:
         self.rejected = Counter[str]()
         """Number of streamed records that this process rejected, by reason."""
         self.lengths: Tensor | None = None
@@ -58,7 +57,7 @@ class DataSummary(Callback):
             return
         if self.lengths is None and shows_images(trainer):
             images = [[to_pil(image)] for image in self._images(batch, pl_module)]
-            captions = [tokenizer.decode(ids) for ids in batch.text_tokens[: self.num_images].tolist()]
+            captions = [tokenizer.decode(ids) for ids in batch.text_tokens[:NUM_IMAGES].tolist()]
             grid = captioned_grid(images, captions, columns=4, side=160)
             log_image(trainer, "data/batch", grid, trainer.global_step)
         if self.lengths is None:
@@ -83,10 +82,10 @@ class DataSummary(Callback):
 
     def _images(self, batch: Batch | EncodedBatch, pl_module: pl.LightningModule) -> Float[Tensor, "n 3 h w"]:
         if isinstance(batch, Batch):
-            return batch.images[: self.num_images]
+            return batch.images[:NUM_IMAGES]
         assert isinstance(pl_module, LitDALLE)
         with torch.inference_mode():
-            return pl_module.dvae.decode(batch.codes[: self.num_images])
+            return pl_module.dvae.decode(batch.codes[:NUM_IMAGES])
 
     def _log_rejected(self, trainer: pl.Trainer, rejected: Counter[str]) -> None:
         scalars = {f"data/rejected/{reason}": float(count) for reason, count in rejected.items()}
@@ -94,14 +93,7 @@ class DataSummary(Callback):
 
 
 class Reconstructions(Callback):
-    """Grid of originals above their reconstructions, and a histogram of the used codes, at each validation.
-
-    Args:
-        num_images: number of images of the first validation batch that are shown.
-    """
-
-    def __init__(self, num_images: int = 16) -> None:
-        self.num_images = num_images
+    """Grid of originals above their reconstructions, and a histogram of the used codes, at each validation."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         require_model(self, pl_module, LitDVAE)
@@ -112,7 +104,7 @@ class Reconstructions(Callback):
         if batch_idx > 0 or not shows_images(trainer):
             return
         assert isinstance(pl_module, LitDVAE)
-        images = batch.images[: self.num_images]
+        images = batch.images[:NUM_IMAGES]
         with torch.inference_mode():
             reconstructed = pl_module(images)
         rows = [[to_pil(image) for image in row] for row in (images, reconstructed)]
