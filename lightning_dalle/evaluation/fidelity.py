@@ -14,7 +14,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.inception import Features
 from lightning_dalle.evaluation.protocol import FidelityConfig
-from lightning_dalle.evaluation.statistics import proportion_of
+from lightning_dalle.evaluation.statistics import proportion
 
 
 def fidelity_by_radius(
@@ -69,8 +69,8 @@ def fidelity(generated: Features, reference: Features, config: FidelityConfig) -
             "std": kid["kernel_inception_distance_std"],
             "subset_size": subset,
         },
-        "precision": proportion_of(round(prc["precision"] * counts["generated"]), counts["generated"]),
-        "recall": proportion_of(round(prc["recall"] * counts["reference"]), counts["reference"]),
+        "precision": proportion(round(prc["precision"] * counts["generated"]), counts["generated"]),
+        "recall": proportion(round(prc["recall"] * counts["reference"]), counts["reference"]),
         "inception_score": _inception_score(generated, config),
     }
 

@@ -20,7 +20,7 @@ from lightning_dalle.evaluation.inception import Inception, find_local_weights
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
 from lightning_dalle.evaluation.metrics import CodebookPerplexity, NearestImages, RetrievalRecall, psnr
 from lightning_dalle.evaluation.protocol import Captions, Protocol, RerankingProtocol
-from lightning_dalle.evaluation.statistics import mean, mean_of_proportions, proportion, proportion_of
+from lightning_dalle.evaluation.statistics import mean, mean_of_proportions, proportion
 from lightning_dalle.evaluation.zero_shot import (
     choose_captions,
     first_samples,
@@ -76,7 +76,7 @@ class Emoji:
 
     def accuracy(self, samples: Float[Tensor, "n 3 h w"], prompted: list[int]) -> dict[str, Any]:
         """Return the proportions of samples with the right emoji and with the right skin tone, as in `is_right`."""
-        return {name: proportion(hits) for name, hits in self.is_right(samples, prompted).items()}
+        return {name: proportion(sum(hits), len(hits)) for name, hits in self.is_right(samples, prompted).items()}
 
 
 def measure_dvae(dvae: DVAE, emoji: Emoji) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def measure_clip(clip: CLIP, emoji: Emoji, count: int = 200) -> dict[str, Any]:
         )
     return {
         "protocol": {"data": "OpenMoji, split val", "images": len(val), "ties": "count against"},
-        **{name: proportion_of(round(float(value) * len(val)), len(val)) for name, value in recall.compute().items()},
+        **{name: proportion(round(float(value) * len(val)), len(val)) for name, value in recall.compute().items()},
     }
 
 

@@ -8,12 +8,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 
-def proportion(hits: Sequence[bool]) -> dict[str, Any]:
-    """Return the proportion of true values with Wilson's 95 % interval."""
-    return proportion_of(sum(hits), len(hits))
-
-
-def proportion_of(hits: int, count: int) -> dict[str, Any]:
+def proportion(hits: int, count: int) -> dict[str, Any]:
     """Return the proportion hits / count with Wilson's 95 % interval."""
     test = binomtest(hits, count).proportion_ci(method="wilson")
     return {

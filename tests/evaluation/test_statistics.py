@@ -20,7 +20,7 @@ def test_one_value_has_no_interval() -> None:
 
 
 def test_a_proportion_lies_in_its_interval() -> None:
-    found = proportion([True] * 40 + [False] * 60)
+    found = proportion(40, 100)
     assert (found["value"], found["hits"], found["of"]) == (0.4, 40, 100)
     assert found["ci95"] == [0.3094, 0.498]
 
@@ -29,7 +29,7 @@ def test_a_proportion_lies_in_its_interval() -> None:
 def test_a_mean_of_hits_and_misses_is_their_proportion(hits: int) -> None:
     one, other = (
         mean_of_proportions([1.0] * hits + [0.0] * (30 - hits), 64.0),
-        proportion([True] * hits + [False] * (30 - hits)),
+        proportion(hits, 30),
     )
     assert one["value"] == other["value"]
     assert one["ci95"] == pytest.approx(other["ci95"], abs=2e-4)
@@ -45,5 +45,5 @@ def test_proportions_that_vary_less_have_a_narrower_interval() -> None:
 
 @pytest.mark.parametrize("values", [[0.5] * 20, [0.5] * 19 + [0.5001], [0.45, 0.55] * 10])
 def test_the_interval_is_no_narrower_than_that_of_all_trials(values: list[float]) -> None:
-    most = proportion([True, False] * 40)  # four trials behind each of twenty
+    most = proportion(40, 80)  # four trials behind each of twenty
     assert mean_of_proportions(values, 4.0)["ci95"] == pytest.approx(most["ci95"], abs=2e-4)
