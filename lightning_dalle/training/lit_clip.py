@@ -36,7 +36,7 @@ class LitCLIP(LitModule):
         init_from: trained CLIP of the same shape (checkpoint, safetensors file or folder) that a fit starts from.
     """
 
-    kind = "clip"
+    kind, config_type = "clip", CLIPConfig
 
     def __init__(
         self,
@@ -60,11 +60,6 @@ class LitCLIP(LitModule):
     def trained(self) -> nn.Module:
         """Both encoders of CLIP."""
         return self.clip.network
-
-    @classmethod
-    def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Return the config of CLIP."""
-        return {"config": CLIPConfig(**checkpoint["clip_config"])}
 
     def initialize(self, path: Path) -> None:
         """Load the weights of a trained CLIP of the same shape."""

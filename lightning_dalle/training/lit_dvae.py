@@ -37,7 +37,7 @@ class LitDVAE(LitModule):
         init_from: trained dVAE or DALL-E (checkpoint, safetensors file or folder) from whose dVAE a fit starts.
     """
 
-    kind = "dvae"
+    kind, config_type = "dvae", DVAEConfig
 
     def __init__(
         self,
@@ -68,11 +68,6 @@ class LitDVAE(LitModule):
     def trained(self) -> DVAE:
         """The dVAE."""
         return self.dvae
-
-    @classmethod
-    def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Return the config of the dVAE."""
-        return {"config": DVAEConfig(**checkpoint["dvae_config"])}
 
     def initialize(self, path: Path) -> None:
         """Load the weights of a trained dVAE of the same shape."""

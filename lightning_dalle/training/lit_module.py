@@ -46,6 +46,8 @@ class LitModule(pl.LightningModule):
 
     kind: ClassVar[str]
     """Name of the model in checkpoints: dvae, dalle or clip."""
+    config_type: ClassVar[type[DVAEConfig | CLIPConfig]]
+    """Class of the constructor's `config`, if checkpoints contain that config as it is."""
     learning_rate: Schedule | None
     optimizer: OptimizerFactory
     seed: int
@@ -99,7 +101,7 @@ class LitModule(pl.LightningModule):
     @classmethod
     def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return the arguments of the constructor that the models in a checkpoint determine."""
-        raise NotImplementedError
+        return {"config": cls.config_type(**checkpoint[f"{cls.kind}_config"])}
 
     @property
     def attached_trainer(self) -> pl.Trainer | None:
