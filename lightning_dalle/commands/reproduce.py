@@ -63,7 +63,6 @@ def reproduce(
 
 
 def _measure(run_dir: Path, protocol: Protocol, reranking: RerankingProtocol | None, has_clip: bool) -> dict[str, Any]:
-    """Measure the trained models of a recipe, save samples, and return the figures."""
     from lightning_dalle.checkpoints import load_dvae
     from lightning_dalle.evaluation import openmoji
     from lightning_dalle.hardware import describe_hardware, resolve_device

@@ -118,8 +118,7 @@ def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
             )
         return rows.select(list(found))
     first = {name: i for i, name in reversed(list(enumerate(image_names(rows))))}
-    if len(first) < len(rows):
-        rows = rows.select(sorted(first.values()))
+    rows = rows.select(sorted(first.values()))
     if protocol.reference_count is None or protocol.reference_count >= len(rows):
         return rows
     chosen = random.Random(protocol.fidelity.seed).sample(range(len(rows)), protocol.reference_count)
