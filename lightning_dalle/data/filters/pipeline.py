@@ -96,10 +96,12 @@ class FilterPipeline:
         Decisions are cached. The cache key contains the rows, the filters, and size and modification time of image
         files. Images whose URL failed are requested again in every call. Large splits use `num_workers` processes.
         """
-        pipeline = self._resolved(rows)
+        pipeline, column = self._resolved(rows), rows.data.column("image")
+        is_file = pc.is_null(pc.struct_field(column, "bytes"))
+        files = [path for path in pc.struct_field(column, "path").filter(is_file).to_pylist() if path]
         decisions = rows.map(
             _decide,
-            fn_kwargs={"pipeline": pipeline, "version": CACHE_VERSION, "files": file_fingerprint(_image_files(rows))},
+            fn_kwargs={"pipeline": pipeline, "version": CACHE_VERSION, "files": file_fingerprint(files)},
             remove_columns=rows.column_names,
             features=DECISION,
             num_proc=num_workers if num_workers and len(rows) > MIN_ROWS_FOR_WORKERS else None,
@@ -143,12 +145,6 @@ def record_name(record: Record, index: int) -> str:
     if image is not None and image["bytes"] is None and image["path"]:
         return str(image["path"])
     return str(record.get("id") or index)
-
-
-def _image_files(rows: Dataset) -> list[str]:
-    column = rows.data.column("image")
-    is_file = pc.is_null(pc.struct_field(column, "bytes"))
-    return [path for path in pc.struct_field(column, "path").filter(is_file).to_pylist() if path]
 
 
 def _decide(record: Record, pipeline: FilterPipeline, version: int = CACHE_VERSION, files: str = "") -> dict[str, Any]:
