@@ -9,14 +9,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from lightning_dalle.data.captions import MAX_CAPTION_CHARACTERS, caption_list
-from lightning_dalle.data.filters.rules import (
-    CaptionFilter,
-    DuplicateCaptions,
-    Filter,
-    ImageFilter,
-    RecordFilter,
-    TooLong,
-)
+from lightning_dalle.data.filters import rules
 from lightning_dalle.data.images.decoding import UNREACHABLE_IMAGE, UnreadableImage, decode_image, stored_size
 from lightning_dalle.files import file_fingerprint
 
@@ -55,13 +48,13 @@ class FilterPipeline:
     pass. If none passes, the record is rejected for the reason of the filter that rejected the last caption.
     """
 
-    def __init__(self, filters: Sequence[Filter] = ()) -> None:
+    def __init__(self, filters: Sequence[rules.Filter] = ()) -> None:
         self.filters = filters
         # Grouped once, because isinstance with a protocol takes longer than most filters do.
-        length = TooLong(max_characters=MAX_CAPTION_CHARACTERS)
-        self._caption_filters = [found for found in (length, *filters) if isinstance(found, CaptionFilter)]
-        self._image_filters = [found for found in filters if isinstance(found, ImageFilter)]
-        self._record_filters = [found for found in filters if isinstance(found, RecordFilter)]
+        length = rules.TooLong(max_characters=MAX_CAPTION_CHARACTERS)
+        self._caption_filters = [found for found in (length, *filters) if isinstance(found, rules.CaptionFilter)]
+        self._image_filters = [found for found in filters if isinstance(found, rules.ImageFilter)]
+        self._record_filters = [found for found in filters if isinstance(found, rules.RecordFilter)]
 
     def check(self, record: Record, decode: bool = False) -> Record | Rejection:
         """Return the record with the captions that pass, or its rejection.
@@ -126,13 +119,13 @@ class FilterPipeline:
     def require_caption_counts(self) -> None:
         """Raise a UserError if a filter DuplicateCaptions has no caption counts; streamed data needs a file of them."""
         for found in self.filters:
-            if isinstance(found, DuplicateCaptions):
+            if isinstance(found, rules.DuplicateCaptions):
                 _ = found.counts
 
     def _resolved(self, rows: Dataset) -> "FilterPipeline":
         filters = list(self.filters)
         for i, found in enumerate(filters):
-            if isinstance(found, DuplicateCaptions) and found.file is None:
+            if isinstance(found, rules.DuplicateCaptions) and found.file is None:
                 filters[i] = found.counted(map(caption_list, rows["captions"]))
         pipeline = FilterPipeline(filters)
         pipeline.require_caption_counts()  # adds the counts to the cache key: the file may change but keep its name
