@@ -125,11 +125,6 @@ def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
     return rows.select(sorted(chosen))
 
 
-def sample_folders(folder: Path, candidates: tuple[int, ...]) -> dict[int, Path]:
-    """Return the subfolder for the best of n candidates, for each n in `candidates`."""
-    return {n: folder / f"best_of_{n}" for n in candidates}
-
-
 def generate_samples(
     pipeline: TextToImage,
     prompts: list[Prompt],

@@ -22,7 +22,6 @@ from lightning_dalle.evaluation.zero_shot import (
     count_shared_images,
     generate_samples,
     reference_index,
-    sample_folders,
 )
 from lightning_dalle.images import read_png_texts
 from lightning_dalle.inference.pipeline import TextToImage
@@ -119,7 +118,7 @@ def test_a_csv_may_have_a_byte_order_mark_and_blank_captions(
 
 def test_the_best_of_more_candidates_scores_no_less(red_pipeline: TextToImage, tmp_path: Path) -> None:
     generation = GenerationProtocol(candidates=(1, 2, 5), samples_per_caption=2)
-    folders = sample_folders(tmp_path, generation.candidates)
+    folders = {n: tmp_path / str(n) for n in generation.candidates}
     generate_samples(red_pipeline, PROMPTS, generation, folders, batch_size=3)
     scores = {
         n: [float(read_png_texts(folder / f"{i:06d}.png")["score"]) for i in range(6)] for n, folder in folders.items()
@@ -172,7 +171,7 @@ def test_two_processes_generate_what_one_generates(pipeline: TextToImage, tmp_pa
 def test_several_candidates_need_a_scorer(pipeline: TextToImage, tmp_path: Path) -> None:
     generation = GenerationProtocol(candidates=(1, 4))
     with pytest.raises(UserError, match="cannot choose the best 1 of 4 candidates without a scorer: give a CLIP"):
-        generate_samples(pipeline, PROMPTS, generation, sample_folders(tmp_path, (1, 4)))
+        generate_samples(pipeline, PROMPTS, generation, {n: tmp_path / str(n) for n in (1, 4)})
 
 
 @pytest.mark.parametrize(
