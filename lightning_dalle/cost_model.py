@@ -23,11 +23,6 @@ class Bytes:
     powersgd: float = 4.0
     """Bytes of a number in PowerSGD's error buffers and messages."""
 
-    @property
-    def cast_weights(self) -> float:
-        """Bytes of the copy of a weight in the compute precision; 0 if weights already have that precision."""
-        return 0.0 if self.compute == self.weights else self.compute
-
 
 MIXED = Bytes(weights=4.0, compute=2.0)
 PRECISIONS = {
@@ -89,11 +84,12 @@ def memory_per_device(config: DALLEConfig, setup: TrainingSetup) -> dict[str, fl
     block_activations = residual * (RESIDUAL_ACTIVATIONS * size.weights + BRANCH_ACTIVATIONS * size.compute)
     block_inputs = n_layer * residual * size.weights
     kept_blocks = 1 if setup.checkpoint_activations else n_layer
+    cast_weight = 0.0 if size.compute == size.weights else size.compute
     logits = setup.batch_size * (config.text_len * config.text_vocab_size + config.image_len * config.codebook_size)
     moments = matrices * setup.moments + (total - matrices) * 2 * size.weights
     return {
         "weights": shard * size.weights,
-        "weights cast for matrix products": size.cast_weights * kept_blocks * block,
+        "weights cast for matrix products": cast_weight * kept_blocks * block,
         "gradients": shard * size.weights,
         "optimizer moments": moments / setup.shard_group,
         "DDP buckets": 0.0 if is_sharded or setup.devices == 1 else total * size.weights,

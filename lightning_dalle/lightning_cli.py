@@ -78,11 +78,13 @@ def use_checkpoint_shape(config: Any, checkpoint: dict[str, Any], path: Path, mo
     config.data.image_size = checkpoint["clip_config" if model == "clip" else "dvae_config"]["image_size"]
 
 
-def start_from_checkpoint(config: Any, checkpoint: dict[str, Any], path: Path, model: str) -> None:
-    """Give a fit the shape, and a DALL-E's also the tokenizer and by default the dVAE, of a trained model."""
+def use_initial_shape(config: Any, model: str) -> None:
+    """Use the shape of `model.init_from` in a config of fit, and of a DALL-E also the tokenizer and the dVAE."""
+    from lightning_dalle.checkpoints import read_checkpoint
+
     arguments, vocab_size = config.model.init_args, config.data.vocab_size
-    dvae = arguments.get("dvae_checkpoint")
-    use_checkpoint_shape(config, checkpoint, path, model)
+    path, dvae = Path(arguments.init_from), arguments.get("dvae_checkpoint")
+    use_checkpoint_shape(config, read_checkpoint(path, model), path, model)
     if model == "dalle":
         arguments.dvae_checkpoint = dvae or path
         arguments.text_vocab_size = config.data.vocab_size = vocab_size  # may be larger, for new tokens
@@ -138,9 +140,8 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
             model, path = trained_model(config.model.class_path), config.ckpt_path
             if model is None:  # Lightning alone reads the checkpoints of other modules
                 return
-            if self.subcommand == "fit" and config.model.init_args.init_from is not None:
-                start = resolve_checkpoint(config.model.init_args.init_from, model)
-                start_from_checkpoint(config, read_checkpoint(start, model), start, model)
+            if self.subcommand == "fit" and config.model.init_args.get("init_from") is not None:
+                use_initial_shape(config, model)
             if path in (None, "last", "best", "hpc") or Path(path, ".metadata").is_file():  # a sharded checkpoint
                 return
             file = resolve_checkpoint(path, model)

@@ -35,14 +35,18 @@ def read_result(file: Path) -> dict[str, Any]:
 
 def markdown_table(results: Mapping[str, dict[str, Any]]) -> str:
     """Return results by name as one Markdown table, with their warnings as a list below it."""
-    rows = [(name, *row) for name, result in results.items() for row in _rows(result)]
+    rows, warnings = [], dict[str, None]()
+    for name, result in results.items():
+        for what, figures, more in _figures(result):
+            rows.append((name, *_row(what, figures, more)))
+            if figures is not None and figures["fid"].get("warning"):
+                warnings[f"- {name}: {figures['fid']['warning']}"] = None
     lines = [f"| {' | '.join(cells)} |" for cells in (HEADER, ("---",) * len(HEADER), *rows)]
-    warnings = [f"- {name}: {warning}" for name, result in results.items() for warning in _warnings(result)]
     return "\n".join([*lines, "", *warnings]).rstrip()
 
 
-def _rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield the rows of a result, without the name in the first column."""
+def _figures(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
+    """Yield what each row of a result shows, its figures, and the text of the last column."""
     kind = result["kind"]
     name = result["protocol"]["name"] if "protocol" in result else "openmoji"
     if kind == "recipe":
@@ -52,30 +56,20 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             f"retrieved {_percent(dvae['retrieval'])}; compositions right {_percent(composition['right_emoji'])}, "
             f"skin tone {_percent(composition['right_skin_tone'])}"
         )
-        yield _row("the recipe's report", composition.get("fidelity"), more)
+        yield "the recipe's report", composition.get("fidelity"), more
     elif kind == "zero_shot":
         for num_candidates, measured in result["by_candidates"].items():
             for radius, figures in measured["by_blur_radius"].items():
                 score = "" if measured["score"] is None else f"score {_number(measured['score'])}"
-                yield _row(f"{name}, best of {num_candidates}, blur {radius}", figures, score)
+                yield f"{name}, best of {num_candidates}, blur {radius}", figures, score
     elif kind in ("reconstruction", "folders"):
         more = ""
         if kind == "reconstruction":
             more = f"PSNR {result['psnr_db']['value']:.2f} dB, SSIM {_number(result['ssim'])}"
         for radius, figures in result["by_blur_radius"].items():
-            yield _row(f"{name}, {kind}, blur {radius}", figures, more)
+            yield f"{name}, {kind}, blur {radius}", figures, more
     else:
         raise KeyError(f"unknown kind {kind}")
-
-
-def _warnings(result: dict[str, Any]) -> list[str]:
-    """Return the distinct warnings about a result's FIDs, for example that few images bias it."""
-    parts = (result, *result.get("by_candidates", {}).values())
-    figures = [measured for part in parts for measured in part.get("by_blur_radius", {}).values()]
-    if result["kind"] == "recipe":
-        figures.append(result["composition"].get("fidelity"))
-    warnings = (measured["fid"].get("warning") for measured in figures if measured is not None)
-    return list(dict.fromkeys(warning for warning in warnings if warning))
 
 
 def _row(what: str, figures: dict[str, Any] | None, more: str) -> tuple[str, ...]:

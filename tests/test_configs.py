@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.strategies import ModelParallelStrategy
 
+from lightning_dalle import lightning_cli
 from lightning_dalle.commands.reproduce import reproduce
 from lightning_dalle.data.images.transforms import DALLEAugmentation, DVAEAugmentation
 from lightning_dalle.evaluation.protocol import Protocol
@@ -40,6 +41,7 @@ FITS = [path for path in CONFIGS if path not in (*RECIPES, *PROTOCOLS, *EVALS, *
 @pytest.mark.parametrize("path", FITS, ids=str)
 def test_fit_accepts_the_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    monkeypatch.setattr(lightning_cli, "use_initial_shape", lambda config, model: None)  # it reads the trained model
     cli = run_lightning(["fit", "--config", str(path), "--trainer.accelerator", "cpu"])
     assert type(cli.model).__name__ in ("LitDVAE", "LitDALLE", "LitCLIP")
     every = cli.trainer.checkpoint_callback._every_n_train_steps or cli.trainer.val_check_interval  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pytorch_lightning.cli import LightningCLI
 
-from lightning_dalle import cli
+from lightning_dalle import cli, lightning_cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), Path("evals/README.md"), *sorted(Path("docs").glob("*.md"))]
@@ -77,6 +77,7 @@ def parse_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_parsers: d
     for name in FOLDERS:
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lightning_cli, "use_initial_shape", lambda config, model: None)  # it reads the trained model
     build = LightningCLI.setup_parser
 
     def setup_parser(self: LightningCLI, *args: Any) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lightning_dalle.errors import UserError
-from lightning_dalle.evaluation.protocol import Protocol
+from lightning_dalle.evaluation.protocol import Protocol, check_at_least
 
 
 def evaluate(
@@ -32,8 +32,7 @@ def evaluate(
     """
     if out.is_file():
         raise UserError(f"cannot write a result into {out}: it is a file; choose a folder as --out")
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}, but must be at least 1")
+    check_at_least(1, batch_size=batch_size)
 
     from lightning_dalle.evaluation.features import FeatureExtractor, images_in_folder
     from lightning_dalle.evaluation.fidelity import fidelity_by_radius

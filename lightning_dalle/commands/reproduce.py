@@ -15,10 +15,7 @@ from lightning_dalle.results_table import FORMAT
 
 
 def reproduce(
-    run_dir: Path,
-    stages: dict[str, list[str]],
-    protocol: Protocol,
-    reranking: RerankingProtocol | None = None,
+    run_dir: Path, stages: dict[str, list[str]], protocol: Protocol, reranking: RerankingProtocol | None = None
 ) -> None:
     """Train the stages of a recipe on OpenMoji with `fit`, then measure them; a run that was interrupted resumes.
 
@@ -63,7 +60,6 @@ def reproduce(
 
 
 def _measure(run_dir: Path, protocol: Protocol, reranking: RerankingProtocol | None, has_clip: bool) -> dict[str, Any]:
-    """Measure the trained models of a recipe, save samples, and return the figures."""
     from lightning_dalle.checkpoints import load_dvae
     from lightning_dalle.evaluation import openmoji
     from lightning_dalle.hardware import describe_hardware, resolve_device
@@ -145,12 +141,7 @@ def run_stage(name: str, fit: list[str], run_dir: Path, after: str | None) -> di
     logger = "--trainer.logger.init_args."
     begun = time.time()
     run_lightning(["fit", *fit, f"{logger}save_dir", str(run_dir), f"{logger}version", name, *resume])
-    record = {
-        **settings,
-        "checkpoint": sha256(last),
-        "seconds": round(time.time() - begun, 1),
-        "resumed": bool(resume),
-    }
+    record = {**settings, "checkpoint": sha256(last), "seconds": round(time.time() - begun, 1), "resumed": bool(resume)}
     write_json(finished, record)
     return record
 

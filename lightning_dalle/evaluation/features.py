@@ -18,14 +18,7 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from lightning_dalle.data.images.decoding import (
-    IMAGE_EXTENSIONS,
-    UnreadableImage,
-    decode_pil,
-    find_images,
-    read_bytes,
-    to_rgb,
-)
+from lightning_dalle.data.images import decoding
 from lightning_dalle.errors import UserError
 from lightning_dalle.evaluation.inception import Features, Inception
 from lightning_dalle.evaluation.protocol import ImagePreprocessing, Protocol
@@ -37,7 +30,7 @@ CACHE_VERSION = 2
 
 def preprocess(image: Image.Image, preprocessing: ImagePreprocessing) -> UInt8[Tensor, "3 h w"]:
     """Return an image as uint8 RGB, resized and cropped by the method and to the size of `preprocessing`."""
-    pixels: Tensor = v2.functional.pil_to_tensor(to_rgb(image))
+    pixels: Tensor = v2.functional.pil_to_tensor(decoding.to_rgb(image))
     if preprocessing.resize == "clean-fid":
         # In float, as clean-fid does: for uint8, torchvision uses integer weights, which alters pixels at edges.
         resized = v2.functional.resize(pixels.float(), [299, 299], InterpolationMode.BICUBIC, antialias=True)
@@ -121,15 +114,17 @@ def images_in_folder(folder: Path) -> ImageList:
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder of images at {folder}: correct the path")
-    paths, ignored = find_images(folder)
+    paths, ignored = decoding.find_images(folder)
     if not paths:
         raise UserError(
             f"{folder} contains no image and {ignored.total()} other files: correct the path, or add images that "
-            f"end in {', '.join(sorted(IMAGE_EXTENSIONS))}"
+            f"end in {', '.join(sorted(decoding.IMAGE_EXTENSIONS))}"
         )
     names = [str(path.relative_to(folder)) for path in paths]
     images = [{"bytes": None, "path": str(path)} for path in paths]
-    return ImageList(str(folder), names, lambda i: decode_pil(images[i]), _digest(names, images), dict(ignored))
+    return ImageList(
+        str(folder), names, lambda i: decoding.decode_pil(images[i]), _digest(names, images), dict(ignored)
+    )
 
 
 def image_names(rows: Dataset) -> list[str]:
@@ -150,7 +145,7 @@ def images_in_dataset(rows: Dataset, data_name: str) -> ImageList:
     names = image_names(rows)
     encoded = rows.select_columns("image").cast_column("image", EncodedImage(decode=False))
     digest = _digest(names, (row["image"] for row in encoded))
-    return ImageList(data_name, names, lambda i: decode_pil(encoded[i]["image"]), digest)
+    return ImageList(data_name, names, lambda i: decoding.decode_pil(encoded[i]["image"]), digest)
 
 
 @dataclass(frozen=True)
@@ -197,7 +192,7 @@ class FeatureExtractor:
                     name = images.names[i]
                     try:
                         batch.append(preprocess(images.decode(i), preprocessing))
-                    except UnreadableImage as error:
+                    except decoding.UnreadableImage as error:
                         skipped[name] = error.reason
                         continue
                     names.append(name)
@@ -255,8 +250,8 @@ def _digest(names: Iterable[str], images: Iterable[Mapping[str, Any] | None]) ->
     digest = hashlib.sha256()
     for name, image in zip(names, images, strict=True):
         try:
-            encoded = read_bytes(image)
-        except UnreadableImage as error:
+            encoded = decoding.read_bytes(image)
+        except decoding.UnreadableImage as error:
             encoded = error.reason.encode()
         digest.update(name.encode() + b"\0" + hashlib.sha256(encoded).digest())
     return digest.hexdigest()

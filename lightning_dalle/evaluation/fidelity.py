@@ -107,11 +107,7 @@ def _inception_score(generated: Features, config: FidelityConfig) -> dict[str, A
             "lower fidelity.isc_splits in the protocol",
         }  # fmt: skip
     score = isc_features_to_metric(generated.logits, config.isc_splits, shuffle=True, rng_seed=config.seed)
-    return {
-        "value": score["inception_score_mean"],
-        "std": score["inception_score_std"],
-        "splits": config.isc_splits,
-    }
+    return {"value": score["inception_score_mean"], "std": score["inception_score_std"], "splits": config.isc_splits}
 
 
 def _warning(counts: dict[str, int]) -> str | None:

@@ -50,12 +50,10 @@ def find_local_weights(path: Path | None = None) -> Path | None:
     """
     if is_disabled(path):
         return None
-    if path is None and os.environ.get(ENV_VAR):
-        path = Path(os.environ[ENV_VAR])
-    if path is not None:
-        if not path.is_file():
-            raise UserError(f"there are no Inception weights at {path}: correct the path in --inception or ${ENV_VAR}")
-        return path
+    if named := path or os.environ.get(ENV_VAR):
+        if not Path(named).is_file():
+            raise UserError(f"there are no Inception weights at {named}: correct the path in --inception or ${ENV_VAR}")
+        return Path(named)
     cached = _hub_file()
     return cached if cached.is_file() else None
 

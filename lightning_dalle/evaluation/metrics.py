@@ -102,8 +102,6 @@ class NearestImages:
 
     def __call__(self, images: Float[Tensor, "n 3 h w"], chunk: int = 256) -> Int[Tensor, " n"]:
         """Return the index of the reference image nearest to each image."""
-        return torch.cat([self._nearest(part.double()) for part in images.flatten(1).split(chunk)])
-
-    def _nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
         # The squared norm of x is left out: it is the same for all references.
-        return torch.addmm(self.squares, x, self.references.T, alpha=-2).argmin(dim=1)
+        parts = (part.double() for part in images.flatten(1).split(chunk))
+        return torch.cat([torch.addmm(self.squares, x, self.references.T, alpha=-2).argmin(dim=1) for x in parts])

@@ -15,19 +15,13 @@ from torch import Tensor
 
 from lightning_dalle.data.images.transforms import to_image
 from lightning_dalle.data.sources.openmoji import OpenMoji
+from lightning_dalle.evaluation import zero_shot
 from lightning_dalle.evaluation.features import FeatureExtractor
 from lightning_dalle.evaluation.inception import Inception, find_local_weights
 from lightning_dalle.evaluation.kmeans import kmeans_reconstructions
 from lightning_dalle.evaluation.metrics import CodebookPerplexity, NearestImages, RetrievalRecall, psnr
 from lightning_dalle.evaluation.protocol import Captions, Protocol, RerankingProtocol
 from lightning_dalle.evaluation.statistics import mean, mean_of_proportions, proportion
-from lightning_dalle.evaluation.zero_shot import (
-    choose_captions,
-    first_samples,
-    generate_samples,
-    measure_samples,
-    reference_index,
-)
 from lightning_dalle.images import captioned_grid, to_pil
 from lightning_dalle.inference.pipeline import Request, TextToImage
 from lightning_dalle.inference.rerank import expected_best_of_n, score_candidates
@@ -63,7 +57,7 @@ class Emoji:
     def choose(self, split: str, captions: Captions) -> list[int]:
         """Return the indices of the emoji that a protocol's captions describe, in the order of the captions."""
         rows, indices = self.splits[split], self.indices(split)
-        found = reference_index(rows, choose_captions(rows, captions))
+        found = zero_shot.reference_index(rows, zero_shot.choose_captions(rows, captions))
         return [indices[i] for i in found if i is not None]
 
     def is_right(self, samples: Float[Tensor, "n 3 h w"], prompted: list[int]) -> dict[str, list[bool]]:
@@ -143,11 +137,11 @@ def measure_dalle(
         figures, the index of each sample's prompted emoji, and the samples.
     """
     generation = protocol.generation
-    prompts = choose_captions(emoji.splits[generation.split], generation.captions)
-    generate_samples(pipeline, prompts, generation, {1: folder})
+    prompts = zero_shot.choose_captions(emoji.splits[generation.split], generation.captions)
+    zero_shot.generate_samples(pipeline, prompts, generation, {1: folder})
     chosen = emoji.choose(generation.split, generation.captions)
     prompted = [i for i in chosen for _ in range(generation.samples_per_caption)]
-    samples = first_samples(folder, len(prompted))
+    samples = zero_shot.first_samples(folder, len(prompted))
     images = torch.stack([to_image(sample, sample.width) for sample in samples])
     figures = {
         "protocol": {"data": "OpenMoji", **asdict(protocol), "right": _nearest_of(emoji)},
@@ -167,7 +161,7 @@ def measure_fidelity(folder: Path, emoji: Emoji, protocol: Protocol, device: tor
     inception, rows = Inception(weights).to(device), emoji.splits[protocol.generation.split]
     extractor = FeatureExtractor(inception, replace(protocol, blur_radii=(0,)))
     count = len(list(folder.glob("*.png")))
-    measured = measure_samples({1: folder}, count, rows, "OpenMoji", extractor)
+    measured = zero_shot.measure_samples({1: folder}, count, rows, "OpenMoji", extractor)
     return {
         **measured["by_candidates"]["1"]["by_blur_radius"]["0"],
         "inception": {"file": weights.name, "sha256": inception.sha256},

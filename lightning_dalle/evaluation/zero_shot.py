@@ -118,17 +118,11 @@ def choose_reference(rows: Dataset, protocol: Protocol) -> Dataset:
             )
         return rows.select(list(found))
     first = {name: i for i, name in reversed(list(enumerate(image_names(rows))))}
-    if len(first) < len(rows):
-        rows = rows.select(sorted(first.values()))
+    rows = rows.select(sorted(first.values()))
     if protocol.reference_count is None or protocol.reference_count >= len(rows):
         return rows
     chosen = random.Random(protocol.fidelity.seed).sample(range(len(rows)), protocol.reference_count)
     return rows.select(sorted(chosen))
-
-
-def sample_folders(folder: Path, candidates: tuple[int, ...]) -> dict[int, Path]:
-    """Return the subfolder for the best of n candidates, for each n in `candidates`."""
-    return {n: folder / f"best_of_{n}" for n in candidates}
 
 
 def generate_samples(

@@ -218,18 +218,14 @@ class LitDALLE(LitModule):
 
     def _codes(self, batch: Batch | EncodedBatch) -> Int[Tensor, "b i"]:
         if isinstance(batch, EncodedBatch):
-            self._check_codes(batch)
+            if not self.codes_checked and batch.encoding is not None:  # once, before the first step
+                config, weights = self.dvae.config, weights_digest(self.dvae)
+                batch.encoding.check_dvae(weights, config.grid, config.codebook_size, self.dvae_checkpoint)
+            self.codes_checked = True
             return batch.codes.flatten(1)
         images = self.images(batch, self.dvae.config.image_size)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # codes are always computed in fp32
             return self.dvae.encode(images).flatten(1)
-
-    def _check_codes(self, batch: EncodedBatch) -> None:
-        """Raise a UserError, before the first step, if another dVAE made the codes of the batches."""
-        if not self.codes_checked and batch.encoding is not None:
-            config, weights = self.dvae.config, weights_digest(self.dvae)
-            batch.encoding.check_dvae(weights, config.grid, config.codebook_size, self.dvae_checkpoint)
-        self.codes_checked = True
 
     def _sample_codes(
         self, batch: Batch | EncodedBatch, batch_idx: int

@@ -1,5 +1,6 @@
 """Choice of captions and reference images, best of nested candidates, and resuming of killed runs."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from shrunk import Redness
 
 from lightning_dalle.checkpoints import weights_digest
 from lightning_dalle.errors import UserError
+from lightning_dalle.evaluation import zero_shot
 from lightning_dalle.evaluation.features import DistributedContext
 from lightning_dalle.evaluation.protocol import Captions, GenerationProtocol, Protocol
 from lightning_dalle.evaluation.zero_shot import (
@@ -20,7 +22,6 @@ from lightning_dalle.evaluation.zero_shot import (
     count_shared_images,
     generate_samples,
     reference_index,
-    sample_folders,
 )
 from lightning_dalle.images import read_png_texts
 from lightning_dalle.inference.pipeline import TextToImage
@@ -117,7 +118,7 @@ def test_a_csv_may_have_a_byte_order_mark_and_blank_captions(
 
 def test_the_best_of_more_candidates_scores_no_less(red_pipeline: TextToImage, tmp_path: Path) -> None:
     generation = GenerationProtocol(candidates=(1, 2, 5), samples_per_caption=2)
-    folders = sample_folders(tmp_path, generation.candidates)
+    folders = {n: tmp_path / str(n) for n in generation.candidates}
     generate_samples(red_pipeline, PROMPTS, generation, folders, batch_size=3)
     scores = {
         n: [float(read_png_texts(folder / f"{i:06d}.png")["score"]) for i in range(6)] for n, folder in folders.items()
@@ -170,7 +171,7 @@ def test_two_processes_generate_what_one_generates(pipeline: TextToImage, tmp_pa
 def test_several_candidates_need_a_scorer(pipeline: TextToImage, tmp_path: Path) -> None:
     generation = GenerationProtocol(candidates=(1, 4))
     with pytest.raises(UserError, match="cannot choose the best 1 of 4 candidates without a scorer: give a CLIP"):
-        generate_samples(pipeline, PROMPTS, generation, sample_folders(tmp_path, (1, 4)))
+        generate_samples(pipeline, PROMPTS, generation, {n: tmp_path / str(n) for n in (1, 4)})
 
 
 @pytest.mark.parametrize(
@@ -233,10 +234,10 @@ def test_the_digest_depends_on_the_weights(pipeline: TextToImage, dalle_checkpoi
     assert weights_digest(pipeline.dalle) != weights_digest(again.dalle)
 
 
-def test_progress_rises_to_the_total(pipeline: TextToImage, tmp_path: Path) -> None:
+def test_progress_rises_to_the_total(pipeline: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
-    generate_samples(
-        pipeline, PROMPTS, GenerationProtocol(), {1: tmp_path}, 2, lambda done, total: calls.append((done, total))
-    )
+    record = contextlib.nullcontext(lambda done, total: calls.append((done, total)))
+    monkeypatch.setattr(zero_shot, "progress_bar", lambda description: record)
+    generate_samples(pipeline, PROMPTS, GenerationProtocol(), {1: tmp_path}, batch_size=2)
     assert calls == sorted(calls)
     assert calls[-1] == (3, 3)

@@ -9,14 +9,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from lightning_dalle.data.captions import MAX_CAPTION_CHARACTERS, caption_list
-from lightning_dalle.data.filters.rules import (
-    CaptionFilter,
-    DuplicateCaptions,
-    Filter,
-    ImageFilter,
-    RecordFilter,
-    TooLong,
-)
+from lightning_dalle.data.filters import rules
 from lightning_dalle.data.images.decoding import UNREACHABLE_IMAGE, UnreadableImage, decode_image, stored_size
 from lightning_dalle.files import file_fingerprint
 
@@ -55,13 +48,13 @@ class FilterPipeline:
     pass. If none passes, the record is rejected for the reason of the filter that rejected the last caption.
     """
 
-    def __init__(self, filters: Sequence[Filter] = ()) -> None:
+    def __init__(self, filters: Sequence[rules.Filter] = ()) -> None:
         self.filters = filters
         # Grouped once, because isinstance with a protocol takes longer than most filters do.
-        length = TooLong(max_characters=MAX_CAPTION_CHARACTERS)
-        self._caption_filters = [found for found in (length, *filters) if isinstance(found, CaptionFilter)]
-        self._image_filters = [found for found in filters if isinstance(found, ImageFilter)]
-        self._record_filters = [found for found in filters if isinstance(found, RecordFilter)]
+        length = rules.TooLong(max_characters=MAX_CAPTION_CHARACTERS)
+        self._caption_filters = [found for found in (length, *filters) if isinstance(found, rules.CaptionFilter)]
+        self._image_filters = [found for found in filters if isinstance(found, rules.ImageFilter)]
+        self._record_filters = [found for found in filters if isinstance(found, rules.RecordFilter)]
 
     def check(self, record: Record, decode: bool = False) -> Record | Rejection:
         """Return the record with the captions that pass, or its rejection.
@@ -96,10 +89,12 @@ class FilterPipeline:
         Decisions are cached. The cache key contains the rows, the filters, and size and modification time of image
         files. Images whose URL failed are requested again in every call. Large splits use `num_workers` processes.
         """
-        pipeline = self._resolved(rows)
+        pipeline, column = self._resolved(rows), rows.data.column("image")
+        is_file = pc.is_null(pc.struct_field(column, "bytes"))
+        files = [path for path in pc.struct_field(column, "path").filter(is_file).to_pylist() if path]
         decisions = rows.map(
             _decide,
-            fn_kwargs={"pipeline": pipeline, "version": CACHE_VERSION, "files": file_fingerprint(_image_files(rows))},
+            fn_kwargs={"pipeline": pipeline, "version": CACHE_VERSION, "files": file_fingerprint(files)},
             remove_columns=rows.column_names,
             features=DECISION,
             num_proc=num_workers if num_workers and len(rows) > MIN_ROWS_FOR_WORKERS else None,
@@ -124,13 +119,13 @@ class FilterPipeline:
     def require_caption_counts(self) -> None:
         """Raise a UserError if a filter DuplicateCaptions has no caption counts; streamed data needs a file of them."""
         for found in self.filters:
-            if isinstance(found, DuplicateCaptions):
+            if isinstance(found, rules.DuplicateCaptions):
                 _ = found.counts
 
     def _resolved(self, rows: Dataset) -> "FilterPipeline":
         filters = list(self.filters)
         for i, found in enumerate(filters):
-            if isinstance(found, DuplicateCaptions) and found.file is None:
+            if isinstance(found, rules.DuplicateCaptions) and found.file is None:
                 filters[i] = found.counted(map(caption_list, rows["captions"]))
         pipeline = FilterPipeline(filters)
         pipeline.require_caption_counts()  # adds the counts to the cache key: the file may change but keep its name
@@ -143,12 +138,6 @@ def record_name(record: Record, index: int) -> str:
     if image is not None and image["bytes"] is None and image["path"]:
         return str(image["path"])
     return str(record.get("id") or index)
-
-
-def _image_files(rows: Dataset) -> list[str]:
-    column = rows.data.column("image")
-    is_file = pc.is_null(pc.struct_field(column, "bytes"))
-    return [path for path in pc.struct_field(column, "path").filter(is_file).to_pylist() if path]
 
 
 def _decide(record: Record, pipeline: FilterPipeline, version: int = CACHE_VERSION, files: str = "") -> dict[str, Any]:

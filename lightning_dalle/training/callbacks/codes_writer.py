@@ -86,9 +86,7 @@ class CodesWriter(Callback):
             made_on={**describe_hardware(), "commit": commit()},
         )
 
-    def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any, **kwargs: Any
-    ) -> None:
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
         """Write every shard whose codes are complete; a batch can span several shards."""
         self.codes += list(outputs.cpu().numpy().astype(code_type(self.encoding.codebook_size)))
         while self.shards:

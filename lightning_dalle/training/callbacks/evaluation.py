@@ -152,8 +152,7 @@ class Evaluation(Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate at the end of `test`, so that the result includes the metrics that the test steps logged."""
-        scalars = self._run(trainer, pl_module, self.results_dir)
-        log_scalars(trainer, scalars, self._step(trainer))
+        self._run(trainer, pl_module, self.results_dir)
 
     def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, results_dir: Path) -> dict[str, float]:
         """Evaluate the model, write the result file, log the images, and return the scalars, empty on other ranks."""
@@ -167,7 +166,9 @@ class Evaluation(Callback):
         figures, scalars, images = self.evaluate(pl_module, rows, data_name, extractor)
         if not trainer.is_global_zero:
             return {}
-        is_test, checkpoint, step = trainer.state.fn == "test", _checkpoint_file(trainer), self._step(trainer)
+        is_test, checkpoint, step = trainer.state.fn == "test", _checkpoint_file(trainer), trainer.global_step
+        if is_test and checkpoint is not None:
+            step = read_checkpoint(checkpoint).get("global_step", 0)
         result = {
             "kind": self.kind,
             "protocol": asdict(self.protocol),
@@ -184,13 +185,9 @@ class Evaluation(Callback):
         if shows_images(trainer):
             for name, image in images().items():
                 log_image(trainer, name, image, step)
+        if is_test:
+            log_scalars(trainer, scalars, step)
         return scalars
-
-    def _step(self, trainer: pl.Trainer) -> int:
-        """Return the number of optimizer steps that the evaluated model was trained for."""
-        checkpoint = _checkpoint_file(trainer)
-        is_test = trainer.state.fn == "test" and checkpoint is not None
-        return read_checkpoint(checkpoint).get("global_step", 0) if is_test else trainer.global_step  # type: ignore[arg-type]
 
     def reference(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Dataset, str, Counter[str]]:
         """Return the reference split with undecoded images, the dataset's path or name, and skipped records by reason.

@@ -60,7 +60,7 @@ class ZeroShotEvaluation(Evaluation):
         index = zero_shot.reference_index(rows, prompts)
         weights, ranked_by = weights_digest(pl_module.dalle, pl_module.dvae), fingerprint(self.scorer)
         samples = self.samples_folder(weights, pipeline.tokenizer.to_json(), prompts, asdict(generation), ranked_by)
-        folders = zero_shot.sample_folders(samples, generation.candidates)
+        folders = {n: samples / f"best_of_{n}" for n in generation.candidates}
         zero_shot.generate_samples(pipeline, prompts, generation, folders, self.batch_size, extractor.context)
         count = len(prompts) * generation.samples_per_caption
         figures = zero_shot.measure_samples(folders, count, rows, data_name, extractor)
