@@ -52,6 +52,8 @@ class DataSummary(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch | EncodedBatch, batch_idx: int
     ) -> None:
+        if isinstance(batch, Batch):
+            self.rejected.update(batch.rejected)
         tokenizer = batch.tokenizer
         if tokenizer is None:
             return
@@ -65,8 +67,6 @@ class DataSummary(Callback):
         lengths = (batch.text_tokens < tokenizer.vocab_size).sum(1)
         # Comparison instead of bincount, which synchronizes with the GPU.
         self.lengths += (lengths[:, None] == torch.arange(len(self.lengths), device=lengths.device)).sum(0)
-        if isinstance(batch, Batch):
-            self.rejected.update(batch.rejected)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning sums epoch metrics over processes at their first access. A progress bar accesses them only on rank
