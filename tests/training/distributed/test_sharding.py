@@ -26,6 +26,7 @@ from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.models.transformer import Block, TransformerConfig
 from lightning_dalle.training.callbacks.visualization import SampleGrid
 from lightning_dalle.training.distributed.sharding import build_dalle
+from lightning_dalle.training.lit_dalle import LitDALLE
 
 SHAPE = DALLEConfig(
     transformer=TransformerConfig(n_layer=3, n_head=2, n_embd=16), text_len=2, text_vocab_size=300, grid=8,
@@ -157,7 +158,7 @@ def test_callbacks_that_need_the_whole_model_are_rejected() -> None:
     samples = SampleGrid(["a cat"])
     trainer = sharded_trainer(samples)
     with pytest.raises(UserError, match=r"SampleGrid needs the whole model in one process, .* remove SampleGrid"):
-        samples.setup(trainer, pl.LightningModule(), "fit")
+        samples.setup(trainer, LitDALLE(), "fit")
 
 
 def alone() -> pl.Trainer:
