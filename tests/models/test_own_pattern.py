@@ -39,7 +39,8 @@ def above(grid: int, kernel: int) -> MaskMod:
 @pytest.fixture(scope="module", autouse=True)
 def own() -> Iterator[None]:
     """Register the pattern of the docs, `diagonal`, and those of this module."""
-    [example] = re.findall(r"```python\n(.*?@attention_pattern.*?)```", Path("docs/train.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", Path("docs/train.md").read_text(), re.DOTALL)
+    [example] = [block for block in blocks if "@attention_pattern" in block]
     before = set(PATTERNS)
     exec(example, {})
     attention_pattern(neighbours)

@@ -137,3 +137,13 @@ def test_a_fit_without_a_logger_leaves_the_users_config_as_it_is(
     main(["fit", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.max_steps", "1"])
     assert (tmp_path / "config.yaml").read_text() == text
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_command_replaces_the_optimizer_of_a_config_by_one_with_another_default(
+    tiny_run: dict[str, Path], tmp_path: Path
+) -> None:
+    """jsonargparse keeps AdamW's default learning rate, which the new optimizer does not have."""
+    options = ["--trainer.max_steps", "1", "--trainer.logger.init_args.save_dir", str(tmp_path)]
+    main(["fit", "--config", str(tiny_run["dvae"]), "--model.optimizer", "torch.optim.RMSprop", *options])
+    checkpoint = torch.load(tmp_path / "dvae/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["alpha"] == 0.99

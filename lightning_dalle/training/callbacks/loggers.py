@@ -50,7 +50,7 @@ def log_histogram(trainer: pl.Trainer, name: str, counts: Int[Tensor, " n"], ste
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_histogram(name, values, step, bins=bins)
         elif isinstance(logger, WandbLogger):
-            import wandb
+            import wandb  # installed if a WandbLogger exists
 
             histogram = wandb.Histogram(np_histogram=np.histogram(values.numpy(), bins))
             logger.log_metrics({name: histogram}, step)

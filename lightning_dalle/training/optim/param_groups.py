@@ -62,7 +62,8 @@ def configure_optimizer(
     optimizer = optimizer_factory(param_groups(model))
     base = optimizer.defaults["lr"]
     default = inspect.signature(type(optimizer)).parameters["lr"].default
-    if base != default and default is not inspect.Parameter.empty:
+    # A config that replaces another's AdamW by this optimizer keeps AdamW's default, 1e-3, without stating it.
+    if base not in (default, 1e-3) and default is not inspect.Parameter.empty:
         raise UserError(
             f"the optimizer has lr={base}, but model.learning_rate sets the learning rate: remove lr from the optimizer"
         )

@@ -150,7 +150,7 @@ def test_settings_that_codes_do_not_support_are_rejected(
 ) -> None:
     error = failure(capsys, fit, tiny_run, tmp_path, codes, "--model.soft_targets", "true")
     assert (
-        f"soft_targets needs the encoder's distribution, but {codes} contains only argmax codes; set model.soft_targets"
+        "soft_targets needs the encoder's distribution, but the data contains only argmax codes; set model.soft_targets"
         in error
     )
     source = [
@@ -161,7 +161,7 @@ def test_settings_that_codes_do_not_support_are_rejected(
     ]
     fit_dvae = ["fit", "--config", str(tiny_run["dvae"]), "--trainer.logger.init_args.save_dir", str(tmp_path)]
     error = failure(capsys, main, [*fit_dvae, *source, str(codes)])
-    assert f"this model trains on images, but {codes} has only codes: set data.source to images" in error
+    assert "LitDVAE needs images, but the batches have codes: give it data with images" in error
     error = failure(capsys, main, [*fit_dvae, *source, str(codes), "--data.image_size", "16"])
     assert f"{codes} were encoded with image_size=32, but the data has image_size=16: set data.image_size to" in error
     error = failure(capsys, main, [*fit_dvae, *source[2:], str(codes)])
