@@ -57,10 +57,10 @@ class DataSummary(Callback):
         tokenizer = batch.tokenizer
         if tokenizer is None:
             return
-        if self.lengths is None and shows_images(trainer):
-            images = [[to_pil(image)] for image in self._images(batch, pl_module)]
+        images = self._images(batch, pl_module) if self.lengths is None and shows_images(trainer) else None
+        if images is not None:
             captions = [tokenizer.decode(ids) for ids in batch.text_tokens[:NUM_IMAGES].tolist()]
-            grid = captioned_grid(images, captions, columns=4, side=160)
+            grid = captioned_grid([[to_pil(image)] for image in images], captions, columns=4, side=160)
             log_image(trainer, "data/batch", grid, trainer.global_step)
         if self.lengths is None:
             self.lengths = torch.zeros(tokenizer.text_len + 1, dtype=torch.long, device=batch.text_tokens.device)
@@ -80,10 +80,12 @@ class DataSummary(Callback):
             log_histogram(trainer, "data/caption_tokens", self.lengths, trainer.global_step)
             self.lengths.zero_()
 
-    def _images(self, batch: Batch | EncodedBatch, pl_module: pl.LightningModule) -> Float[Tensor, "n 3 h w"]:
+    def _images(self, batch: Batch | EncodedBatch, pl_module: pl.LightningModule) -> Float[Tensor, "n 3 h w"] | None:
+        """Return the first images of a batch; None if it has codes that the module cannot decode."""
         if isinstance(batch, Batch):
             return batch.images[:NUM_IMAGES]
-        assert isinstance(pl_module, LitDALLE)
+        if not isinstance(pl_module, LitDALLE):
+            return None
         with torch.inference_mode():
             return pl_module.dvae.decode(batch.codes[:NUM_IMAGES])
 
