@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
 from lightning_dalle.checkpoints import check_equal_config, clip_metadata, load_clip, read_checkpoint
-from lightning_dalle.data.loading.examples import Batch
+from lightning_dalle.data.loading.examples import Batch, EncodedBatch
 from lightning_dalle.evaluation.metrics import RetrievalRecall
 from lightning_dalle.models.clip import CLIP, CLIPConfig
 from lightning_dalle.schedules import CosineAnneal
@@ -68,7 +68,7 @@ class LitCLIP(LitModule):
         """Return the unit-length embeddings of images in [0, 1] and of captions."""
         return self.clip.embed_images(images), self.clip.embed_texts(captions)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> Tensor:
         from open_clip.loss import ClipLoss
 
         scale = self.clip.network.logit_scale
@@ -95,7 +95,7 @@ class LitCLIP(LitModule):
         with torch.no_grad():
             scale.clamp_(0, MAX_LOGIT_SCALE)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> None:
         self.val_retrieval.update(*self(self.images(batch), batch.captions))
 
     def on_validation_epoch_end(self) -> None:
@@ -109,7 +109,7 @@ class LitCLIP(LitModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(
-        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self, batch: Batch | EncodedBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Return the unit-length embeddings of the images and of the captions."""
         return self(self.images(batch), batch.captions)

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from lightning_dalle.checkpoints import check_equal_config, dvae_metadata, load_dvae
-from lightning_dalle.data.loading.examples import Batch
+from lightning_dalle.data.loading.examples import Batch, EncodedBatch
 from lightning_dalle.evaluation.metrics import CodebookPerplexity
 from lightning_dalle.losses import dvae_loss
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
@@ -74,7 +74,7 @@ class LitDVAE(LitModule):
         """Return the reconstructions of images in [0, 1] from their argmax codes."""
         return self.dvae.decode(self.dvae.encode(images))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> Tensor:
         images, generator = self.images(batch), self.step_generator(batch_idx)
         temperature, kl_weight = self.at_step(self.temperature), self.at_step(self.kl_weight)
         logits, pixels = self.dvae(images, temperature, generator)
@@ -84,7 +84,7 @@ class LitDVAE(LitModule):
             self.log_dict({"schedule/temperature": temperature, "schedule/kl_weight": kl_weight})
         return losses["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> None:
         """Log the losses, PSNR and codebook perplexity of argmax codes, because the transformer is trained on them.
 
         Outside a fit the step is unknown, so the loss uses the final KL weight.
@@ -111,7 +111,9 @@ class LitDVAE(LitModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Int[Tensor, "b g g"]:
+    def predict_step(
+        self, batch: Batch | EncodedBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Int[Tensor, "b g g"]:
         """Return the argmax codes of the images, computed in fp32 as when the transformer is trained."""
         with torch.autocast(self.device.type, enabled=False):
             return self.dvae.encode(self.images(batch))
