@@ -17,7 +17,11 @@ from docstring_parser.attrdoc import AttributeDocstrings
 from lightning_dalle.checkpoints import load_dvae, read_checkpoint, resolve_checkpoint, weights_digest
 from lightning_dalle.cli import main
 from lightning_dalle.data.sources.encoded import read_encoding
+from lightning_dalle.errors import UserError
+from lightning_dalle.training.lit_clip import LitCLIP
+from lightning_dalle.training.lit_dalle import LitDALLE
 from lightning_dalle.training.lit_dvae import LitDVAE
+from lightning_dalle.training.lit_module import LitModule
 
 FORMS = ("lightning", "export", "convert", "release", "run")
 """Lightning checkpoint, safetensors file of `export` and of `convert`, folder of `export`, folder of `reproduce`."""
@@ -193,6 +197,27 @@ def test_a_subclass_reads_every_form_as_its_base_class(
     argv = argv.replace("FILE", str(files["release"]["dvae"]))
     main([*argv.split(), "--model", f"{OwnDVAE.__module__}.OwnDVAE"])
     assert metrics(tmp_path) == results("validate dvae", "lightning")
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "convert"])
+@pytest.mark.parametrize("module", [LitDVAE, LitDALLE, LitCLIP])
+def test_load_from_checkpoint_reads_every_form(
+    files: dict[str, dict[str, Path]], module: type[LitModule], form: str
+) -> None:
+    loaded = module.load_from_checkpoint(files[form][module.kind])
+    trained = read_checkpoint(files["run"][module.kind], module.kind)["state_dict"]
+    torch.testing.assert_close(loaded.trained.state_dict(prefix=f"{module.kind}."), {
+        name: weight for name, weight in trained.items() if name.startswith(f"{module.kind}.")
+    }, rtol=0, atol=0)  # fmt: skip
+
+
+def test_load_from_checkpoint_reads_a_converted_dvae_and_refuses_it_as_another_model(
+    files: dict[str, dict[str, Path]],
+) -> None:
+    assert LitDVAE.load_from_checkpoint(files["convert"]["dvae"]).dvae.config.codebook_size == 32
+    for module in (LitDALLE, LitCLIP):
+        with pytest.raises(UserError, match="has only a dVAE"):
+            module.load_from_checkpoint(files["convert"]["dvae"])
 
 
 def test_a_release_is_evaluated_as_the_checkpoint_it_was_exported_from(

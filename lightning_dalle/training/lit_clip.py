@@ -29,7 +29,7 @@ class LitCLIP(LitModule):
 
     Args:
         config: shape of CLIP's encoders; in the CLI, its image size is set to that of the data.
-        learning_rate: schedule of the learning rate, or its constant value.
+        learning_rate: schedule of the learning rate, or its constant value; required by `fit`.
         reconstruction_augment: replacement of some training images by reconstructions of a dVAE.
         optimizer: optimizer whose learning rate the schedule sets.
         seed: seed of the choice and the codes of the reconstructed images.
@@ -41,7 +41,7 @@ class LitCLIP(LitModule):
     def __init__(
         self,
         config: CLIPConfig,
-        learning_rate: CosineAnneal | float,
+        learning_rate: CosineAnneal | float | None = None,
         reconstruction_augment: ReconstructionAugment | None = None,
         optimizer: OptimizerCallable = AdamW,
         seed: int = 0,

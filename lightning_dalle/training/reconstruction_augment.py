@@ -26,7 +26,7 @@ class ReconstructionAugment:
     and without this augmentation.
     """
 
-    dvae_checkpoint: Path
+    dvae_checkpoint: Path | str
     """Checkpoint of the dVAE, or of a DALL-E with its dVAE, that decodes the candidates."""
     fraction: float = 0.5
     """Fraction of a batch's images to reconstruct: above 0, at most 1, rounded up to whole images."""
