@@ -1,8 +1,7 @@
 """Every command and subcommand reads a model from every form of file that this package writes, with equal results."""
 
 import csv
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from docstring_parser.attrdoc import AttributeDocstrings
 
 from lightning_dalle.checkpoints import load_dvae, read_checkpoint, resolve_checkpoint, weights_digest
 from lightning_dalle.cli import main
@@ -92,16 +90,6 @@ ACTIONS = {
         for model in LONG
     },
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_docstrings() -> Iterator[None]:
-    """Parse the docstrings of each class once, which takes half of the time in which the command line is parsed."""
-    parse = AttributeDocstrings.get_attr_docs
-    cached = functools.cache(lambda component: parse(AttributeDocstrings(), component))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AttributeDocstrings, "get_attr_docs", lambda self, component: cached(component))
-        yield
 
 
 @pytest.fixture(scope="module")

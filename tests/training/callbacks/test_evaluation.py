@@ -196,26 +196,26 @@ def test_two_processes_give_what_one_gives(coco_run: Path, real_data: Path, pool
 
 
 def test_a_killed_evaluation_resumes(coco_run: Path, real_data: Path, pool_weights: Path, tmp_path: Path) -> None:
-    smaller = {"blur_radii": [0], "reference_count": 8, "fidelity": {}, "generation": {"captions": {"count": 200}}}
+    smaller = {"blur_radii": [0], "reference_count": 8, "fidelity": {}, "generation": {"captions": {"count": 80}}}
     smaller["generation"]["candidates"] = [2]
     run = tmp_path / "run"
     command = eval_command(coco_run, run, real_data / "coco", pool_weights, **smaller)
     add_scorer(run / "eval.yaml", batch_size=4)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 200
-    while len(list(run.glob("samples/*/best_of_2/*.png"))) < 40:
+    while len(list(run.glob("samples/*/best_of_2/*.png"))) < 16:
         assert process.poll() is None, "the process ended before it was killed"
         assert time.time() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in run.glob("samples/*/best_of_2/*.png")}
-    assert 40 <= len(before) < 200
+    assert 16 <= len(before) < 80
     assert not list(run.glob("results/*.json"))
 
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     after = {path: path.stat().st_mtime_ns for path in run.glob("samples/*/best_of_2/*.png")}
-    assert len(after) == 200
+    assert len(after) == 80
     assert {path: after[path] for path in before} == before, "an image was generated twice"
     broken = figures(result_of(run / "results"))
     for path in (*run.glob("results/*.json"), *after):
