@@ -41,6 +41,11 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slow tests first, so that no process waits for another's at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def tiny_dalle(n_layer: int = 7, qk_norm: bool = False) -> DALLE:
     """Return a DALL-E with every kind of layer on a 4x4 grid, and weights so large that every position matters."""
     torch.manual_seed(0)

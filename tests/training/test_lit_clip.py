@@ -38,6 +38,7 @@ def weights_after(config: Path, folder: Path, *more: str) -> dict[str, torch.Ten
     return torch.load(folder / "clip/checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one_with_twice_the_batch_size(
     tiny_run: dict[str, Path], tmp_path: Path
 ) -> None:

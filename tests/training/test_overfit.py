@@ -20,6 +20,7 @@ def batch() -> Batch:
     return data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
 
 
+@pytest.mark.slow
 def test_dvae_overfits_one_batch(batch: Batch) -> None:
     config = DVAEConfig(
         image_size=32,

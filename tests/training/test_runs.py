@@ -217,6 +217,7 @@ def fid_of_test(run: Path, recipe_file: str) -> float:
     return json.loads(result.read_text())["by_candidates"]["1"]["by_blur_radius"]["0"]["fid"]["value"]
 
 
+@pytest.mark.slow
 def test_reproduce_killed_in_each_stage_resumes_without_repeating_finished_stages(
     tiny_run: dict[str, Path], tmp_path: Path, weights_if_any: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
