@@ -111,6 +111,8 @@ def load_dvae(path: Path | str) -> DVAE:
 def load_dalle(path: Path | str) -> LoadedDALLE:
     """Return the DALL-E of a checkpoint with its dVAE and tokenizer."""
     checkpoint = read_checkpoint(path, "dalle")
+    if checkpoint["tokenizer"] is None:
+        raise UserError(f"{path} has no tokenizer, as sampling needs: train with LitDALLE(tokenizer=...)")
     dalle, dvae = (_load_model(model, checkpoint) for model in ("dalle", "dvae"))
     return LoadedDALLE(dalle, dvae, CaptionTokenizer.from_json(checkpoint["tokenizer"]), checkpoint["attribution"])
 
@@ -220,7 +222,7 @@ def _check_content(checkpoint: dict[str, Any], path: Path) -> None:
     key, weights = "", checkpoint["state_dict"].items()
     needed: dict[str, tuple[int, ...]] = {}
     try:
-        if "tokenizer" in checkpoint:
+        if checkpoint.get("tokenizer") is not None:
             key = "tokenizer"
             CaptionTokenizer.from_json(checkpoint[key])
             checkpoint["CaptionedImageDataModule"] = {key: checkpoint[key]}  # read by Lightning
@@ -229,6 +231,8 @@ def _check_content(checkpoint: dict[str, Any], path: Path) -> None:
             with torch.device("meta"):
                 shapes = BUILDERS[model](checkpoint[key]).state_dict().items()
             needed |= {f"{model}.{name}": tuple(value.shape) for name, value in shapes}
+    except UserError as error:
+        raise UserError(f"cannot use the {key} in {path}: {error}") from error
     except Exception as error:  # damaged values can raise any exception
         raise UserError(
             f"the {key} in {path} is {checkpoint[key]!r:.400}, which this version of lightning_dalle cannot use "

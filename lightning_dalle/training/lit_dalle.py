@@ -98,8 +98,11 @@ class LitDALLE(LitModule):
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "loss_text", "loss_image")})
 
     def configure_model(self) -> None:
-        if hasattr(self, "dalle"):
-            return  # Lightning calls this hook again after setup
+        if not hasattr(self, "dalle"):  # Lightning calls this hook again after setup
+            self._build()
+        super().configure_model()
+
+    def _build(self) -> None:
         if self.dvae_checkpoint is None:
             raise UserError("no dVAE is given to encode the images; set model.dvae_checkpoint to its checkpoint")
         self.dvae = load_dvae(self.dvae_checkpoint).requires_grad_(False).to(memory_format=torch.channels_last)
@@ -138,6 +141,18 @@ class LitDALLE(LitModule):
         weights: dict[str, Any] = extend_vocabulary(found.dalle.state_dict(), new_ids, size)
         set_model_state_dict(self.dalle, weights, options=StateDictOptions(full_state_dict=True))
         self.tokenizer, self.attribution = self.tokenizer or found.tokenizer, found.attribution
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise a UserError if the captions' tokens do not fit the model; see also `LitModule.check_batch`."""
+        super().check_batch(batch)
+        length, highest = batch.text_tokens.shape[1], int(batch.text_tokens.max())
+        if length != self.text_len:
+            raise UserError(f"captions have {length} tokens, but text_len is {self.text_len}: set both alike")
+        if highest >= (end := self.text_vocab_size + self.text_len):
+            raise UserError(
+                f"captions have the token {highest}, but with text_vocab_size={self.text_vocab_size} and "
+                f"text_len={self.text_len} all must be below {end}: set text_vocab_size to the tokenizer's"
+            )
 
     def forward(self, text_tokens: Int[Tensor, "b t"], codes: Int[Tensor, "b i"]) -> Logits:
         """Return the logits of every caption token and image code, each given all tokens and codes before it."""

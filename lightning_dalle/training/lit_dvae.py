@@ -75,7 +75,7 @@ class LitDVAE(LitModule):
         return self.dvae.decode(self.dvae.encode(images))
 
     def training_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> Tensor:
-        images, generator = self.images(batch), self.step_generator(batch_idx)
+        images, generator = self.images(batch, self.dvae.config.image_size), self.step_generator(batch_idx)
         temperature, kl_weight = self.at_step(self.temperature), self.at_step(self.kl_weight)
         logits, pixels = self.dvae(images, temperature, generator)
         losses = dvae_loss(images, logits, pixels, kl_weight, self.codebook_entropy_weight, self.mse_weight)
@@ -89,7 +89,7 @@ class LitDVAE(LitModule):
 
         Outside a fit the step is unknown, so the loss uses the final KL weight.
         """
-        images = self.images(batch)
+        images = self.images(batch, self.dvae.config.image_size)
         logits = self.dvae.encoder_logits(images)
         codes = logits.argmax(dim=1)
         pixels = self.dvae.reconstruct(codes)
@@ -116,7 +116,7 @@ class LitDVAE(LitModule):
     ) -> Int[Tensor, "b g g"]:
         """Return the argmax codes of the images, computed in fp32 as when the transformer is trained."""
         with torch.autocast(self.device.type, enabled=False):
-            return self.dvae.encode(self.images(batch))
+            return self.dvae.encode(self.images(batch, self.dvae.config.image_size))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

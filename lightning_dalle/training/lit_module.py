@@ -53,6 +53,7 @@ class LitModule(pl.LightningModule):
     seed: int
     init_from: Path | str | None
     """Trained model whose weights a fit starts from, with a new optimizer and schedule."""
+    is_initialized = False
 
     def save_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the arguments of the constructor as hyperparameters: numbers, texts, and classes by their names."""
@@ -119,16 +120,43 @@ class LitModule(pl.LightningModule):
         """Model whose parameters are trained."""
         return getattr(self, self.kind)
 
+    def configure_model(self) -> None:
+        """Start a fit from the weights of `init_from`, before WeightAveraging copies the weights in its setup."""
+        trainer = self.attached_trainer
+        if self.init_from is not None and trainer is not None and trainer.state.fn == "fit" and not self.is_initialized:
+            self.is_initialized = True  # WeightAveraging and Lightning both call this hook
+            self.initialize(Path(self.init_from))
+
     def setup(self, stage: str) -> None:
-        """Start a fit from the weights of `init_from`; raise a UserError if weights would not be stored in fp32."""
+        """Raise a UserError if weights would not be stored in fp32."""
         precision = str(self.trainer.precision)
         if precision.endswith("-true") and precision != "32-true":
             raise UserError(
                 f"trainer.precision is {precision}, but weights, codes and losses need fp32: set it to bf16-mixed, "
                 "16-mixed or 32-true"
             )
-        if stage == "fit" and self.init_from is not None:
-            self.initialize(Path(self.init_from))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the first batch, which may come from a user's own loader."""
+        if batch_idx == 0:
+            self.check_batch(batch)
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise a UserError if a batch is of another class than this package's, or its images are not in [0, 1]."""
+        if not isinstance(batch, Batch | EncodedBatch):
+            raise UserError(
+                f"{type(self).__name__} needs batches of the class {Batch.__module__}.Batch, but the loader yields "
+                f"{type(batch).__name__}: collate its examples to a Batch"
+            )
+        if isinstance(batch, Batch) and batch.images.is_floating_point():
+            low, high = (float(value) for value in batch.images.aminmax())
+            if low < 0 or high > 1:
+                raise UserError(
+                    f"the images have values from {low:g} to {high:g}, but floats must be in [0, 1]: scale them, or "
+                    "give uint8"
+                )
 
     def initialize(self, path: Path) -> None:
         """Load the weights of a trained model of the same shape."""
@@ -145,7 +173,7 @@ class LitModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         if self.learning_rate is None:
-            raise UserError("fit needs model.learning_rate, but none is given; set it in the config")
+            raise UserError("fit needs a learning_rate, but none is given: set model.learning_rate")
         return configure_optimizer(self.trained, self.optimizer, self.for_this_fit(self.learning_rate))
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_dalle.checkpoints import dalle_metadata, load_dalle
+from lightning_dalle.errors import UserError
 from lightning_dalle.losses import dalle_loss
 from lightning_dalle.models.attention import flex as flex_module
 from lightning_dalle.models.attention.dense import dense
@@ -151,3 +152,12 @@ def test_a_config_without_the_keys_has_the_papers_patterns() -> None:
     del values["transformer"]["attention"], values["transformer"]["last_attention"]
     patterns = DALLE(DALLEConfig.from_dict(values)).transformer.patterns
     assert [pattern.kind for pattern in patterns] == ["row", "column", "row", "conv"]
+
+
+def test_a_pattern_that_is_not_imported_is_named(dvae: DVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = CaptionTokenizer.train([], vocab_size=256, text_len=6)
+    dalle = tiny_dalle()
+    path = save(tmp_path / "dalle.ckpt", dalle_metadata(dalle, dvae, tokenizer, None), dalle=dalle, dvae=dvae)
+    monkeypatch.delitem(PATTERNS, "diagonal")
+    with pytest.raises(UserError, match=r"cannot use the dalle_config in .*: attention pattern 'diagonal' "):
+        load_dalle(path)

@@ -12,13 +12,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from conftest import save
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from lightning_dalle.checkpoints import dvae_metadata, read_checkpoint
+from lightning_dalle.checkpoints import dvae_metadata, load_dalle, read_checkpoint
 from lightning_dalle.cli import main
 from lightning_dalle.data.loading.examples import Batch
+from lightning_dalle.errors import UserError
 from lightning_dalle.models.clip import CLIPConfig
 from lightning_dalle.models.dvae import DVAE, DVAEConfig
 from lightning_dalle.models.transformer import TransformerConfig
@@ -235,3 +237,62 @@ def test_resume_equals_an_unbroken_run(way: Way, tmp_path: Path) -> None:
     way.fit(steps=5, resume=True)
     states = [read_checkpoint(run.checkpoint)["state_dict"] for run in (unbroken, way)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.fixture
+def dvae_of_32(tmp_path: Path) -> Path:
+    return save(tmp_path / "dvae_of_32.ckpt", dvae_metadata(DVAE(DVAE_CONFIG)), dvae=DVAE(DVAE_CONFIG))
+
+
+def dalle(dvae: Path, tokenizer: CaptionTokenizer | None = None, **sizes: int) -> LitDALLE:
+    shape = {"text_len": 6, "text_vocab_size": 256, **sizes}
+    return LitDALLE(TransformerConfig(n_layer=2, n_head=2, n_embd=16), dvae, 1e-3, tokenizer=tokenizer, **shape)
+
+
+def fit_on(module: LitModule, batches: list[Any], **options: Any) -> pl.Trainer:
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_model_summary=False, **options
+    )
+    trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda b: b.images,
+            "needs batches of the class lightning_dalle.data.loading.examples.Batch, but the loader yie",
+        ),
+        (lambda b: [b.images], "but the loader yields list: collate its examples to a Batch"),
+        (lambda b: b._replace(images=b.images.float()), "the images have values from 0 to 255, but floats must be in"),
+        (
+            lambda b: b._replace(images=b.images[..., :16, :16]),
+            "images have 16x16 pixels, but the dVAE needs 32x32",
+        ),
+        (lambda b: b._replace(text_tokens=b.text_tokens[:, :4]), "captions have 4 tokens, but text_len is 6: set both"),
+        (
+            lambda b: b._replace(text_tokens=b.text_tokens + 256),
+            "all must be below 262: set text_vocab_size to",
+        ),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(change: Any, sentence: str, dvae_of_32: Path) -> None:
+    modules: list[LitModule] = [dalle(dvae_of_32)]
+    if "caption" not in sentence and "all must" not in sentence:
+        modules.append(LitDVAE(DVAE_CONFIG, learning_rate=1e-3))
+    for module in modules:
+        with pytest.raises(UserError, match=sentence):
+            fit_on(module, [change(batch(0))], enable_checkpointing=False)
+
+
+def test_a_dalle_trained_without_a_tokenizer_is_loaded_but_does_not_sample(dvae_of_32: Path, tmp_path: Path) -> None:
+    trainer = fit_on(dalle(dvae_of_32), [batch(0)], default_root_dir=tmp_path)
+    (file,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    loaded = LitDALLE.load_from_checkpoint(file)
+    assert loaded.tokenizer is None
+    assert trainer.validate(loaded, loader(), verbose=False)[0]["val/loss"] > 0
+    with pytest.raises(UserError, match="sampling needs the captions' tokenizer"):
+        loaded.pipeline()
+    with pytest.raises(UserError, match=r"has no tokenizer, as sampling needs: train with LitDALLE"):
+        load_dalle(file)

@@ -22,9 +22,14 @@ def exported(tiny_run: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def fit(tiny_run: dict[str, Path], stage: str, folder: Path, *more: str) -> Path:
-    """Fit a stage for one step with a learning rate of 0, without averaging, and return its checkpoint."""
+    """Fit a stage for one step with a learning rate of 0 and an average that is not yet updated; return its checkpoint.
+
+    The checkpoint contains the averaged weights, so the average must start from the trained weights too.
+    """
     config = yaml.safe_load(tiny_run[stage].read_text())
     config["trainer"] |= {"max_steps": 1, "limit_val_batches": 0, "callbacks": config["trainer"]["callbacks"][-1:]}
+    average = {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"update_every_n_steps": 9}}
+    config["trainer"]["callbacks"].insert(0, average)
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder)
     config["model"]["init_args"]["learning_rate"] = 0.0
     config["model"]["init_args"].pop("config")
