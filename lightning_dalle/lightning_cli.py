@@ -102,13 +102,14 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
     from jsonargparse import set_parsing_settings
     from pytorch_lightning import LightningModule
     from pytorch_lightning.callbacks import BasePredictionWriter, LearningRateMonitor, ThroughputMonitor
-    from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+    from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
     from pytorch_lightning.plugins.io import TorchCheckpointIO
     from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from lightning_dalle.checkpoints import check_dvae, check_resumable, load_dvae, read_checkpoint, resolve_checkpoint
     from lightning_dalle.data.datamodule import CaptionedImageDataModule
     from lightning_dalle.training.callbacks.codes_writer import CodesWriter
+    from lightning_dalle.training.callbacks.loggers import run_folder
     from lightning_dalle.training.callbacks.visualization import DataSummary, batch_size
 
     # Optimizer moments of parameters without gradients, such as behind a dead ReLU, decay into denormals. Intel CPUs
@@ -120,6 +121,14 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
 
     class Parser(LightningArgumentParser):
         error = raise_user_error
+
+    class RunConfig(SaveConfigCallback):
+        """Config in the folder of the run; Lightning would write that of a W&B run into the current folder."""
+
+        def save_config(self, trainer: "Trainer", pl_module: LightningModule, stage: str) -> None:
+            if (folder := run_folder(trainer)) is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
     class AllFormatsIO(TorchCheckpointIO):
         def __init__(self, model: str) -> None:
@@ -173,7 +182,6 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
             config = self.config[self.subcommand]
             if config.trainer.logger is False:  # both monitors refuse to run without a logger
                 self.trainer_defaults["callbacks"] = [DataSummary()]
-                self.save_config_callback = None  # it would overwrite a config.yaml in the current folder
             trainer, model = super().instantiate_trainer(**kwargs), trained_model(config.model.class_path)
             if model is not None and self.subcommand != "fit":  # a fit only reads and writes Lightning checkpoints
                 trainer.strategy.checkpoint_io = AllFormatsIO(model)
@@ -202,7 +210,8 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
             trainer_defaults={"callbacks": callbacks},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
             parser_kwargs={"prog": "python -m lightning_dalle"},
             args=argv,
@@ -219,5 +228,5 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if not frame.f_globals["__name__"].startswith(("pytorch_lightning.", "lightning_fabric.")):
             raise
-        hint = "; remove the config's plugins with --trainer.plugins null" if "plugins" in str(error) else ""
-        raise UserError(f"correct the config keys under `trainer`; Lightning says: {error}{hint}") from error
+        hint = ", and remove its plugins with --trainer.plugins null" if "plugins" in str(error) else ""
+        raise UserError(f"{error} (an error of Lightning: correct the config{hint})") from error

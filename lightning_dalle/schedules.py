@@ -20,9 +20,9 @@ class CosineAnneal:
     end: float
     """Value from step `num_steps` on."""
     num_steps: int | None = None
-    """Number of optimizer steps until `end`, warm-up included; None for `fraction` of `trainer.max_steps`."""
+    """Number of optimizer steps until `end`, warm-up included; None for `fraction` of the fit's steps."""
     fraction: float = 1.0
-    """Fraction of `trainer.max_steps` that the schedule lasts if `num_steps` is None; above 0, at most 1."""
+    """Fraction of the fit's steps that the schedule lasts if `num_steps` is None; above 0, at most 1."""
     warmup_steps: int = 0
     """Number of optimizer steps of the warm-up; limited to half of the schedule if `num_steps` is None."""
 
@@ -36,20 +36,26 @@ class CosineAnneal:
     def for_max_steps(self, max_steps: int) -> "CosineAnneal":
         """Return a copy whose `num_steps` is set for a fit of `max_steps` optimizer steps, unless it was given.
 
-        Resuming with a larger `max_steps` therefore stretches the curve.
+        Resuming with more steps therefore stretches the curve.
 
         Raises:
-            UserError: if `num_steps` is None and `max_steps` is -1, Lightning's value for no limit.
+            UserError: if `num_steps` is None and `max_steps` is -1, because the fit has no limit or the length of its
+                data is unknown.
         """
         if self.num_steps is not None:
             return self
         if max_steps < 0:
             raise UserError(
-                f"a CosineAnneal without num_steps depends on trainer.max_steps, which is {max_steps}: set "
+                "a CosineAnneal without num_steps lasts as long as the fit, whose number of steps is unknown: set "
                 "trainer.max_steps, or the schedule's num_steps"
             )
         steps = max(round(self.fraction * max_steps), 1)
         return replace(self, num_steps=steps, warmup_steps=min(self.warmup_steps, steps // 2))
+
+    @property
+    def first(self) -> float:
+        """Value at step 0, which does not depend on `num_steps`."""
+        return 0.0 if self.warmup_steps else self.start
 
     def __call__(self, step: int) -> float:
         """Return the value at an optimizer step, counted from 0."""

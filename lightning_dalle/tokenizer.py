@@ -67,6 +67,10 @@ class CaptionTokenizer:
         state["model"]["merges"] = list(merges)
         return CaptionTokenizer(Tokenizer.from_str(json.dumps(state)), vocab_size, self.text_len)
 
+    def extends(self, other: "CaptionTokenizer") -> bool:
+        """Return whether this tokenizer has all tokens of another with the same ids, as `extend` makes it."""
+        return other._id.items() <= self._id.items() and other._rank.items() <= self._rank.items()
+
     def encode(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
         """Return the token ids of a caption, without padding or truncation.
 

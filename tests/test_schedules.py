@@ -56,7 +56,9 @@ def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
 
 
 def test_a_fit_without_max_steps_is_refused() -> None:
-    with pytest.raises(UserError, match=r"max_steps, which is -1: set trainer.max_steps, or the schedule's num_steps"):
+    with pytest.raises(
+        UserError, match=r"whose number of steps is unknown: set trainer.max_steps, or the schedule's num_steps"
+    ):
         CosineAnneal(start=1.0, end=0.0).for_max_steps(-1)
 
 

@@ -83,8 +83,7 @@ class LitCLIP(LitModule):
             image_embeddings, text_embeddings = self(images, batch.captions)
         with torch.autocast(self.device.type, enabled=False):  # bf16 resolves logits near 100 to 0.5
             loss: Tensor = contrastive(image_embeddings.float(), text_embeddings.float(), scale.exp())
-        if self.should_log:
-            self.log_dict({"train/loss": loss, "train/logit_scale": scale.exp()})
+        self.log_dict({"train/loss": loss, "train/logit_scale": scale.exp()})
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """Training of the transformer on sequences of caption tokens and the codes of a frozen dVAE."""
 
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,11 +148,17 @@ class LitDALLE(LitModule):
         super().check_batch(batch)
         length, highest = batch.text_tokens.shape[1], int(batch.text_tokens.max())
         if length != self.text_len:
-            raise UserError(f"captions have {length} tokens, but text_len is {self.text_len}: set both alike")
+            raise UserError(f"captions have {length} tokens, but text_len is {self.text_len}: set both to one number")
         if highest >= (end := self.text_vocab_size + self.text_len):
             raise UserError(
                 f"captions have the token {highest}, but with text_vocab_size={self.text_vocab_size} and "
                 f"text_len={self.text_len} all must be below {end}: set text_vocab_size to the tokenizer's"
+            )
+        theirs, ours, is_fit = batch.tokenizer, self.tokenizer, self.trainer.state.fn == "fit"
+        if theirs and ours and theirs.to_json() != ours.to_json() and not (is_fit and theirs.extends(ours)):
+            raise UserError(
+                "the data has another tokenizer than the model, so that its tokens mean other words: set the data's "
+                "tokenizer_file to the model's checkpoint"
             )
 
     def forward(self, text_tokens: Int[Tensor, "b t"], codes: Int[Tensor, "b i"]) -> Logits:
@@ -166,9 +173,8 @@ class LitDALLE(LitModule):
             codes = targets = self._codes(batch)
         text_tokens = self._drop_captions(batch.text_tokens, batch_idx)
         losses = self._losses(text_tokens, self._corrupt(codes, batch_idx), targets)
-        if self.should_log:
-            self.log_dict({f"train/{name}": value for name, value in losses.items()})
-            self.log("train/bits_per_code", losses["loss_image"] / math.log(2))
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
+        self.log("train/bits_per_code", losses["loss_image"] / math.log(2))
         truncated = batch.is_truncated.sum().float()
         self.log("data/captions_truncated", truncated, reduce_fx="sum", on_step=False, on_epoch=True, sync_dist=True)
         return losses["loss"]
@@ -194,9 +200,9 @@ class LitDALLE(LitModule):
     def predict_step(
         self, batch: Batch | EncodedBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> Float[Tensor, "b 3 h w"]:
-        """Return an image in [0, 1] sampled for each caption; `seed` and the position of the caption seed it."""
-        first = self.seed + batch_idx * len(batch.captions)
-        requests = [Request(caption, first + i) for i, caption in enumerate(batch.captions)]
+        """Return an image in [0, 1] sampled for each caption; `seed` and the id of the record seed it."""
+        seeds = [random.Random(f"{self.seed} {id}").getrandbits(32) for id in batch.ids]
+        requests = [Request(caption, seed) for caption, seed in zip(batch.captions, seeds, strict=True)]
         return torch.stack(list(self.pipeline().sample_images(requests, SamplingConfig())))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -79,9 +79,8 @@ class LitDVAE(LitModule):
         temperature, kl_weight = self.at_step(self.temperature), self.at_step(self.kl_weight)
         logits, pixels = self.dvae(images, temperature, generator)
         losses = dvae_loss(images, logits, pixels, kl_weight, self.codebook_entropy_weight, self.mse_weight)
-        if self.should_log:
-            self.log_dict({f"train/{name}": value for name, value in losses.items()})
-            self.log_dict({"schedule/temperature": temperature, "schedule/kl_weight": kl_weight})
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
+        self.log_dict({"schedule/temperature": temperature, "schedule/kl_weight": kl_weight})
         return losses["loss"]
 
     def validation_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> None:

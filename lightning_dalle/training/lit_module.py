@@ -88,10 +88,12 @@ class LitModule(pl.LightningModule):
                 rank_zero_warn(
                     f"load_from_checkpoint does not create {class_path}: give {name}, or the default is used"
                 )
+        saved |= cls.shape_in(checkpoint, Path(checkpoint_path))
         parameters = inspect.signature(cls.__init__).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             saved = {name: value for name, value in saved.items() if name in parameters}
-        module = cls(**{**saved, **cls.shape_in(checkpoint, Path(checkpoint_path)), **arguments})
+        module = cls(**{**saved, **arguments})
+        module.is_initialized = True  # a fit continues from these weights, not from those of `init_from`
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=strict)
@@ -124,8 +126,8 @@ class LitModule(pl.LightningModule):
         """Start a fit from the weights of `init_from`, before WeightAveraging copies the weights in its setup."""
         trainer = self.attached_trainer
         if self.init_from is not None and trainer is not None and trainer.state.fn == "fit" and not self.is_initialized:
-            self.is_initialized = True  # WeightAveraging and Lightning both call this hook
             self.initialize(Path(self.init_from))
+            self.is_initialized = True  # WeightAveraging and Lightning both call this hook
 
     def setup(self, stage: str) -> None:
         """Raise a UserError if weights would not be stored in fp32."""
@@ -167,20 +169,26 @@ class LitModule(pl.LightningModule):
         return self.for_this_fit(schedule)(self.global_step)
 
     def for_this_fit(self, schedule: Schedule) -> Callable[[int], float]:
-        """Return a schedule whose length is that of the fit if it has none: `max_steps`, or that of `max_epochs`."""
-        steps = self.trainer.estimated_stepping_batches
-        return schedule.for_max_steps(-1 if steps == float("inf") else int(steps))
+        """Return a schedule that lasts as long as the fit if it has no length: `max_steps`, or `max_epochs` of data.
+
+        The optimizer asks for step 0 before a resumed fit restores the state of the data. Counting the batches then
+        would create the loaders, and Lightning would not restore them.
+        """
+        trainer = self.trainer
+        if isinstance(schedule, HalveOnPlateau) or trainer.max_epochs in (None, -1):
+            return schedule.for_max_steps(trainer.max_steps)
+
+        def value(step: int) -> float:
+            if trainer.train_dataloader is None:
+                return schedule.first
+            return schedule.for_max_steps(int(trainer.estimated_stepping_batches))(step)
+
+        return value
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         if self.learning_rate is None:
             raise UserError("fit needs a learning_rate, but none is given: set model.learning_rate")
         return configure_optimizer(self.trained, self.optimizer, self.for_this_fit(self.learning_rate))
-
-    @property
-    def should_log(self) -> bool:
-        """Whether Lightning writes this step's scalars; otherwise `self.log` would cost 0.4 ms for nothing."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.trainer.global_step + 1) % every == 0  # 0 switches logging off
 
     def step_generator(self, batch_idx: int, *purpose: int) -> Generator:
         """Return a generator that depends only on seed, step, batch index, rank and purpose.
@@ -202,22 +210,31 @@ class LitModule(pl.LightningModule):
                 f"the images have {height}x{width} pixels, but the dVAE needs {image_size}x{image_size}: set "
                 f"data.image_size to {image_size}, or choose another dVAE"
             )
-        return to_float(batch.images) if batch.images.dtype == torch.uint8 else batch.images
+        return to_float(batch.images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Describe also the hyperparameters of a subclass, since checkpoints are read without running code in them."""
-        if self.hparams:
-            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = describe(dict(self.hparams))
+        """Describe also a user's hyperparameters, since checkpoints are read without running code in them."""
+        for key in (self.CHECKPOINT_HYPER_PARAMS_KEY, pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
+            if key in checkpoint:
+                checkpoint[key] = describe(dict(checkpoint[key]))
 
     def loaded_config(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Return the config of this kind of model in the checkpoint that is being loaded.
 
         Raises:
-            UserError: if the checkpoint is of another model, or a fit cannot resume from its format.
+            UserError: if the checkpoint is of another model, or a fit cannot resume from its format or its optimizer.
         """
         config, trainer = model_config(checkpoint, type(self), self.loaded_path), self.attached_trainer
         if trainer is not None and trainer.state.fn == "fit":
             check_resumable(checkpoint, self.loaded_path)
+            saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+            optimizers = [found.get("optimizer") for found in (saved, self.hparams)]
+            theirs, ours = (found["class_path"] if isinstance(found, dict) else None for found in optimizers)
+            if theirs != ours and None not in (theirs, ours):
+                raise UserError(
+                    f"cannot resume from {self.loaded_path}: model.optimizer is {ours}, but the checkpoint's is "
+                    f"{theirs}; set that, or start a new fit with model.init_from"
+                )
         return config
 
 
@@ -234,6 +251,8 @@ def model_config(checkpoint: dict[str, Any], module: type[LitModule], path: Path
 
 def as_schedule(value: Schedule | float | None) -> Schedule | None:
     """Return a schedule; a number is the schedule that always has this value."""
+    if isinstance(value, str):
+        raise UserError(f"the learning rate is the text {value!r}: give a number or a schedule")
     return CosineAnneal(start=float(value), end=float(value), num_steps=1) if isinstance(value, int | float) else value
 
 
@@ -252,7 +271,8 @@ def describe(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         arguments = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
     elif isinstance(value, partial):  # jsonargparse passes the class of an optimizer as the last argument
-        kind, arguments = (value.func, *value.args)[-1], value.keywords
+        kind = next((given for given in value.args[::-1] if isinstance(given, type)), value.func)
+        arguments = value.keywords
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": describe(arguments)}
 
 

@@ -35,8 +35,8 @@ def _resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:
     return image.resize((image_size, image_size), Image.Resampling.BILINEAR, box)
 
 
-def to_float(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """Convert images from uint8 to floats in [0, 1]."""
+def to_float(images: UInt8[Tensor, "*b 3 h w"] | Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """Convert images from uint8 to floats in [0, 1]; keep the values of floats."""
     return v2.functional.to_dtype(images.contiguous(), torch.float32, scale=True)
 
 

@@ -1,5 +1,6 @@
 """DataLoader that resumes after the last batch that training read, although its workers had read ahead."""
 
+import signal
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +11,11 @@ from torch.utils.data import DataLoader
 
 from lightning_dalle.data.loading.examples import StreamedDataset
 from lightning_dalle.errors import UserError
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the main process, which ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -24,7 +30,7 @@ class ResumableLoader(DataLoader[Any]):
     is_resumed = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, **options, worker_init_fn=_ignore_ctrl_c)  # type: ignore[misc]
         self.num_readers, self.is_streamed = max(self.num_workers, 1), isinstance(self.dataset, StreamedDataset)
         sampler: Any = self.sampler
         self.source: Any = self.dataset if self.is_streamed else sampler
@@ -72,13 +78,14 @@ class ResumableLoader(DataLoader[Any]):
         """Restore the state of this rank; it takes effect with the next iteration.
 
         Raises:
-            UserError: if the state is of an earlier version, or has other numbers of processes or workers for a stream.
+            UserError: if the state is of an earlier version or of data in another form, or if a stream had other
+                numbers of processes or workers.
         """
         if "num_batches" not in state:
             raise UserError("cannot resume the data: the checkpoint is of an earlier version; start a new run")
-        self.epoch, self.num_batches, self.is_resumed = state["epoch"], state["num_batches"], True
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(self.epoch)
+        if self.is_streamed != ("ranks" in state):
+            was = "was not streamed, but is now" if self.is_streamed else "was streamed, but is not now"
+            raise UserError(f"cannot resume the data: it {was}; set data.source as it was, or start a new run")
         if self.is_streamed:
             ranks, is_distributed = state["ranks"], distributed.is_initialized()
             rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed else (0, 1)
@@ -88,3 +95,6 @@ class ResumableLoader(DataLoader[Any]):
                     f"{len(ranks[0])} workers, but this run has {world_size} with {self.num_readers}; use as many"
                 )
             self.source.states = {worker: position for worker, position in enumerate(ranks[rank]) if position}
+        self.epoch, self.num_batches, self.is_resumed = state["epoch"], state["num_batches"], True
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(self.epoch)

@@ -30,7 +30,7 @@ from lightning_dalle.evaluation.inception import ENV_VAR, Inception, find_or_dow
 from lightning_dalle.evaluation.protocol import Protocol, check_at_least
 from lightning_dalle.evaluation.result_file import write_result
 from lightning_dalle.files import read_yaml, sha256
-from lightning_dalle.training.callbacks.loggers import log_image, log_scalars, shows_images
+from lightning_dalle.training.callbacks.loggers import log_image, log_scalars, run_folder, shows_images
 from lightning_dalle.training.callbacks.requirements import require_data, require_model
 from lightning_dalle.training.distributed.sharding import require_unsharded
 
@@ -53,7 +53,8 @@ class Evaluation(Callback):
 
     Args:
         protocol: settings of the figures.
-        every_n_validations: number of validations from one evaluation in `fit` to the next; 0 for `test` only.
+        every_n_validations: number of validations from one evaluation in `fit` to the next; 0 for `test` only. A
+            ModelCheckpoint or EarlyStopping that monitors a figure needs 1.
         source: data with the reference images and captions; default: the data of the run.
         training_source: data that the checkpoint was trained on, in which `test` counts the reference images. `test`
             skips this count by default; `fit` uses its own training data.
@@ -146,19 +147,17 @@ class Evaluation(Callback):
             return
         self.validations += 1
         if self.validations % self.every_n_validations == 0:
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / "evaluation"
-            scalars = trainer.strategy.broadcast(self._run(trainer, pl_module, folder))
+            scalars = trainer.strategy.broadcast(self._run(trainer, pl_module))
             pl_module.log_dict(scalars, on_epoch=True, batch_size=1)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate at the end of `test`, so that the result includes the metrics that the test steps logged."""
-        self._run(trainer, pl_module, self.results_dir)
+        self._run(trainer, pl_module)
 
-    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, results_dir: Path) -> dict[str, float]:
+    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         """Evaluate the model, write the result file, log the images, and return the scalars, empty on other ranks."""
         begun = time.time()
         context = DistributedContext(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
-        config = Path(trainer.log_dir or ".") / "config.yaml"  # on all ranks, since log_dir communicates between them
         rows, data_name, skipped_records = self.reference(trainer, pl_module)
         assert self.inception is not None
         inception = Inception(self.inception).to(pl_module.device)
@@ -167,6 +166,8 @@ class Evaluation(Callback):
         if not trainer.is_global_zero:
             return {}
         is_test, checkpoint, step = trainer.state.fn == "test", _checkpoint_file(trainer), trainer.global_step
+        run = run_folder(trainer)
+        results_dir = self.results_dir if is_test else (run or Path(trainer.default_root_dir)) / "evaluation"
         if is_test and checkpoint is not None:
             step = read_checkpoint(checkpoint).get("global_step", 0)
         result = {
@@ -179,7 +180,7 @@ class Evaluation(Callback):
             "step": step,
             "checkpoint": {"file": checkpoint.name, "sha256": sha256(checkpoint)} if checkpoint else None,
             "inception": {"file": self.inception.name, "sha256": inception.sha256},
-            "config": _read_config(config) if config.is_file() else None,
+            "config": _read_config(run / "config.yaml") if run and (run / "config.yaml").is_file() else None,
         }
         write_result(results_dir, f"{self.protocol.name}_{self.kind}_{step}", result, begun)
         if shows_images(trainer):
@@ -217,8 +218,8 @@ class Evaluation(Callback):
                 found = ", ".join(splits)
                 raise UserError(f"training_source of the evaluation needs a split train, but has {found}: correct it")
             rows = splits["train"]
-        elif trainer.state.fn == "fit":
-            rows = require_data(self, trainer).split("train")
+        elif trainer.state.fn == "fit" and isinstance(data := _datamodule(trainer), CaptionedImageDataModule):
+            rows = data.split("train")
         else:
             return None, "the evaluation's training_source is not given"
         if not isinstance(rows, Dataset):
@@ -254,9 +255,12 @@ def reference_image(rows: Dataset, index: int | None) -> Image.Image:
     return Image.new("RGB", (32, 32), "white")
 
 
+def _datamodule(trainer: pl.Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
 def _image_size(trainer: pl.Trainer, pl_module: Any) -> int:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(data, CaptionedImageDataModule):
+    if isinstance(data := _datamodule(trainer), CaptionedImageDataModule):
         return data.image_size
     pl_module.configure_model()  # otherwise a DALL-E has no dVAE before its `setup`
     return pl_module.dvae.config.image_size

@@ -1,6 +1,7 @@
 """Scalars, images and histograms for every logger of a Trainer that can take them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,6 +13,19 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lightning_dalle.images import to_array
+
+
+def run_folder(trainer: pl.Trainer) -> Path | None:
+    """Return the folder that the first logger has for this run, above its checkpoints; None without a logger.
+
+    Only rank 0 may call this, since other ranks do not know the version of the run.
+    """
+    logger = trainer.logger
+    if logger is None:
+        return None
+    if logger.log_dir:
+        return Path(logger.log_dir)
+    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), str(logger.version))
 
 
 def shows_images(trainer: pl.Trainer) -> bool:

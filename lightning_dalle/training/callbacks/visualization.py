@@ -10,8 +10,8 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 from lightning_dalle import plots
-from lightning_dalle.data.datamodule import Batch
-from lightning_dalle.data.loading.examples import EncodedBatch
+from lightning_dalle.data.images.transforms import to_float
+from lightning_dalle.data.loading.examples import Batch, EncodedBatch
 from lightning_dalle.errors import UserError
 from lightning_dalle.images import captioned_grid, to_pil
 from lightning_dalle.inference.config import GenerationConfig, SamplingConfig
@@ -54,8 +54,7 @@ class DataSummary(Callback):
     ) -> None:
         if isinstance(batch, Batch):
             self.rejected.update(batch.rejected)
-        tokenizer = batch.tokenizer
-        if tokenizer is None:
+        if (tokenizer := getattr(batch, "tokenizer", None)) is None:  # a user's own batches
             return
         images = self._images(batch, pl_module) if self.lengths is None and shows_images(trainer) else None
         if images is not None:
@@ -83,7 +82,7 @@ class DataSummary(Callback):
     def _images(self, batch: Batch | EncodedBatch, pl_module: pl.LightningModule) -> Float[Tensor, "n 3 h w"] | None:
         """Return the first images of a batch; None if it has codes that the module cannot decode."""
         if isinstance(batch, Batch):
-            return batch.images[:NUM_IMAGES]
+            return to_float(batch.images[:NUM_IMAGES])
         if not isinstance(pl_module, LitDALLE):
             return None
         with torch.inference_mode():
@@ -106,7 +105,7 @@ class Reconstructions(Callback):
         if batch_idx > 0 or not shows_images(trainer):
             return
         assert isinstance(pl_module, LitDVAE)
-        images = batch.images[:NUM_IMAGES]
+        images = pl_module.images(batch)[:NUM_IMAGES]
         with torch.inference_mode():
             reconstructed = pl_module(images)
         rows = [[to_pil(image) for image in row] for row in (images, reconstructed)]

@@ -57,11 +57,16 @@ def configure_optimizer(
     """Return an optimizer of a model's parameter groups, with its learning rate set by the schedule at every step.
 
     Raises:
-        UserError: if the optimizer was given a learning rate of its own.
+        UserError: if the optimizer was given a learning rate of its own, or has none to set.
     """
     optimizer = optimizer_factory(param_groups(model))
-    base = optimizer.defaults["lr"]
-    default = inspect.signature(type(optimizer)).parameters["lr"].default
+    parameter, base = inspect.signature(type(optimizer)).parameters.get("lr"), optimizer.defaults.get("lr")
+    if parameter is None or not base:
+        raise UserError(
+            f"{type(optimizer).__name__} has no argument lr with a default above 0, by which model.learning_rate could "
+            "set its learning rate: choose another optimizer, or override configure_optimizers"
+        )
+    default = parameter.default
     # A config that replaces another's AdamW by this optimizer keeps AdamW's default, 1e-3, without stating it.
     if base not in (default, 1e-3) and default is not inspect.Parameter.empty:
         raise UserError(
