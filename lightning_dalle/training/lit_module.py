@@ -54,6 +54,7 @@ class LitModule(pl.LightningModule):
     init_from: Path | str | None
     """Trained model whose weights a fit starts from, with a new optimizer and schedule."""
     is_initialized = False
+    own_path: Path | str | None = None
 
     def save_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the arguments of the constructor as hyperparameters: numbers, texts, and classes by their names."""
@@ -93,6 +94,7 @@ class LitModule(pl.LightningModule):
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             saved = {name: value for name, value in saved.items() if name in parameters}
         module = cls(**{**saved, **arguments})
+        module.own_path = checkpoint_path
         module.is_initialized = True  # a fit continues from these weights, not from those of `init_from`
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
@@ -114,8 +116,8 @@ class LitModule(pl.LightningModule):
 
     @property
     def loaded_path(self) -> Path | str | None:
-        """Path of the checkpoint that the Trainer loads."""
-        return None if self.attached_trainer is None else self.attached_trainer.ckpt_path
+        """Path of the checkpoint that the Trainer or `load_from_checkpoint` loads."""
+        return self.own_path if self.attached_trainer is None else self.attached_trainer.ckpt_path
 
     @property
     def trained(self) -> nn.Module:
@@ -251,8 +253,6 @@ def model_config(checkpoint: dict[str, Any], module: type[LitModule], path: Path
 
 def as_schedule(value: Schedule | float | None) -> Schedule | None:
     """Return a schedule; a number is the schedule that always has this value."""
-    if isinstance(value, str):
-        raise UserError(f"the learning rate is the text {value!r}: give a number or a schedule")
     return CosineAnneal(start=float(value), end=float(value), num_steps=1) if isinstance(value, int | float) else value
 
 

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
@@ -137,6 +138,35 @@ def test_a_fit_without_a_logger_leaves_the_users_config_as_it_is(
     main(["fit", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.max_steps", "1"])
     assert (tmp_path / "config.yaml").read_text() == text
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
+class FolderLogger(CSVLogger):
+    """Logger with a folder for the run, but no `log_dir`, like W&B's."""
+
+    log_dir = None  # type: ignore[assignment]
+    experiment = None  # type: ignore[assignment]
+
+    def log_metrics(self, *arguments: Any) -> None:
+        pass
+
+    log_hyperparams = save = finalize = log_metrics  # type: ignore[assignment]
+
+
+def test_the_config_of_a_run_lies_above_its_checkpoints(
+    tiny_run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's loggers have no `log_dir`, for which Lightning takes the current folder."""
+    config, text = yaml.safe_load(tiny_run["dvae"].read_text()), "the user's own"
+    logger = {"class_path": "test_trainer_options.FolderLogger", "init_args": {"save_dir": "runs", "version": "first"}}
+    config["trainer"] |= {"logger": logger, "max_steps": 1, "callbacks": config["trainer"]["callbacks"][-1:]}
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "config.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", "fit.yaml"])
+    assert (tmp_path / "config.yaml").read_text() == text
+    run = tmp_path / "runs" / "lightning_logs" / "first"
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 1
+    assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_command_replaces_the_optimizer_of_a_config_by_one_with_another_default(

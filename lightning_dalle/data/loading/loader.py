@@ -1,6 +1,5 @@
 """DataLoader that resumes after the last batch that training read, although its workers had read ahead."""
 
-import signal
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -11,11 +10,6 @@ from torch.utils.data import DataLoader
 
 from lightning_dalle.data.loading.examples import StreamedDataset
 from lightning_dalle.errors import UserError
-
-
-def _ignore_ctrl_c(worker: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the main process, which ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -30,7 +24,7 @@ class ResumableLoader(DataLoader[Any]):
     is_resumed = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options, worker_init_fn=_ignore_ctrl_c)  # type: ignore[misc]
+        super().__init__(*args, **options)
         self.num_readers, self.is_streamed = max(self.num_workers, 1), isinstance(self.dataset, StreamedDataset)
         sampler: Any = self.sampler
         self.source: Any = self.dataset if self.is_streamed else sampler

@@ -50,7 +50,7 @@ class DataSummary(Callback):
         self._log_rejected(trainer, Counter(rejected.get("train", {})))
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch | EncodedBatch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(batch, Batch):
             self.rejected.update(batch.rejected)

@@ -98,7 +98,13 @@ def test_checkpoints_and_early_stopping_monitor_figures_of_an_evaluation(
     monkeypatch.setattr(ReconstructionEvaluation, "setup", lambda *arguments, **named: None)
     evaluation = ReconstructionEvaluation(Protocol(name="p"), every_n_validations=1)
     best = ModelCheckpoint(tmp_path, monitor="p/fid", save_top_k=1)
-    batch = Batch(torch.rand(2, 3, 32, 32), torch.zeros(2, 4), torch.zeros(2, dtype=torch.bool), ["a", "b"], ["0", "1"])
+    batch = Batch(
+        torch.full((2, 3, 32, 32), 9).byte(),
+        torch.zeros(2, 4),
+        torch.zeros(2, dtype=torch.bool),
+        ["a", "b"],
+        ["0", "1"],
+    )
     loader = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
     table, wandb = CSVLogger(tmp_path), RecordingWandb()
     trainer = pl.Trainer(

@@ -11,9 +11,12 @@ from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, List, 
 from datasets import Image as EncodedImage
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.filters.rules import TooLong
+from lightning_dalle.data.loading.examples import Batch
+from lightning_dalle.tokenizer import CaptionTokenizer
 from lightning_dalle.training.callbacks.visualization import DataSummary
 
 
@@ -47,6 +50,21 @@ class OneNumber(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_data_summary_shows_the_uint8_images_of_a_users_loader_and_ignores_other_batches(tmp_path: Path) -> None:
+    tokenizer = CaptionTokenizer.train(["a cat"], vocab_size=256, text_len=6)
+    tokens = torch.tensor([tokenizer.pad(tokenizer.encode("a cat"))[0]])
+    images = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    own = Batch(images, tokens, torch.zeros(1, dtype=torch.bool), ["a cat"], ["0"], tokenizer=tokenizer)
+    for batch, shown in ((own, ["data/batch"]), (images, [])):
+        trainer = pl.Trainer(
+            accelerator="cpu", max_steps=1, callbacks=[DataSummary()], logger=TensorBoardLogger(tmp_path),
+            enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(OneNumber(), DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
+        events = EventAccumulator(trainer.logger.log_dir).Reload()
+        assert events.Tags()["images"] == shown
 
 
 @pytest.mark.parametrize("streamed", [False, True])
