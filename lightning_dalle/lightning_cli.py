@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 import warnings
+from dataclasses import is_dataclass
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
     from pytorch_lightning import Trainer
     from pytorch_lightning.cli import LightningCLI
+
+    from lightning_dalle.training.lit_module import LitModule
 
 EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated",  # Lightning 2.6 on torch 2.15
@@ -56,36 +59,34 @@ def clean_error(message: str) -> str:
     return " ".join(line for line in lines if not line.startswith(noise))
 
 
-def trained_model(class_path: str) -> str | None:
-    """Return "dvae", "dalle" or "clip" for a LightningModule of this package or a subclass, and None for any other."""
-    bases = [base.__name__ for base in getattr(locate(class_path), "__mro__", ())]
-    models = {"LitDVAE": "dvae", "LitDALLE": "dalle", "LitCLIP": "clip"}
-    return next((model for name, model in models.items() if name in bases), None)
+def lit_module(class_path: str) -> "type[LitModule] | None":
+    """Return a LightningModule of this package or a subclass of one, and None for any other."""
+    from lightning_dalle.training.lit_module import LitModule
+
+    found = locate(class_path)
+    return found if isinstance(found, type) and issubclass(found, LitModule) else None
 
 
-def use_checkpoint_shape(config: Any, checkpoint: dict[str, Any], path: Path, model: str) -> None:
+def use_checkpoint_shape(config: Any, module: "type[LitModule]", checkpoint: dict[str, Any], path: Path) -> None:
     """Replace the shapes in a config by those of its checkpoint, so that only configs of `fit` must state them."""
-    shape = checkpoint[f"{model}_config"]
-    changed = {"config": shape}
-    if model == "dalle":
-        text = {"text_len": shape["text_len"], "text_vocab_size": shape["text_vocab_size"]}
-        changed = {"config": shape["transformer"], "dvae_checkpoint": path, **text}
-        config.data.text_len, config.data.vocab_size = text.values()
     from jsonargparse import Namespace
 
-    for name, value in changed.items():
-        config.model.init_args[name] = Namespace(value) if isinstance(value, dict) else value
-    config.data.image_size = checkpoint["clip_config" if model == "clip" else "dvae_config"]["image_size"]
+    shape = module.shape_in(checkpoint, path)
+    for name, value in module.accepted(shape).items():
+        config.model.init_args[name] = Namespace(vars(value)) if is_dataclass(value) else value
+    if module.kind == "dalle":
+        config.data.text_len, config.data.vocab_size = shape["text_len"], shape["text_vocab_size"]
+    config.data.image_size = checkpoint["clip_config" if module.kind == "clip" else "dvae_config"]["image_size"]
 
 
-def use_initial_shape(config: Any, model: str) -> None:
+def use_initial_shape(config: Any, module: "type[LitModule]") -> None:
     """Use the shape of `model.init_from` in a config of fit, and of a DALL-E also the tokenizer and the dVAE."""
     from lightning_dalle.checkpoints import read_checkpoint
 
     arguments, vocab_size = config.model.init_args, config.data.vocab_size
     path, dvae = Path(arguments.init_from), arguments.get("dvae_checkpoint")
-    use_checkpoint_shape(config, read_checkpoint(path, model), path, model)
-    if model == "dalle":
+    use_checkpoint_shape(config, module, read_checkpoint(path, module.kind), path)
+    if module.kind == "dalle":
         arguments.dvae_checkpoint = dvae or path
         arguments.text_vocab_size = config.data.vocab_size = vocab_size  # may be larger, for new tokens
         config.data.tokenizer_file = config.data.tokenizer_file or path
@@ -146,15 +147,15 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
 
         def before_instantiate_classes(self) -> None:
             config = self.config[self.subcommand]
-            model, path = trained_model(config.model.class_path), config.ckpt_path
-            if model is None:  # Lightning alone reads the checkpoints of other modules
+            module, path = lit_module(config.model.class_path), config.ckpt_path
+            if module is None:  # Lightning alone reads the checkpoints of other modules
                 return
             if self.subcommand == "fit" and config.model.init_args.get("init_from") is not None:
-                use_initial_shape(config, model)
+                use_initial_shape(config, module)
             if path in (None, "last", "best", "hpc") or Path(path, ".metadata").is_file():  # a sharded checkpoint
                 return
-            file = resolve_checkpoint(path, model)
-            checkpoint = read_checkpoint(file, model)
+            file = resolve_checkpoint(path, module.kind)
+            checkpoint = read_checkpoint(file, module.kind)
             if self.subcommand == "fit":
                 if "optimizer_states" not in checkpoint:
                     raise UserError(
@@ -163,7 +164,7 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
                     )
                 check_resumable(checkpoint, file)
             else:
-                use_checkpoint_shape(config, checkpoint, file, model)
+                use_checkpoint_shape(config, module, checkpoint, file)
             config.ckpt_path = str(file)
 
         def _parse_ckpt_path(self) -> None:
@@ -182,9 +183,9 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
             config = self.config[self.subcommand]
             if config.trainer.logger is False:  # both monitors refuse to run without a logger
                 self.trainer_defaults["callbacks"] = [DataSummary()]
-            trainer, model = super().instantiate_trainer(**kwargs), trained_model(config.model.class_path)
-            if model is not None and self.subcommand != "fit":  # a fit only reads and writes Lightning checkpoints
-                trainer.strategy.checkpoint_io = AllFormatsIO(model)
+            trainer, module = super().instantiate_trainer(**kwargs), lit_module(config.model.class_path)
+            if module is not None and self.subcommand != "fit":  # a fit only reads and writes Lightning checkpoints
+                trainer.strategy.checkpoint_io = AllFormatsIO(module.kind)
             return trainer
 
         def before_fit(self) -> None:

@@ -90,10 +90,7 @@ class LitModule(pl.LightningModule):
                     f"load_from_checkpoint does not create {class_path}: give {name}, or the default is used"
                 )
         saved |= cls.shape_in(checkpoint, Path(checkpoint_path))
-        parameters = inspect.signature(cls.__init__).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            saved = {name: value for name, value in saved.items() if name in parameters}
-        module = cls(**{**saved, **arguments})
+        module = cls(**{**cls.accepted(saved), **arguments})
         module.own_path = checkpoint_path
         module.is_initialized = True  # a fit continues from these weights, not from those of `init_from`
         module.configure_model()
@@ -105,6 +102,13 @@ class LitModule(pl.LightningModule):
     def shape_in(cls, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return the arguments of the constructor that the models in a checkpoint determine."""
         return {"config": cls.config_type(**checkpoint[f"{cls.kind}_config"])}
+
+    @classmethod
+    def accepted(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return those of the arguments that the constructor has, which may be a user's subclass's own."""
+        parameters = inspect.signature(cls.__init__).parameters
+        has_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        return {name: value for name, value in arguments.items() if has_all or name in parameters}
 
     @property
     def attached_trainer(self) -> pl.Trainer | None:
@@ -226,8 +230,13 @@ class LitModule(pl.LightningModule):
         Raises:
             UserError: if the checkpoint is of another model, or a fit cannot resume from its format or its optimizer.
         """
-        config, trainer = model_config(checkpoint, type(self), self.loaded_path), self.attached_trainer
-        if trainer is not None and trainer.state.fn == "fit":
+        models = [name for name in NAMES if f"{name}_config" in checkpoint]
+        if models[-1:] != [self.kind]:  # a DALL-E's checkpoint also contains its dVAE
+            raise UserError(
+                f"cannot load {self.loaded_path} into {type(self).__name__}: it is not a {NAMES[self.kind]} "
+                "checkpoint; choose another --ckpt_path"
+            )
+        if self.attached_trainer is not None and self.attached_trainer.state.fn == "fit":
             check_resumable(checkpoint, self.loaded_path)
             saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
             optimizers = [found.get("optimizer") for found in (saved, self.hparams)]
@@ -237,18 +246,7 @@ class LitModule(pl.LightningModule):
                     f"cannot resume from {self.loaded_path}: model.optimizer is {ours}, but the checkpoint's is "
                     f"{theirs}; set that, or start a new fit with model.init_from"
                 )
-        return config
-
-
-def model_config(checkpoint: dict[str, Any], module: type[LitModule], path: Path | str | None) -> dict[str, Any]:
-    """Return a checkpoint's config of the model that `module` trains; raise a UserError if it has another model."""
-    models = [name for name in NAMES if f"{name}_config" in checkpoint]
-    if models[-1:] != [module.kind]:  # a DALL-E's checkpoint also contains its dVAE
-        raise UserError(
-            f"cannot load {path} into {module.__name__}: it is not a {NAMES[module.kind]} checkpoint; choose another "
-            "--ckpt_path"
-        )
-    return checkpoint[f"{module.kind}_config"]
+        return checkpoint[f"{self.kind}_config"]
 
 
 def as_schedule(value: Schedule | float | None) -> Schedule | None:

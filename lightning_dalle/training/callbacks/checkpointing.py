@@ -72,7 +72,7 @@ class LastCheckpoint(ModelCheckpoint):
             raise KeyboardInterrupt
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """End an interrupted validation, with the trained weights in the place of the averaged ones."""
+        """Save and end an interrupted validation, with the trained weights in the place of the averaged ones."""
         is_ended = self.is_interrupted or (trainer.received_sigterm and trainer.world_size == 1)
         if not is_ended or trainer.sanity_checking or trainer.state.fn != "fit":
             return
