@@ -126,6 +126,13 @@ def run_lightning(argv: list[str]) -> "LightningCLI":
     class RunConfig(SaveConfigCallback):
         """Config in the folder of the run; Lightning would write that of a W&B run into the current folder."""
 
+        def setup(self, trainer: "Trainer", pl_module: LightningModule, stage: str) -> None:
+            if stage != "fit":
+                super().setup(trainer, pl_module, stage)
+
+        def on_train_epoch_start(self, trainer: "Trainer", pl_module: LightningModule) -> None:
+            super().setup(trainer, pl_module, "fit")  # after LastCheckpoint refused to overwrite an earlier run
+
         def save_config(self, trainer: "Trainer", pl_module: LightningModule, stage: str) -> None:
             if (folder := run_folder(trainer)) is not None:
                 folder.mkdir(parents=True, exist_ok=True)

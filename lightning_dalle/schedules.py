@@ -54,7 +54,7 @@ class CosineAnneal:
 
     @property
     def first(self) -> float:
-        """Value at step 0, which does not depend on `num_steps`."""
+        """Value at step 0 of a fit of unknown length, of at least two steps."""
         return 0.0 if self.warmup_steps else self.start
 
     def __call__(self, step: int) -> float:

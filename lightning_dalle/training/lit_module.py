@@ -53,7 +53,7 @@ class LitModule(pl.LightningModule):
     seed: int
     init_from: Path | str | None
     """Trained model whose weights a fit starts from, with a new optimizer and schedule."""
-    is_initialized = False
+    is_initialized, has_checked_batch = False, False
     own_path: Path | str | None = None
 
     def save_arguments(self, arguments: dict[str, Any]) -> None:
@@ -137,6 +137,7 @@ class LitModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Raise a UserError if weights would not be stored in fp32."""
+        self.has_checked_batch = False
         precision = str(self.trainer.precision)
         if precision.endswith("-true") and precision != "32-true":
             raise UserError(
@@ -145,9 +146,10 @@ class LitModule(pl.LightningModule):
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Check the first batch, which may come from a user's own loader."""
-        if batch_idx == 0:
+        """Check the first batch of a run, which a resumed one reads amid an epoch, and that of each epoch."""
+        if batch_idx == 0 or not self.has_checked_batch:
             self.check_batch(batch)
+            self.has_checked_batch = True
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 
@@ -240,8 +242,8 @@ class LitModule(pl.LightningModule):
             check_resumable(checkpoint, self.loaded_path)
             saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
             optimizers = [found.get("optimizer") for found in (saved, self.hparams)]
-            theirs, ours = (found["class_path"] if isinstance(found, dict) else None for found in optimizers)
-            if theirs != ours and None not in (theirs, ours):
+            theirs, ours = (found.get("class_path") if isinstance(found, dict) else None for found in optimizers)
+            if theirs != ours and theirs in RESTORABLE and ours in RESTORABLE:  # not a user's function
                 raise UserError(
                     f"cannot resume from {self.loaded_path}: model.optimizer is {ours}, but the checkpoint's is "
                     f"{theirs}; set that, or start a new fit with model.init_from"

@@ -23,6 +23,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_dalle.checkpoints import dvae_metadata, read_checkpoint
+from lightning_dalle.cli import main
 from lightning_dalle.data.datamodule import CaptionedImageDataModule
 from lightning_dalle.data.loading.examples import Batch
 from lightning_dalle.data.loading.loader import ResumableLoader
@@ -194,16 +195,99 @@ def test_a_loader_checks_its_state_before_it_takes_it() -> None:
         assert (loader.epoch, loader.num_batches, loader.is_resumed) == (0, 0, False)
 
 
-class Stopped(Callback):
-    """Asks for the end of the fit after its first step, and counts the checkpoints."""
+def test_a_resume_amid_an_epoch_checks_its_first_batch(dvae_file: Path, tmp_path: Path) -> None:
+    known, other = (CaptionTokenizer.train([text], vocab_size=260, text_len=6) for text in ("a cat cat", "so so odd"))
+    steps = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    for tokenizer, end, ckpt_path in ((known, 2, None), (other, 4, tmp_path / "step=2.ckpt")):
+        batches = [batch(i)._replace(tokenizer=tokenizer) for i in range(4)]
+        run = trainer(tmp_path, steps, max_steps=end)
+        model = dalle(dvae_file, text_vocab_size=260)
+        if ckpt_path is None:
+            run.fit(model, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+            continue
+        with pytest.raises(UserError, match="the data has another tokenizer than the model"):
+            run.fit(model, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path)  # type: ignore[arg-type]
 
-    num_saved = 0
+
+def test_a_refused_fit_leaves_the_config_of_the_earlier_run(tiny_run: dict[str, Path], tmp_path: Path) -> None:
+    config = yaml.safe_load(tiny_run["dvae"].read_text())
+    callback = "lightning_dalle.training.callbacks.checkpointing.LastCheckpoint"
+    config["trainer"]["callbacks"] = [{"class_path": callback, "init_args": {"every_n_train_steps": 9}}]
+    config["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path)
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    fit = ["fit", "--config", str(tmp_path / "fit.yaml"), "--trainer.limit_val_batches", "0"]
+    main([*fit, "--trainer.max_steps", "1"])
+    saved = (tmp_path / "dvae" / "config.yaml").read_text()
+    assert yaml.safe_load(saved)["trainer"]["max_steps"] == 1
+    with pytest.raises(SystemExit) as ended:
+        main([*fit, "--trainer.max_steps", "2"])
+    assert ended.value.code == 2
+    assert (tmp_path / "dvae" / "config.yaml").read_text() == saved
+
+
+def test_a_resume_amid_accumulated_gradients_saves_nothing_before_their_step(tmp_path: Path) -> None:
+    """The resumed step 2 is one at which a checkpoint is due."""
+    last, counts = tmp_path / "checkpoints" / "last.ckpt", []
+    for step, ckpt_path in ((2, None), (3, last)):
+        saved = Saved()
+        run = trainer(tmp_path, saved, LastCheckpoint(2), max_steps=step, accumulate_grad_batches=2)
+        run.fit(LitDVAE(DVAE_CONFIG, 1e-3), data_of(ROWS), ckpt_path=ckpt_path)
+        counts.append(saved.steps)
+    assert counts == [[2], [3]]
+
+
+def test_ctrl_c_in_a_validation_amid_accumulated_gradients_waits_for_their_step(tmp_path: Path) -> None:
+    options = {"accumulate_grad_batches": 2, "val_check_interval": 1, "check_val_every_n_epoch": None}
+    interrupted = Terminated(signal.SIGINT, step=0)
+    run = trainer(tmp_path, interrupted, LastCheckpoint(99), max_steps=4, **options)
+    with pytest.raises(SystemExit):
+        run.fit(LitDVAE(DVAE_CONFIG, 1e-3), data_of(ROWS))
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
+
+
+class OwnOptimizerSettings(LitDVAE):
+    def __init__(self, optimizer: dict[str, float]) -> None:
+        super().__init__(DVAE_CONFIG, 1e-3)
+        self.save_hyperparameters()
+
+    def configure_optimizers(self) -> Optimizer:  # type: ignore[override]
+        return SGD(self.parameters(), **self.hparams["optimizer"])
+
+
+def test_a_subclass_may_have_an_argument_optimizer_of_its_own(tmp_path: Path) -> None:
+    for steps in (1, 2):
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        run = trainer(tmp_path, LastCheckpoint(9), max_steps=steps)
+        run.fit(OwnOptimizerSettings({"lr": 1e-3}), loader(), ckpt_path=last if last.exists() else None)
+    assert read_checkpoint(last)["global_step"] == 2
+
+
+def test_a_resumed_run_that_fails_names_the_checkpoint_that_it_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(tmp_path, LastCheckpoint(9), max_steps=1).fit(LitDVAE(DVAE_CONFIG, 1e-3), loader())
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    monkeypatch.setattr(LitDVAE, "training_step", lambda *arguments: 1 / 0)
+    with caplog.at_level("INFO"), pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, LastCheckpoint(9), max_steps=2).fit(LitDVAE(DVAE_CONFIG, 1e-3), loader(), ckpt_path=last)
+    assert f"the run was interrupted at step 1: resume from step 1 with --ckpt_path {last}" in caplog.text
+
+
+class Saved(Callback):
+    """List of the steps at which a checkpoint was saved."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+
+class Stopped(Saved):
+    """Asks for the end of the fit after its first step."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         trainer.should_stop = True
-
-    def on_save_checkpoint(self, *args: Any) -> None:
-        self.num_saved += 1
 
 
 @pytest.mark.parametrize(("option", "step"), [({"min_steps": 4}, 4), ({"min_epochs": 2}, 6)], ids=str)
@@ -211,19 +295,20 @@ def test_a_fit_that_must_not_stop_yet_saves_only_its_end(option: dict[str, int],
     stopped = Stopped()
     trainer(tmp_path, stopped, LastCheckpoint(99), max_epochs=9, **option).fit(LitDVAE(DVAE_CONFIG, 1e-3), loader())
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == step
-    assert stopped.num_saved == 1
+    assert stopped.steps == [step]
 
 
 class Terminated(Callback):
-    """Sends a signal in the first batch of the validation after step 2."""
+    """Sends a signal once, in the first batch of the validation after a step."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, step: int = 2) -> None:
+        self.number, self.step = number, step
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, index: int, loader: int = 0
     ) -> None:
-        if trainer.global_step == 2 and index == 0:
+        if trainer.global_step == self.step and index == 0:
+            self.step = -1
             os.kill(os.getpid(), self.number)
 
 

@@ -19,7 +19,7 @@ class LastCheckpoint(ModelCheckpoint):
     A fit may end by its last step or epoch, `max_time`, EarlyStopping, Ctrl-C, SIGTERM or an error. The first Ctrl-C in
     a single process ends the fit after its step, or after the validation's batch; the second ends it at once. An error
     inside a step or a validation leaves no consistent state, so the run then logs how to resume from the last
-    checkpoint.
+    checkpoint. SIGTERM does not wait for the end of a step: a resumed run lacks the gradients accumulated so far.
 
     Args:
         every_n_train_steps: number of optimizer steps between checkpoints.
@@ -36,16 +36,20 @@ class LastCheckpoint(ModelCheckpoint):
         self.saved_step: int | None = None
         """Step that needs no checkpoint: that of the last one, or the first of this fit; None outside a fit."""
         self.has_saved = False
+        """Whether last.ckpt is of this run, or of the one that it resumes."""
         self.step = 0
         """Optimizer step before the current batch."""
+        self.is_step_end = False
+        """Whether the last batch ended an optimizer step; otherwise gradients are being accumulated."""
         self.is_interrupted = False
         self.earlier_handler: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         file, resumed = self._file(), Path(trainer.ckpt_path or "")
-        is_resumed = resumed.name.startswith("hpc_ckpt") or file.resolve() == resumed.resolve()
-        if file.exists() and not (self.has_saved or is_resumed or trainer.fast_dev_run):  # type: ignore[attr-defined]
+        self.has_saved |= file.exists() and file.resolve() == resumed.resolve()
+        is_allowed = self.has_saved or resumed.name.startswith("hpc_ckpt")
+        if file.exists() and not is_allowed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise UserError(
                 f"{file} is of an earlier run, which this one would overwrite: resume it with --ckpt_path {file}, move "
                 "it, or give this run another folder in trainer.logger or trainer.default_root_dir"
@@ -58,14 +62,16 @@ class LastCheckpoint(ModelCheckpoint):
         self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        super().on_train_batch_end(trainer, *args, **kwargs)
-        if trainer.global_step % self.interval == 0 and trainer.global_step > self.step:
+        self.is_step_end = trainer.global_step > self.step
+        if self.is_step_end:
+            super().on_train_batch_end(trainer, *args, **kwargs)
+        if self.is_step_end and trainer.global_step % self.interval == 0:
             self.saved_step, self.has_saved = trainer.global_step, True
         is_last = trainer.global_step == trainer.max_steps
         # Lightning resumes from the last batch of an epoch in the next epoch, but from `on_train_epoch_end` only if the
         # length of the run is given in epochs. In `on_train_end`, averaged weights have replaced the trained ones.
         is_last |= trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        is_interrupted = self.is_interrupted and trainer.global_step > self.step  # not amid accumulated gradients
+        is_interrupted = self.is_interrupted and self.is_step_end
         if is_last or is_interrupted or self._should_stop(trainer, trainer.current_epoch):
             self._save(trainer)
         if is_interrupted:
@@ -73,7 +79,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Save and end an interrupted validation, with the trained weights in the place of the averaged ones."""
-        is_ended = self.is_interrupted or (trainer.received_sigterm and trainer.world_size == 1)
+        is_ended = (self.is_interrupted and self.is_step_end) or (trainer.received_sigterm and trainer.world_size == 1)
         if not is_ended or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
