@@ -52,11 +52,6 @@ class CosineAnneal:
         steps = max(round(self.fraction * max_steps), 1)
         return replace(self, num_steps=steps, warmup_steps=min(self.warmup_steps, steps // 2))
 
-    @property
-    def first(self) -> float:
-        """Value at step 0 of a fit of unknown length, of at least two steps."""
-        return 0.0 if self.warmup_steps else self.start
-
     def __call__(self, step: int) -> float:
         """Return the value at an optimizer step, counted from 0."""
         assert self.num_steps is not None, "call `for_max_steps` first"

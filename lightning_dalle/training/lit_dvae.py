@@ -76,7 +76,8 @@ class LitDVAE(LitModule):
 
     def training_step(self, batch: Batch | EncodedBatch, batch_idx: int) -> Tensor:
         images, generator = self.images(batch, self.dvae.config.image_size), self.step_generator(batch_idx)
-        temperature, kl_weight = self.at_step(self.temperature), self.at_step(self.kl_weight)
+        schedules = self.for_this_fit(self.temperature), self.for_this_fit(self.kl_weight)
+        temperature, kl_weight = (schedule(self.global_step) for schedule in schedules)
         logits, pixels = self.dvae(images, temperature, generator)
         losses = dvae_loss(images, logits, pixels, kl_weight, self.codebook_entropy_weight, self.mse_weight)
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
@@ -92,7 +93,8 @@ class LitDVAE(LitModule):
         logits = self.dvae.encoder_logits(images)
         codes = logits.argmax(dim=1)
         pixels = self.dvae.reconstruct(codes)
-        kl_weight = self.at_step(self.kl_weight) if self.trainer.state.fn == "fit" else self.kl_weight.end
+        is_fit = self.trainer.state.fn == "fit"
+        kl_weight = self.for_this_fit(self.kl_weight)(self.global_step) if is_fit else self.kl_weight.end
         losses = dvae_loss(images, logits, pixels, kl_weight, self.codebook_entropy_weight, self.mse_weight)
         for name, metric in self.val_losses.items():
             assert isinstance(metric, MeanMetric)

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -172,24 +173,20 @@ class LitModule(pl.LightningModule):
         """Load the weights of a trained model of the same shape."""
         raise NotImplementedError
 
-    def at_step(self, schedule: CosineAnneal) -> float:
-        """Return a schedule's value at the current optimizer step of a fit."""
-        return self.for_this_fit(schedule)(self.global_step)
-
     def for_this_fit(self, schedule: Schedule) -> Callable[[int], float]:
         """Return a schedule that lasts as long as the fit if it has no length: `max_steps`, or `max_epochs` of data.
 
-        The optimizer asks for step 0 before a resumed fit restores the state of the data. Counting the batches then
-        would create the loaders, and Lightning would not restore them.
+        The optimizer asks for step 0, whose value does not depend on the length of a fit of several steps, before a
+        resumed fit restores the state of the data. Counting the batches then would create the loaders, and Lightning
+        would not restore them.
         """
         trainer = self.trainer
         if isinstance(schedule, HalveOnPlateau) or trainer.max_epochs in (None, -1):
             return schedule.for_max_steps(trainer.max_steps)
 
         def value(step: int) -> float:
-            if trainer.train_dataloader is None:
-                return schedule.first
-            return schedule.for_max_steps(int(trainer.estimated_stepping_batches))(step)
+            is_loaded = trainer.train_dataloader is not None
+            return schedule.for_max_steps(int(trainer.estimated_stepping_batches) if is_loaded else sys.maxsize)(step)
 
         return value
 

@@ -218,8 +218,8 @@ class Evaluation(Callback):
                 found = ", ".join(splits)
                 raise UserError(f"training_source of the evaluation needs a split train, but has {found}: correct it")
             rows = splits["train"]
-        elif trainer.state.fn == "fit" and isinstance(data := _datamodule(trainer), CaptionedImageDataModule):
-            rows = data.split("train")
+        elif trainer.state.fn == "fit" and isinstance(trainer.datamodule, CaptionedImageDataModule):  # type: ignore[attr-defined]
+            rows = require_data(self, trainer).split("train")
         else:
             return None, "the evaluation's training_source is not given"
         if not isinstance(rows, Dataset):
@@ -255,12 +255,9 @@ def reference_image(rows: Dataset, index: int | None) -> Image.Image:
     return Image.new("RGB", (32, 32), "white")
 
 
-def _datamodule(trainer: pl.Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]
-
-
 def _image_size(trainer: pl.Trainer, pl_module: Any) -> int:
-    if isinstance(data := _datamodule(trainer), CaptionedImageDataModule):
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, CaptionedImageDataModule):
         return data.image_size
     pl_module.configure_model()  # otherwise a DALL-E has no dVAE before its `setup`
     return pl_module.dvae.config.image_size
