@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -343,31 +340,6 @@ def test_ctrl_c_amid_accumulated_gradients_ends_the_fit_after_their_step(tmp_pat
         run.fit(LitDVAE(DVAE_CONFIG, 1e-3), loader())
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
     assert run.fit_loop.epoch_loop.batch_progress.current.ready == 2
-
-
-def test_ctrl_c_in_a_terminal_leaves_the_workers_alive_until_the_step_ends(
-    tiny_run: dict[str, Path], tmp_path: Path
-) -> None:
-    """A terminal sends the signal to all processes. The step needs more batches than the workers have read ahead."""
-    config = yaml.safe_load(tiny_run["dvae"].read_text())
-    config["trainer"] |= {"max_steps": 100_000, "limit_val_batches": 0, "accumulate_grad_batches": 40}
-    config["trainer"]["logger"] = False
-    config["trainer"]["default_root_dir"] = str(tmp_path)
-    callback = "lightning_dalle.training.callbacks.checkpointing.LastCheckpoint"
-    config["trainer"]["callbacks"] = [{"class_path": callback, "init_args": {"every_n_train_steps": 1}}]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "lightning_dalle", "fit", "--config", str(tmp_path / "config.yaml")]
-    process = subprocess.Popen(
-        [*command, "--data.num_workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while not (tmp_path / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in error
-    assert "the run was interrupted at step" in error
 
 
 def test_a_users_datamodule_with_a_path_as_hyperparameter_gives_a_readable_checkpoint(tmp_path: Path) -> None:
