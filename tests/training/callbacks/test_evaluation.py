@@ -266,6 +266,14 @@ def test_fit_without_image_rows_warns_that_it_skips_its_evaluation(kind: str, tm
         evaluation.setup(trainer, LitDALLE(), "test")
 
 
+def test_a_fit_on_a_users_own_loader_counts_no_training_images() -> None:
+    evaluation = ZeroShotEvaluation(Protocol(name="own_loader"))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.state.fn = TrainerFn.FITTING
+    found = evaluation._training_rows(trainer, pl.LightningModule())
+    assert found == (None, "the evaluation's training_source is not given")
+
+
 def test_fit_skips_its_evaluation_if_inception_is_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_DALLE_INCEPTION", "none")
     evaluation = ZeroShotEvaluation(Protocol(name="p"), every_n_validations=1)
